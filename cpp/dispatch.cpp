@@ -1,0 +1,91 @@
+#include "dispatch.hpp"
+
+#include <stdexcept>
+
+// The sets that CMakeLists.txt compiles for this architecture, in order of preference.
+#if defined(__x86_64__)
+#define SCHUSS_ISAS(isa) isa(avx512) isa(avx2) isa(sse2)
+#elif defined(__aarch64__)
+#define SCHUSS_ISAS(isa) isa(neon)
+#else
+#define SCHUSS_ISAS(isa) isa(baseline)
+#endif
+
+namespace schuss {
+
+#define SCHUSS_DECLARE(isa) extern const table schuss_kernels_##isa;
+SCHUSS_ISAS(SCHUSS_DECLARE)
+
+namespace {
+
+struct candidate {
+  const table* kernels;
+  bool (*supported)();
+};
+
+// The compiler's own test reads CPUID, and XGETBV for whether the system saves the wider registers.
+#if defined(__x86_64__)
+bool sse2_supported() { return true; }
+bool avx2_supported() { return __builtin_cpu_supports("avx2") != 0; }
+bool avx512_supported() {
+  return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512dq") != 0 &&
+         __builtin_cpu_supports("avx512bw") != 0 && __builtin_cpu_supports("avx512vl") != 0;
+}
+#elif defined(__aarch64__)
+bool neon_supported() { return true; }
+#else
+bool baseline_supported() { return true; }
+#endif
+
+constexpr candidate candidates[] = {
+#define SCHUSS_CANDIDATE(isa) {&schuss_kernels_##isa, isa##_supported},
+    SCHUSS_ISAS(SCHUSS_CANDIDATE)};
+
+const table* best() {
+  for (const candidate& c : candidates)
+    if (c.supported()) return c.kernels;
+  throw std::runtime_error("this build has no instruction set that this processor supports");
+}
+
+const table*& chosen() {
+  static const table* kernels = best();
+  return kernels;
+}
+
+std::string listed(const std::vector<std::string>& names) {
+  std::string text;
+  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+}  // namespace
+
+std::vector<std::string> compiled_isas() {
+  std::vector<std::string> names;
+  for (const candidate& c : candidates) names.emplace_back(c.kernels->isa);
+  return names;
+}
+
+std::vector<std::string> found_isas() {
+  std::vector<std::string> names;
+  for (const candidate& c : candidates)
+    if (c.supported()) names.emplace_back(c.kernels->isa);
+  return names;
+}
+
+const table& kernels() { return *chosen(); }
+
+void use_isa(const std::string& name) {
+  for (const candidate& c : candidates) {
+    if (name != c.kernels->isa) continue;
+    if (!c.supported())
+      throw std::invalid_argument("this processor lacks '" + name + "'; it has " +
+                                  listed(found_isas()));
+    chosen() = c.kernels;
+    return;
+  }
+  throw std::invalid_argument("unknown instruction set '" + name + "'; this build has " +
+                              listed(compiled_isas()));
+}
+
+}  // namespace schuss

@@ -1,0 +1,236 @@
+#include "driver.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <exception>
+#include <mutex>
+#include <thread>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+#if defined(__linux__)
+#include <sched.h>
+#include <unistd.h>
+
+#include <fstream>
+#endif
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+#if defined(__SSE2__)
+#include <immintrin.h>
+#else
+#include <cfenv>
+#endif
+
+namespace schuss {
+namespace {
+
+// ---- The floating-point environment: a library built with -ffast-math may have set flush-to-zero
+// in some threads and not in others.
+
+class default_environment {
+ public:
+#if defined(__SSE2__)
+  default_environment() noexcept : saved_(_mm_getcsr()) {
+    _mm_setcsr(0x1f80);
+  }  // round to nearest, all exceptions masked
+  ~default_environment() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#else
+  default_environment() noexcept {
+    std::fegetenv(&saved_);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~default_environment() { std::fesetenv(&saved_); }
+
+ private:
+  std::fenv_t saved_;
+#endif
+  default_environment(const default_environment&) = delete;
+  default_environment& operator=(const default_environment&) = delete;
+};
+
+// ---- Forks: libgomp hangs in a child of a process that used it, through us or through any other
+// library.
+
+// Whether this process was forked, and did not start a program of its own since: Linux tells, also
+// of a fork before our import.
+bool forked_before_import() {
+#if defined(__linux__)
+  constexpr unsigned long forked_no_exec = 0x40;  // PF_FORKNOEXEC, in field 9 of proc_pid_stat(5)
+  std::ifstream file("/proc/self/stat");
+  std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  const std::size_t name_end = text.rfind(')');  // the name, field 2, may hold anything
+  if (name_end == std::string::npos) return false;
+  std::size_t field = name_end + 1;
+  for (int number = 2; number < 8 && field != std::string::npos; ++number)
+    field = text.find(' ', field + 1);
+  return field != std::string::npos &&
+         (std::strtoul(text.c_str() + field, nullptr, 10) & forked_no_exec) != 0;
+#else
+  return false;
+#endif
+}
+
+bool& forked() {
+  static bool child = [] {
+#if defined(__unix__) || defined(__APPLE__)
+    pthread_atfork(nullptr, nullptr, [] { forked() = true; });
+#endif
+    return forked_before_import();
+  }();
+  return child;
+}
+[[maybe_unused]] const bool registered_at_load = forked();
+
+// ---- How many threads.
+
+std::atomic<int> everywhere{0}, from_environment{0}, quota{0};
+thread_local int here = 0;
+
+// Two threads break even between 16k and 32k elements of Adam in float32, 28 bytes each.
+std::atomic<std::ptrdiff_t> grain{16384 * 28};
+std::atomic<int> widest{0};
+
+int processors() {
+#if defined(__linux__)
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) return CPU_COUNT(&allowed);
+#endif
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+#if defined(_OPENMP)
+const int openmp_at_load = omp_get_max_threads();
+const bool openmp_chosen = [] {
+  const char* chosen = std::getenv("OMP_NUM_THREADS");
+  return chosen != nullptr && *chosen >= '1' &&
+         *chosen <= '9';  // what libgomp can't read it passes over, with a warning
+}();
+
+// Starts and joins as many threads as a team needs, once a thread: where that fails libgomp would
+// end the process.
+bool can_start(int team) noexcept {
+  thread_local int proven = 1;
+  if (team <= proven) return true;
+  std::mutex gate;
+  std::vector<std::thread> crew;
+  bool started = true;
+  {
+    const std::lock_guard<std::mutex> closed(gate);
+    try {
+      crew.reserve(static_cast<std::size_t>(team) - 1);
+      while (static_cast<int>(crew.size()) < team - 1)
+        crew.emplace_back([&gate] { const std::lock_guard<std::mutex> pass(gate); });
+    } catch (const std::exception&) {
+      started = false;
+    }
+  }
+  for (std::thread& member : crew) member.join();
+  if (started) proven = team;
+  return started;
+}
+#endif
+
+// Calls work(rank, team) for every rank of a team. Regions of several callers don't run side by
+// side: who finds one running works alone, so that many threads that step at once don't crowd the
+// processors.
+template <class Work> void parallel_for(int team, const Work& work) noexcept {
+#if defined(_OPENMP)
+  static std::atomic<bool> busy{false};
+  if (team > 1 && omp_in_parallel() == 0 && !busy.exchange(true, std::memory_order_acquire)) {
+    const bool enough = can_start(team);
+    if (enough) {
+#pragma omp parallel num_threads(team)
+      {
+        if (omp_get_thread_num() == 0) widest = std::max(widest.load(), omp_get_num_threads());
+        work(omp_get_thread_num(), omp_get_num_threads());
+      }
+    }
+    busy.store(false, std::memory_order_release);
+    if (enough) return;
+  }
+#endif
+  work(0, 1);
+}
+
+int team_for(std::ptrdiff_t bytes) {
+  const std::ptrdiff_t shares = bytes / grain;  // asked first: a small step makes no system call
+  if (shares < 2) return 1;
+  return static_cast<int>(std::min<std::ptrdiff_t>(shares, threads().threads));
+}
+
+std::ptrdiff_t width(kind k) { return k == kind::float32 ? 4 : 8; }
+
+}  // namespace
+
+thread_limit threads() {
+#if defined(_OPENMP)
+  if (forked()) return {1, "forked child"};
+  if (here > 0) return {here, "schuss.threads"};
+  if (everywhere > 0) return {everywhere, "schuss.set_num_threads"};
+  const int openmp_now = omp_get_max_threads();
+  if (openmp_now != openmp_at_load)
+    return {openmp_now, "omp_set_num_threads"};  // threadpoolctl's way
+  if (from_environment > 0) return {from_environment, "SCHUSS_NUM_THREADS"};
+  if (openmp_chosen) return {openmp_now, "OMP_NUM_THREADS"};
+  const int allowed = processors();
+  if (quota > 0 && quota < allowed) return {quota, "cgroup quota"};
+  return {allowed, "processors"};
+#else
+  return {1, "built without OpenMP"};
+#endif
+}
+
+int set_threads_here(int n) { return std::exchange(here, n); }
+void set_threads_everywhere(int n) { everywhere = n; }
+void set_threads_from_environment(int n) { from_environment = n; }
+void set_quota(int n) { quota = n; }
+std::ptrdiff_t set_grain(std::ptrdiff_t bytes) { return grain.exchange(bytes); }
+int widest_region() { return widest.exchange(0); }
+
+std::pair<std::ptrdiff_t, std::ptrdiff_t> share(std::ptrdiff_t size,
+                                                std::ptrdiff_t bytes_per_element,
+                                                std::ptrdiff_t before, std::ptrdiff_t total,
+                                                int rank, int team) noexcept {
+  const auto edge = [&](int k) -> std::ptrdiff_t {
+    const std::ptrdiff_t target = total / team * k + total % team * k / team - before;
+    if (target >= size * bytes_per_element) return size;
+    return target <= 0 ? 0 : target / bytes_per_element / chunk * chunk;
+  };
+  return {edge(rank), edge(rank + 1)};
+}
+
+void run(const table& kernels, const std::vector<span>& spans,
+         const std::vector<scalars>& sets) noexcept {
+  const auto rule_of = [&](const span& a) -> const rule& {
+    return kernels.rules[sets[a.set].rule];
+  };
+  const auto bytes_per_element = [&](const span& a) {
+    std::ptrdiff_t bytes = width(a.x.kind) + width(a.g.kind);
+    for (int s = 0; s < rule_of(a).states; ++s) bytes += width(a.state[s].kind);
+    return bytes;
+  };
+  std::ptrdiff_t total = 0;
+  for (const span& a : spans) total += a.size * bytes_per_element(a);
+
+  parallel_for(team_for(total), [&](int rank, int team) {
+    const default_environment environment;
+    std::ptrdiff_t before = 0;
+    for (const span& a : spans) {
+      const std::ptrdiff_t bytes = bytes_per_element(a);
+      const auto [first, last] = share(a.size, bytes, before, total, rank, team);
+      if (first < last)
+        (a.x.kind == kind::float32 ? rule_of(a).float32 : rule_of(a).float64)(a, first, last,
+                                                                              sets[a.set]);
+      before += a.size * bytes;
+    }
+  });
+}
+
+}  // namespace schuss

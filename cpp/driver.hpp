@@ -1,0 +1,47 @@
+// Many arrays, one parallel region: what a step's spans cost is the cost of their bytes, however
+// many arrays they are.
+#pragma once
+
+#include <cstddef>
+#include <utility>
+#include <vector>
+
+#include "kernel.hpp"
+
+namespace schuss {
+
+// Updates all spans, each with its set of scalars. Cannot throw, allocates nothing, and gives the
+// same bits for every number of threads. The floating-point environment is the default one inside
+// and the caller's again afterwards.
+void run(const table& kernels, const std::vector<span>& spans,
+         const std::vector<scalars>& sets) noexcept;
+
+// The part of a span of `size` elements that thread `rank` of `team` takes, when `before` bytes lie
+// in earlier spans and `total` in all: the step's bytes in equal shares, cut where an array may be
+// cut. The parts of all ranks follow one another without a gap.
+std::pair<std::ptrdiff_t, std::ptrdiff_t> share(std::ptrdiff_t size,
+                                                std::ptrdiff_t bytes_per_element,
+                                                std::ptrdiff_t before, std::ptrdiff_t total,
+                                                int rank, int team) noexcept;
+
+// How many threads a large step would use, and who says so.
+struct thread_limit {
+  int threads;
+  const char* reason;
+};
+thread_limit threads();
+
+// Limits, the strongest first; 0 takes one away. `here` counts for the calling thread alone.
+int set_threads_here(int n);  // returns the one before
+void set_threads_everywhere(int n);
+void set_threads_from_environment(int n);  // SCHUSS_NUM_THREADS
+void set_quota(int n);                     // what the control group allows
+
+// Bytes that a thread must have to do before it is woken. Returns the one before; the tests lower
+// it so that threads really run.
+std::ptrdiff_t set_grain(std::ptrdiff_t bytes);
+
+// The most threads that a region has had since the last call.
+int widest_region();
+
+}  // namespace schuss

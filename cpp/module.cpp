@@ -1,0 +1,409 @@
+// The binding, and the only file that knows Python: the contract of the arrays, and the plan of a
+// step.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "dispatch.hpp"
+#include "driver.hpp"
+
+namespace py = pybind11;
+
+namespace schuss {
+namespace {
+
+using shape_t = std::vector<py::ssize_t>;
+
+constexpr int c_order = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_;
+constexpr int f_order = py::detail::npy_api::NPY_ARRAY_F_CONTIGUOUS_;
+constexpr int aligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+constexpr int writeable = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+
+// ---- Reading an array's fields. They are read anew at every step, since an array can be resized,
+// re-typed or frozen in between.
+
+const py::detail::PyArray_Proxy* fields(py::handle a) { return py::detail::array_proxy(a.ptr()); }
+shape_t shape_of(py::handle a) {
+  return {fields(a)->dimensions, fields(a)->dimensions + fields(a)->nd};
+}
+bool has_shape(py::handle a, const shape_t& shape) {
+  return static_cast<std::size_t>(fields(a)->nd) == shape.size() &&
+         std::equal(shape.begin(), shape.end(), fields(a)->dimensions);
+}
+py::ssize_t size_of(const shape_t& shape) {
+  py::ssize_t size = 1;
+  for (const py::ssize_t n : shape) size *= n;
+  return size;
+}
+py::ssize_t width(kind k) { return k == kind::float32 ? 4 : 8; }
+
+// The storage kind of an array's dtype, if it is one of ours.
+std::optional<kind> kind_of(py::handle a) {
+  const py::detail::PyArrayDescr_Proxy* d = py::detail::array_descriptor_proxy(fields(a)->descr);
+  if (d->byteorder == '>') return std::nullopt;
+  if (d->type_num == py::detail::npy_api::NPY_FLOAT_) return kind::float32;
+  if (d->type_num == py::detail::npy_api::NPY_DOUBLE_) return kind::float64;
+  return std::nullopt;
+}
+
+// ---- Messages. Each names the array, says what was wrong and what is wanted.
+
+std::string text(py::handle object) { return py::str(object).cast<std::string>(); }
+std::string shape_text(const shape_t& shape) { return text(py::tuple(py::cast(shape))); }
+std::string dtype_text(py::handle a) { return text(a.attr("dtype")); }
+std::string type_text(py::handle object) {
+  return text(py::type::handle_of(object).attr("__name__"));
+}
+
+[[noreturn]] void wrong_value(const std::string& label, const std::string& what) {
+  throw py::value_error(label + ": " + what);
+}
+[[noreturn]] void wrong_type(const std::string& label, const std::string& what) {
+  throw py::type_error(label + ": " + what);
+}
+
+// What every array must be, in the order in which a user would want to hear of it.
+void require_array(py::handle a, const std::string& label) {
+  if (!py::isinstance<py::array>(a))
+    wrong_type(label, "not a numpy.ndarray (" + type_text(a) +
+                          "); pass the array that is to be used in place");
+  if (py::hasattr(a, "mask") && py::hasattr(a, "fill_value"))
+    wrong_type(label, "a masked array, whose mask would be ignored; pass its .data");
+  if (!kind_of(a)) {
+    if (a.attr("dtype").attr("isnative").cast<bool>())
+      wrong_type(label, "dtype " + dtype_text(a) + " is not supported; wanted float32 or float64");
+    wrong_value(label, "not in native byte order (dtype " + text(a.attr("dtype").attr("str")) +
+                           "); pass a.astype(a.dtype.newbyteorder('='))");
+  }
+  if ((fields(a)->flags & (c_order | f_order)) == 0)
+    wrong_value(label, "not contiguous (strides " + text(a.attr("strides")) + ", shape " +
+                           shape_text(shape_of(a)) + "); pass a contiguous array");
+  if ((fields(a)->flags & aligned) == 0)
+    wrong_value(label, "not aligned to its element; pass an aligned array, such as a.copy()");
+}
+
+void require_writeable(py::handle a, const std::string& label) {
+  if ((fields(a)->flags & writeable) == 0)
+    wrong_value(label, "read-only, but the step writes to it; pass a writeable array");
+}
+
+// ---- The plan of a step.
+
+// One parameter with its gradient and its state: what is registered, and so what each step must
+// find again.
+struct member {
+  std::vector<std::string> labels;  // how messages name x, g and each state array
+  py::array x;
+  std::vector<py::array> state;
+  py::object g;  // bound, or None
+  shape_t shape;
+  kind type;
+  py::ssize_t group;            // of the arrays that share hyperparameters
+  std::int64_t count = 0;       // finished steps of this array
+  void* gradient_at = nullptr;  // where the last gradient lay that overlapped nothing
+};
+
+// The memory of one array, for the overlap test.
+struct range {
+  const char *first, *last;
+  const std::string* label;
+  bool operator<(const range& other) const { return first < other.first; }
+};
+
+class plan {
+ public:
+  // Takes a parameter in; nothing is changed where it can't be.
+  void add(std::vector<std::string> labels, py::object x, std::vector<py::object> state,
+           py::object g, py::ssize_t group) {
+    if (labels.size() != state.size() + 2 || state.size() > most_states)
+      throw py::value_error("labels: one for x, g and each state array");
+    require_array(x, labels[0]);
+    require_writeable(x, labels[0]);
+    member m{std::move(labels),
+             py::reinterpret_borrow<py::array>(x),
+             {},
+             std::move(g),
+             shape_of(x),
+             *kind_of(x),
+             group};
+    for (std::size_t s = 0; s < state.size(); ++s) {
+      require_like(m, state[s], m.labels[s + 2], "state");
+      require_writeable(state[s], m.labels[s + 2]);
+      m.state.push_back(py::reinterpret_borrow<py::array>(state[s]));
+    }
+    if (!m.g.is_none()) require_gradient(m, m.g);
+    members_.push_back(std::move(m));
+    ranges_.clear();
+    spans_.reserve(members_.size());
+    active_.reserve(members_.size());
+  }
+
+  // Looks every array over that a step with these gradients (None: the bound ones) would touch, and
+  // says which sets of scalars it takes: (group, finished steps) of each.
+  std::vector<std::pair<py::ssize_t, std::int64_t>> check(py::object grads) {
+    const bool given = !grads.is_none();
+    const py::sequence list =
+        given ? py::reinterpret_borrow<py::sequence>(grads) : py::sequence(py::tuple());
+    if (given && list.size() != members_.size())
+      throw py::value_error("grads: " + std::to_string(list.size()) + " given, " +
+                            std::to_string(members_.size()) + " wanted");
+    ready_ = false;
+    spans_.clear();
+    active_.clear();
+    sets_.clear();
+    std::vector<std::pair<py::ssize_t, std::int64_t>> keys;
+    find_written();
+    for (std::size_t i = 0; i < members_.size(); ++i) {
+      member& m = members_[i];
+      const py::object g = given ? py::object(list[i]) : m.g;
+      if (g.is_none()) continue;
+      require_unchanged(m, m.x, m.labels[0]);
+      for (std::size_t s = 0; s < m.state.size(); ++s)
+        require_unchanged(m, m.state[s], m.labels[s + 2]);
+      require_gradient(m, g);
+      if (fields(g)->data != m.gradient_at) require_apart(m, g);
+
+      const std::pair<py::ssize_t, std::int64_t> key{m.group, m.count};
+      std::size_t set = keys.size();
+      while (set > 0 && keys[set - 1] != key)
+        --set;  // from the newest: neighbours mostly share one
+      if (set == 0) keys.push_back(key), set = keys.size();
+
+      span a{{fields(m.x)->data, m.type}, {fields(g)->data, m.type}, {}, size_of(m.shape), set - 1};
+      for (std::size_t s = 0; s < m.state.size(); ++s)
+        a.state[s] = {fields(m.state[s])->data, m.type};
+      spans_.push_back(a);
+      active_.push_back(i);
+    }
+    ready_ = true;
+    return keys;
+  }
+
+  // Updates what was checked, with a set of scalars for each key that check returned, and moves the
+  // counters with the data.
+  void run(const py::sequence& sets) {
+    if (!ready_) throw py::value_error("run: nothing was checked");
+    const table& in_use = kernels();
+    sets_.clear();
+    for (const py::handle& values : sets)
+      sets_.push_back(read_scalars(in_use, py::reinterpret_borrow<py::tuple>(values)));
+    for (std::size_t i = 0; i < spans_.size(); ++i) {
+      if (spans_[i].set >= sets_.size())
+        throw py::value_error("run: a set of scalars for each key");
+      if (static_cast<std::size_t>(in_use.rules[sets_[spans_[i].set].rule].states) !=
+          members_[active_[i]].state.size())
+        throw py::value_error("run: the rule has other state arrays");
+    }
+    {
+      const py::gil_scoped_release free;
+      schuss::run(in_use, spans_, sets_);
+    }
+    advance();
+  }
+
+  // Moves the counters as a step does.
+  void advance() {
+    if (!ready_) throw py::value_error("advance: nothing was checked");
+    for (const std::size_t i : active_) ++members_[i].count;
+    ++iterations_;
+    ready_ = false;
+  }
+
+  // The members that were checked, each with the number of its set of scalars: for a step in
+  // Python.
+  std::vector<std::pair<std::size_t, std::size_t>> active() const {
+    std::vector<std::pair<std::size_t, std::size_t>> pairs;
+    for (std::size_t i = 0; i < spans_.size(); ++i) pairs.emplace_back(active_[i], spans_[i].set);
+    return pairs;
+  }
+
+  std::vector<std::int64_t> counts() const {
+    std::vector<std::int64_t> all;
+    for (const member& m : members_) all.push_back(m.count);
+    return all;
+  }
+
+  void restore(std::int64_t iterations, const std::vector<std::int64_t>& counts) {
+    if (counts.size() != members_.size()) throw py::value_error("counts: one for each parameter");
+    for (std::size_t i = 0; i < members_.size(); ++i) members_[i].count = counts[i];
+    iterations_ = iterations;
+  }
+
+  std::int64_t iterations() const { return iterations_; }
+
+  // Written arrays may not overlap one another, nor a bound gradient.
+  void require_disjoint() {
+    find_written();
+    for (member& m : members_)
+      if (!m.g.is_none()) require_apart(m, m.g);
+  }
+
+ private:
+  static scalars read_scalars(const table& in_use, const py::tuple& values) {
+    constexpr std::size_t stages = 5;  // the rule's number, scale, l2, keep, flush
+    if (values.size() < stages) throw py::value_error("scalars: too few");
+    scalars c{values[0].cast<int>(),    values[1].cast<double>(), values[2].cast<double>(),
+              values[3].cast<double>(), values[4].cast<double>(), {}};
+    if (c.rule < 0 || c.rule >= in_use.size) throw py::value_error("scalars: no such rule");
+    if (values.size() - stages != static_cast<std::size_t>(in_use.rules[c.rule].scalars))
+      throw py::value_error("scalars: the rule has another number of them");
+    for (std::size_t i = stages; i < values.size(); ++i)
+      c.rule_scalars[i - stages] = values[i].cast<double>();
+    return c;
+  }
+
+  // Whether an array has what its parameter asks for; where not, one of the `require` functions has
+  // the words.
+  static bool fits(const member& m, py::handle a, int flags) {
+    return kind_of(a) == m.type && (fields(a)->flags & flags) == flags && has_shape(a, m.shape) &&
+           (fields(a)->flags & fields(m.x)->flags & (c_order | f_order)) != 0;
+  }
+
+  static void require_unchanged(const member& m, py::handle a, const std::string& label) {
+    if (fits(m, a, aligned | writeable)) return;
+    require_array(a, label);
+    require_writeable(a, label);
+    if (!has_shape(a, m.shape))
+      wrong_value(label, "shape " + shape_text(shape_of(a)) + " is no longer the registered " +
+                             shape_text(m.shape) + "; rebind arrays of the registered shapes");
+    wrong_value(label, "dtype " + dtype_text(a) +
+                           " or its memory order is no longer the registered one; rebind arrays of "
+                           "the registered types");
+  }
+
+  // A state array or a gradient: shape, order and type of the parameter.
+  static void require_like(const member& m, py::handle a, const std::string& label,
+                           const char* role) {
+    require_array(a, label);
+    if (!has_shape(a, m.shape))
+      wrong_value(label, "shape " + shape_text(shape_of(a)) + ", but " + m.labels[0] +
+                             " has shape " + shape_text(m.shape));
+    if (kind_of(a) != m.type)
+      wrong_type(label, dtype_text(a) + ", but " + m.labels[0] + " is " + dtype_text(m.x) +
+                            "; pass the " + role + " as .astype(np." + dtype_text(m.x) +
+                            "), or make the parameter " + dtype_text(a));
+    if ((fields(a)->flags & fields(m.x)->flags & (c_order | f_order)) == 0) {
+      const bool c = (fields(m.x)->flags & c_order) != 0;
+      wrong_value(label, std::string("in ") + (c ? "Fortran" : "C") + " order, but " + m.labels[0] +
+                             " is in " + (c ? "C" : "Fortran") + " order; " +
+                             (c ? "compute it in C order (x.T @ dy, not (dy.T @ x).T), or pass "
+                                  "np.ascontiguousarray"
+                                : "pass np.asfortranarray") +
+                             " of it");
+    }
+  }
+
+  static void require_gradient(const member& m, py::handle g) {
+    if (Py_TYPE(g.ptr()) == Py_TYPE(m.x.ptr()) && fits(m, g, aligned)) return;
+    require_like(m, g, m.labels[1], "gradient");
+  }
+
+  // The written memory of all members, in order; found anew when an array has moved.
+  void find_written() {
+    bool moved = ranges_.empty();
+    std::size_t n = 0;
+    const auto look = [&](py::handle a) { moved = moved || addresses_[n++] != fields(a)->data; };
+    for (const member& m : members_) {
+      if (moved) break;
+      look(m.x);
+      for (const py::array& s : m.state) look(s);
+    }
+    if (!moved) return;
+    ranges_.clear();
+    addresses_.clear();
+    for (member& m : members_) {
+      m.gradient_at = nullptr;
+      take(m.x, m.labels[0]);
+      for (std::size_t s = 0; s < m.state.size(); ++s) take(m.state[s], m.labels[s + 2]);
+    }
+    std::sort(ranges_.begin(), ranges_.end());
+    for (std::size_t i = 1; i < ranges_.size(); ++i) {
+      if (ranges_[i - 1].last <= ranges_[i].first) continue;
+      const std::string one = *ranges_[i].label, other = *ranges_[i - 1].label;
+      ranges_.clear();
+      wrong_value(one, "overlaps " + other +
+                           ", and the step writes to both; pass arrays that share no memory");
+    }
+  }
+
+  void take(const py::array& a, const std::string& label) {
+    addresses_.push_back(fields(a)->data);
+    const char* first = fields(a)->data;
+    if (a.nbytes() > 0) ranges_.push_back({first, first + a.nbytes(), &label});
+  }
+
+  // A gradient is only read, so gradients may overlap one another, but nothing that the step
+  // writes.
+  void require_apart(member& m, py::handle g) {
+    const char* first = fields(g)->data;
+    const char* last = first + size_of(m.shape) * width(m.type);
+    auto after = std::lower_bound(ranges_.begin(), ranges_.end(), range{last, last, nullptr});
+    if (first < last && after != ranges_.begin() && std::prev(after)->last > first)
+      wrong_value(m.labels[1],
+                  "overlaps " + *std::prev(after)->label +
+                      ", which the step writes to; pass a gradient with memory of its own");
+    m.gradient_at = fields(g)->data;
+  }
+
+  std::vector<member> members_;
+  std::vector<range> ranges_;
+  std::vector<const char*> addresses_;
+  std::vector<span> spans_;
+  std::vector<scalars> sets_;
+  std::vector<std::size_t> active_;
+  std::int64_t iterations_ = 0;
+  bool ready_ = false;
+};
+
+}  // namespace
+}  // namespace schuss
+
+PYBIND11_MODULE(_core, m) {
+  using namespace schuss;
+  m.doc() = "The compiled half of schuss: rules, driver, and the contract of the arrays.";
+
+  py::class_<plan>(m, "Plan", "The arrays of a step, their contract and their counters.")
+      .def(py::init<>())
+      .def("add", &plan::add, py::arg("labels"), py::arg("x"), py::arg("state"), py::arg("g"),
+           py::arg("group"))
+      .def("require_disjoint", &plan::require_disjoint)
+      .def("check", &plan::check, py::arg("grads"))
+      .def("run", &plan::run, py::arg("sets"))
+      .def("advance", &plan::advance)
+      .def("active", &plan::active)
+      .def("counts", &plan::counts)
+      .def("restore", &plan::restore, py::arg("iterations"), py::arg("counts"))
+      .def_property_readonly("iterations", &plan::iterations);
+
+  m.def("rules", [] {
+    std::vector<std::tuple<std::string, int, int>> all;
+    for (int i = 0; i < kernels().size; ++i)
+      all.emplace_back(kernels().rules[i].name, kernels().rules[i].states,
+                       kernels().rules[i].scalars);
+    return all;
+  });
+  m.def("compiled_isas", &compiled_isas);
+  m.def("found_isas", &found_isas);
+  m.def("isa", [] { return std::string(kernels().isa); });
+  m.def("use_isa", &use_isa, py::arg("name"));
+
+  m.def("threads", [] {
+    const thread_limit limit = threads();
+    return std::make_pair(limit.threads, std::string(limit.reason));
+  });
+  m.def("set_threads_here", &set_threads_here, py::arg("n"));
+  m.def("set_threads_everywhere", &set_threads_everywhere, py::arg("n"));
+  m.def("set_threads_from_environment", &set_threads_from_environment, py::arg("n"));
+  m.def("set_quota", &set_quota, py::arg("n"));
+  m.def("set_grain", &set_grain, py::arg("bytes"));
+  m.def("widest_region", &widest_region);
+  m.def("share", &share, py::arg("size"), py::arg("bytes_per_element"), py::arg("before"),
+        py::arg("total"), py::arg("rank"), py::arg("team"));
+}

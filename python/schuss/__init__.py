@@ -1,0 +1,59 @@
+"""Optimizer steps in place, on plain NumPy arrays, at the speed of the memory.
+
+    import schuss
+
+    opt = schuss.AdamW({"w": w, "b": b}, lr=3e-4)
+    opt.step({"w": grad_w, "b": grad_b})        # w and b have moved
+
+Every rule's kernel is compiled for several instruction sets and equals its NumPy reference bit for bit.
+"""
+
+from __future__ import annotations
+
+import os as _os
+from typing import Any as _Any
+
+from schuss import _core
+
+__version__ = "0.1.0"
+
+if _isa := _os.environ.get("SCHUSS_ISA"):
+    try:
+        _core.use_isa(_isa)
+    except ValueError as _error:
+        raise ValueError(f"SCHUSS_ISA: {_error}") from None
+
+from schuss import functional, reference, schedules
+from schuss.optimizer import Optimizer
+from schuss.rules import SGD, Adagrad, Adam, AdamW, RMSprop
+from schuss.threads import get_num_threads, set_num_threads, threads
+
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Optimizer",
+    "RMSprop",
+    "functional",
+    "get_num_threads",
+    "reference",
+    "schedules",
+    "set_num_threads",
+    "show_config",
+    "threads",
+]
+
+
+def show_config() -> dict[str, _Any]:
+    """What runs: the version, instruction sets compiled, found and chosen, the number of threads and who says so."""
+    number, reason = _core.threads()
+    return {
+        "version": __version__,
+        "isa": {
+            "compiled": _core.compiled_isas(),
+            "found": _core.found_isas(),
+            "chosen": _core.isa(),
+        },
+        "threads": {"number": number, "reason": reason},
+    }

@@ -1,0 +1,243 @@
+"""The rules, simplest first: the class of each, in the order of cpp/rules.hpp and reference.py.
+
+A class declares its hyperparameters with default and range, names its kernel and the kernel's state arrays, and computes the
+kernel's scalars, in double. What is written here once serves both backends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from schuss import _core, reference
+from schuss.hyperparameters import Number, choice, flag, number, numbers
+from schuss.optimizer import Optimizer, letters
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent, with momentum and Nesterov's step.
+
+        b = mu*b + (1 - dampening)*g        the first step of an array takes g undamped
+        x = x - lr*b                        nesterov: x = x - lr*(g + mu*b)
+
+    lr              learning rate, in [0, inf), default 1e-3
+    momentum        mu, in [0, inf), default 0: no buffer
+    dampening       in (-inf, inf), default 0
+    nesterov        needs a momentum and no dampening, default False
+    lr_in_buffer    True: b = mu*b + lr*(1 - dampening)*g; x = x - b. Equal while lr is constant; default False
+    weight_decay    in [0, inf), default 0
+    decay_mode      "l2" (default): g = g + weight_decay*x; "decoupled": x = (1 - lr*weight_decay)*x
+    maximize        ascends, default False
+
+    State: momentum_buffer (b). Options of every rule: see Optimizer.
+    Source: Polyak 1964; Nesterov 1983 in the form of Sutskever et al. 2013, section 2.
+    """
+
+    states: ClassVar = {
+        "sgd": (),
+        "momentum": ("momentum_buffer",),
+        "nesterov": ("momentum_buffer",),
+    }
+    lr: Number = number(1e-3, "[0, inf)")
+    momentum: Number = number(0.0, "[0, inf)")
+    dampening: Number = number(0.0, "(-inf, inf)")
+    nesterov: bool = flag(False)
+    lr_in_buffer: bool = flag(False)
+    weight_decay: Number = number(0.0, "[0, inf)")
+    decay_mode: str = choice("l2", "l2", "decoupled")
+    maximize: bool = flag(False)
+
+    @staticmethod
+    def kernel(h: Mapping[str, Any]) -> str:
+        if h["nesterov"] and (not h["momentum"] or h["dampening"]):
+            raise ValueError(
+                f"nesterov: needs momentum > 0 and dampening = 0, got {h['momentum']!r} and {h['dampening']!r}"
+            )
+        return "nesterov" if h["nesterov"] else "momentum" if h["momentum"] else "sgd"
+
+    @staticmethod
+    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+        a, s = (h["lr"], 1.0) if h["lr_in_buffer"] else (1.0, h["lr"])
+        w = a if t == 1 else a * (1.0 - h["dampening"])
+        return {"lr": h["lr"], "mu": h["momentum"], "w": w, "a": a, "s": s}
+
+
+class Adagrad(Optimizer):
+    """Adagrad: steps shrink with the sum of all squared gradients.
+
+        s = s + g*g
+        x = x - lr/(1 + (t - 1)*lr_decay) * g/(sqrt(s) + eps)
+
+    lr                          learning rate, in [0, inf), default 1e-2
+    lr_decay                    in [0, inf), default 0
+    weight_decay                in [0, inf), default 0
+    initial_accumulator_value   s at the start, in [0, inf), default 0
+    eps                         in [0, inf), default 1e-10
+    decay_mode                  "l2" (default): g = g + weight_decay*x; "decoupled": x = (1 - lr*weight_decay)*x
+    maximize                    ascends, default False
+
+    State: sum (s). Options of every rule: see Optimizer.
+    Source: Duchi, Hazan, Singer 2011, JMLR 12, section 1.1 (the diagonal form).
+    """
+
+    states: ClassVar = {"adagrad": ("sum",)}
+    lr: Number = number(1e-2, "[0, inf)")
+    lr_decay: Number = number(0.0, "[0, inf)")
+    weight_decay: Number = number(0.0, "[0, inf)")
+    initial_accumulator_value: float = number(0.0, "[0, inf)")
+    eps: Number = number(1e-10, "[0, inf)")
+    decay_mode: str = choice("l2", "l2", "decoupled")
+    maximize: bool = flag(False)
+
+    @staticmethod
+    def kernel(h: Mapping[str, Any]) -> str:
+        return "adagrad"
+
+    @staticmethod
+    def initial(h: Mapping[str, Any]) -> dict[str, float]:
+        return {"sum": h["initial_accumulator_value"]}
+
+    @staticmethod
+    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+        return {"lr": h["lr"] / (1.0 + (t - 1) * h["lr_decay"]), "eps": h["eps"]}
+
+
+class RMSprop(Optimizer):
+    """RMSprop: steps divided by the root of a running mean of squared gradients.
+
+        v = alpha*v + (1 - alpha)*g*g
+        a = a + (1 - alpha)*(g - a)                 centered; then v - a*a, at least 0, takes the place of v below
+        x = x - lr * g/(sqrt(v) + eps)
+        b = mu*b + g/(sqrt(v) + eps); x = x - lr*b  with momentum
+
+    lr             learning rate, in [0, inf), default 1e-2
+    alpha          smoothing constant, in [0, 1], default 0.99
+    eps            in [0, inf), default 1e-8
+    weight_decay   in [0, inf), default 0
+    momentum       mu, in [0, inf), default 0: no buffer
+    centered       divides by an estimate of the standard deviation, default False
+    decay_mode     "l2" (default): g = g + weight_decay*x; "decoupled": x = (1 - lr*weight_decay)*x
+    maximize       ascends, default False
+
+    State: square_avg (v), grad_avg (a), momentum_buffer (b). Options of every rule: see Optimizer.
+    Source: Tieleman and Hinton 2012, lecture 6e; centered: Graves 2013, arXiv 1308.0850, eq. 38 to 41.
+    """
+
+    states: ClassVar = {
+        "rmsprop": ("square_avg",),
+        "rmsprop_momentum": ("square_avg", "momentum_buffer"),
+        "rmsprop_centered": ("square_avg", "grad_avg"),
+        "rmsprop_centered_momentum": ("square_avg", "grad_avg", "momentum_buffer"),
+    }
+    lr: Number = number(1e-2, "[0, inf)")
+    alpha: Number = number(0.99, "[0, 1]")
+    eps: Number = number(1e-8, "[0, inf)")
+    weight_decay: Number = number(0.0, "[0, inf)")
+    momentum: Number = number(0.0, "[0, inf)")
+    centered: bool = flag(False)
+    decay_mode: str = choice("l2", "l2", "decoupled")
+    maximize: bool = flag(False)
+
+    @staticmethod
+    def kernel(h: Mapping[str, Any]) -> str:
+        return "rmsprop" + "_centered" * h["centered"] + "_momentum" * bool(h["momentum"])
+
+    @staticmethod
+    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+        return {
+            "alpha": h["alpha"],
+            "w": 1.0 - h["alpha"],
+            "lr": h["lr"],
+            "eps": h["eps"],
+            "mu": h["momentum"],
+        }
+
+
+class Adam(Optimizer):
+    """Adam: a running mean of the gradients over the root of a running mean of their squares, both corrected for their start at 0.
+
+        m = m + (1 - beta1)*(g - m)
+        v = beta2*v + (1 - beta2)*g*g               amsgrad: the largest v so far takes its place below
+        x = x - lr * (m/(1 - beta1^t)) / (sqrt(v/(1 - beta2^t)) + eps)
+
+    lr             learning rate, in [0, inf), default 1e-3
+    betas          (beta1, beta2), each in [0, 1), default (0.9, 0.999)
+    eps            in [0, inf), default 1e-8
+    weight_decay   in [0, inf), default 0
+    amsgrad        default False
+    decay_mode     "l2" (default): g = g + weight_decay*x; "decoupled": x = (1 - lr*weight_decay)*x
+    maximize       ascends, default False
+
+    State: exp_avg (m), exp_avg_sq (v), max_exp_avg_sq. Options of every rule: see Optimizer.
+    Source: Kingma and Ba 2015, arXiv 1412.6980, algorithm 1; amsgrad: Reddi et al. 2018, algorithm 2, with bias correction.
+    """
+
+    states: ClassVar = {
+        "adam": ("exp_avg", "exp_avg_sq"),
+        "amsgrad": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+    }
+    lr: Number = number(1e-3, "[0, inf)")
+    betas: tuple[Number, Number] = numbers((0.9, 0.999), "[0, 1)")
+    eps: Number = number(1e-8, "[0, inf)")
+    weight_decay: Number = number(0.0, "[0, inf)")
+    amsgrad: bool = flag(False)
+    decay_mode: str = choice("l2", "l2", "decoupled")
+    maximize: bool = flag(False)
+
+    @staticmethod
+    def kernel(h: Mapping[str, Any]) -> str:
+        return "amsgrad" if h["amsgrad"] else "adam"
+
+    @staticmethod
+    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+        beta1, beta2 = h["betas"]
+        step, denom = h["lr"] / (1.0 - beta1**t), 1.0 / math.sqrt(1.0 - beta2**t)
+        return {
+            "w1": 1.0 - beta1,
+            "beta2": beta2,
+            "w2": 1.0 - beta2,
+            "step": step,
+            "denom": denom,
+            "eps": h["eps"],
+        }
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay.
+
+        x = (1 - lr*weight_decay)*x, then Adam with the gradient as it is
+
+    weight_decay   in [0, inf), default 1e-2
+    decay_mode     "decoupled" (default); "l2": g = g + weight_decay*x
+
+    Everything else as Adam.
+    Source: Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2, in PyTorch's scaling of the decay by lr.
+    """
+
+    weight_decay: Number = number(1e-2, "[0, inf)")
+    decay_mode: str = choice("decoupled", "l2", "decoupled")
+
+
+RULES: tuple[type[Optimizer], ...] = (SGD, Adagrad, RMSprop, Adam, AdamW)
+
+
+def _verify() -> None:
+    """Kernel, reference and class of each rule have to agree on what they take, or nothing can be trusted."""
+    table = {name: (states, scalars) for name, states, scalars in _core.rules()}
+    claimed = {kernel: states for rule in RULES for kernel, states in rule.states.items()}
+    if table.keys() != claimed.keys():
+        raise ImportError(f"kernels and classes differ: {sorted(table.keys() ^ claimed.keys())}")
+    for kernel, (states, scalars) in table.items():
+        code = getattr(reference, kernel).__code__
+        if (code.co_argcount - 2, len(letters(kernel)), len(claimed[kernel])) != (
+            states,
+            scalars,
+            states,
+        ):
+            raise ImportError(
+                f"{kernel}: kernel, reference and class take different state or scalars"
+            )
+
+
+_verify()

@@ -1,0 +1,94 @@
+"""Arrays in sequences and mappings, nested as one likes: their names, and their order.
+
+A name is the path to an array, joined by dots, with numbers for sequences: "layers.0.w". The tree keeps the structure, with the
+array's number in place of the array, so that gradients of the same structure are brought into the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence, ValuesView
+from typing import Any
+
+import numpy as np
+
+Tree = int | dict[Any, "Tree"] | list["Tree"]
+
+
+def is_sequence(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def listed(value: Any) -> Any:
+    """An iterator or the values of a mapping as a list: they can be walked through once only."""
+    return list(value) if isinstance(value, Iterator | ValuesView) else value
+
+
+def label(role: str, name: str) -> str:
+    """How messages name an array: params["layers.0.w"], params[3] in a flat sequence."""
+    return f"{role}[{name}]" if name.isdigit() else f'{role}["{name}"]'
+
+
+def flatten(value: Any, number: int = 0) -> tuple[Tree, dict[str, np.ndarray]]:
+    """The tree of a structure and its arrays by name, counted from `number` on.
+
+    One array alone, and the members of a sequence at the top, are named from `number` on as well.
+    """
+    arrays: dict[str, np.ndarray] = {}
+
+    def walk(value: Any, path: tuple[str, ...], first: int = 0) -> Tree:
+        name = ".".join(path) or str(number)
+        if isinstance(value, np.ndarray):
+            if name in arrays:
+                raise ValueError(
+                    f"{label('params', name)}: two arrays have this name; rename one of the keys"
+                )
+            arrays[name] = value
+            return number + len(arrays) - 1
+        if isinstance(value, Mapping):
+            return {key: walk(inner, (*path, str(key))) for key, inner in value.items()}
+        if is_sequence(value):
+            return [walk(inner, (*path, str(first + i))) for i, inner in enumerate(value)]
+        raise TypeError(
+            f"{label('params', name)}: not a numpy.ndarray ({type(value).__name__}); pass the array that is to be used in place"
+        )
+
+    tree = walk(value, (), number)
+    return tree, arrays
+
+
+def gather(tree: Tree, grads: Any, path: str = "grads") -> Iterator[Any]:
+    """The members of `grads` in the tree's order; ValueError where its structure is another."""
+    if isinstance(tree, int):
+        yield grads
+    elif isinstance(tree, dict):
+        if not isinstance(grads, Mapping):
+            raise ValueError(
+                f"{path}: {type(grads).__name__} where params has a mapping; pass the structure of params"
+            )
+        if grads.keys() != tree.keys():
+            missing, unknown = (
+                [*map(repr, tree.keys() - grads.keys())],
+                [*map(repr, grads.keys() - tree.keys())],
+            )
+            parts = [
+                f"{what} {', '.join(sorted(keys))}"
+                for what, keys in (("missing", missing), ("unknown", unknown))
+                if keys
+            ]
+            raise ValueError(
+                f"{path}: {' and '.join(parts)}; pass the keys of params, None where there is no gradient"
+            )
+        for key, inner in tree.items():
+            yield from gather(inner, grads[key], f"{path}[{key!r}]")
+    else:
+        grads = listed(grads)
+        if not is_sequence(grads):
+            raise ValueError(
+                f"{path}: {type(grads).__name__} where params has a sequence; pass the structure of params"
+            )
+        if len(grads) != len(tree):
+            raise ValueError(
+                f"{path}: {len(grads)} given where params has {len(tree)}; pass None where there is no gradient"
+            )
+        for i, inner in enumerate(tree):
+            yield from gather(inner, grads[i], f"{path}[{i}]")

@@ -1,0 +1,93 @@
+"""How many threads a step may use.
+
+The strongest first: `with schuss.threads(n)`, for the calling thread; `schuss.set_num_threads(n)`; threadpoolctl or anything else
+that calls omp_set_num_threads; SCHUSS_NUM_THREADS; OMP_NUM_THREADS; the processors that the process may run on, or its control
+group's quota where that is less. A small step runs on the calling thread alone, and a forked child always does.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from schuss import _core
+from schuss.hyperparameters import check_int
+
+
+def set_num_threads(n: int) -> None:
+    """Sets the number of threads that a step may use, for the whole process.
+
+    n   at least 1; TypeError or ValueError otherwise
+    """
+    _core.set_threads_everywhere(check_int("n", n, 1))
+
+
+def get_num_threads() -> int:
+    """The number of threads that a large step of the calling thread would use now."""
+    return _core.threads()[0]
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Sets the number of threads that steps of the calling thread may use, within a `with`.
+
+    n   at least 1; TypeError or ValueError otherwise
+    """
+    before = _core.set_threads_here(check_int("n", n, 1))
+    try:
+        yield
+    finally:
+        _core.set_threads_here(before)
+
+
+def from_environment(environment: Mapping[str, str]) -> int:
+    """What SCHUSS_NUM_THREADS says; 0 where it isn't set, ValueError where it is no number of threads."""
+    text = environment.get("SCHUSS_NUM_THREADS", "")
+    if not text:
+        return 0
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(
+            f"SCHUSS_NUM_THREADS: {text!r} is no number of threads; wanted a whole number in [1, inf)"
+        )
+    return int(text)
+
+
+def cgroup_quota(root: Path = Path("/")) -> int:
+    """The processors that the control group grants, rounded up; 0 where there is no limit. Reads versions 1 and 2."""
+    quotas = []
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "cpu", "cpu,cpuacct", "cpuacct,cpu"):
+            top = root / "sys/fs/cgroup" / controllers
+            here = top / path.lstrip("/")
+            for folder in (
+                here,
+                *here.parents,
+            ):  # every ancestor's limit holds; in a container the path may not exist
+                if top in (folder, *folder.parents):
+                    quotas += _quota(folder)
+    return min(quotas, default=0)
+
+
+def _quota(folder: Path) -> list[int]:
+    """The limit that one group sets, if any."""
+    quota, period = (
+        " ".join(_lines(folder / "cpu.max")).split()
+        or [*_lines(folder / "cpu.cfs_quota_us"), *_lines(folder / "cpu.cfs_period_us")]
+        or ["max", "0"]
+    )[:2]
+    return [math.ceil(int(quota) / int(period))] if quota not in ("max", "-1") else []
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
+
+
+_core.set_threads_from_environment(from_environment(os.environ))
+_core.set_quota(cgroup_quota())
