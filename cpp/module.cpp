@@ -402,7 +402,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("set_threads_everywhere", &set_threads_everywhere, py::arg("n"));
   m.def("set_threads_from_environment", &set_threads_from_environment, py::arg("n"));
   m.def("set_quota", &set_quota, py::arg("n"));
-  m.def("set_grain", &set_grain, py::arg("bytes"));
+  m.def("set_grain", &set_grain, py::arg("n"));
   m.def("widest_region", &widest_region);
   m.def("share", &share, py::arg("size"), py::arg("bytes_per_element"), py::arg("before"),
         py::arg("total"), py::arg("rank"), py::arg("team"));

@@ -5,7 +5,8 @@
     opt = schuss.AdamW({"w": w, "b": b}, lr=3e-4)
     opt.step({"w": grad_w, "b": grad_b})        # w and b have moved
 
-Every rule's kernel is compiled for several instruction sets and equals its NumPy reference bit for bit.
+Every rule's kernel is compiled for several instruction sets and equals its NumPy reference bit for
+bit.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ __all__ = [
 
 
 def show_config() -> dict[str, _Any]:
-    """What runs: the version, instruction sets compiled, found and chosen, the number of threads and who says so."""
+    """What runs: the version, the instruction sets, the number of threads and who says so."""
     number, reason = _core.threads()
     return {
         "version": __version__,

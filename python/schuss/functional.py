@@ -1,9 +1,10 @@
-"""Stateless steps, for trainers that keep their own state: one call, one array, everything passed in.
+"""Stateless steps, for trainers that keep their own state: one call, one array, everything given.
 
     schuss.functional.adam(param, grad, exp_avg, exp_avg_sq, step=1, lr=1e-3)
 
-param and the state arrays are written, grad is read. `step` is the array's step, 1 first. The other keyword arguments are those of
-the class of the rule, with its defaults, and of every optimizer: grad_scale, subnormals, backend.
+param and the state arrays are written, grad is read. `step` is the array's step, 1 first. The other
+keyword arguments are those of the rule's class, with its defaults, and grad_scale, subnormals and
+backend, as every optimizer has them.
 """
 
 from __future__ import annotations
@@ -15,19 +16,20 @@ from typing import Any
 import numpy as np
 
 from schuss import _core, rules
-from schuss.hyperparameters import check_int
-from schuss.optimizer import BACKENDS, GRAD_SCALE, SUBNORMALS, Group, Optimizer, check_word
+from schuss.groups import Group
+from schuss.hyperparameters import check_int, check_word
+from schuss.optimizer import BACKENDS, GRAD_SCALE, SUBNORMALS, Optimizer
 
-Step = Callable[..., None]
 
-
-def stateless(rule: type[Optimizer]) -> Step:
+def stateless(rule: type[Optimizer]) -> Callable[..., None]:
     """The functional form of a rule."""
-    names = max(rule.states.values(), key=len)  # of all state arrays that the rule may have
+    name = rule.__name__.lower()
+    every_state = max(rule.states.values(), key=len)
 
-    def call(
+    def step_once(
         param: np.ndarray,
         grad: np.ndarray,
+        /,
         *state: np.ndarray | None,
         step: int,
         grad_scale: float = 1.0,
@@ -35,75 +37,61 @@ def stateless(rule: type[Optimizer]) -> Step:
         backend: str = "compiled",
         **options: Any,
     ) -> None:
-        if len(state) > len(names):
-            raise TypeError(
-                f"{rule.__name__.lower()}: {len(state)} state arrays given; it has {', '.join(names)}"
-            )
-        arrays = dict(zip(names, state)) | {
-            name: options.pop(name) for name in names if name in options
-        }  # noqa: B905
+        if len(state) > len(every_state):
+            raise TypeError(f"{name}: {len(state)} state arrays given; it has {every_state}")
+        given = dict(zip(every_state, state, strict=False))
+        given |= {key: options.pop(key) for key in every_state if key in options}
         group = Group(rule, options)
-        wanted = {name: arrays.get(name) for name in group.states}
-        for name in names:
-            if (arrays.get(name) is None) != (name not in wanted):
-                raise TypeError(
-                    f"{name}: {'missing' if name in wanted else 'not used'} with these options; they take {group.states}"
-                )
-        step = check_int("step", step, 1)
+        arrays = {key: array for key, array in given.items() if array is not None}
+        if arrays.keys() != set(group.states):
+            raise TypeError(
+                f"{name}: state {tuple(arrays)} given; these options take {group.states}"
+            )
+        check_int("step", step, 1)
         scalars = rule.scalar_set(
             group.kernel,
             group.at(step - 1),
             step,
-            grad_scale=GRAD_SCALE.check("grad_scale", grad_scale),
-            subnormals=check_word("subnormals", subnormals, SUBNORMALS),
+            True,
+            GRAD_SCALE.check("grad_scale", grad_scale),
+            check_word("subnormals", subnormals, SUBNORMALS),
         )
+        ordered = [arrays[key] for key in group.states]
         plan = _core.Plan()
-        plan.add(["param", "grad", *wanted], param, list(wanted.values()), None, 0)
+        plan.add(["param", "grad", *group.states], param, ordered, None, 0)
         plan.check([grad])
         if check_word("backend", backend, BACKENDS) == "compiled":
             plan.run([scalars.packed()])
         else:
-            scalars.step(param, grad, list(wanted.values()))
+            scalars.step(param, grad, ordered)
 
-    call.__name__ = call.__qualname__ = rule.__name__.lower()
-    call.__doc__ = f"""One stateless step of {rule.__name__}, in place.
-
-    param     written, of any shape, float32 or float64
-    grad      read, of the shape and type of param
-{"".join(f"    {name:<9} state, written; None where the options need none" + chr(10) for name in names)}    step      the array's step, 1 first
-
-    {inspect.cleandoc(rule.__doc__ or "")}
-    """
-    call.__signature__ = signature(rule, names)  # type: ignore[attr-defined]
-    return call
+    step_once.__name__ = step_once.__qualname__ = name
+    step_once.__doc__ = rule.__doc__
+    step_once.__signature__ = signature(rule, every_state)  # type: ignore[attr-defined]
+    return step_once
 
 
-def signature(rule: type[Optimizer], names: tuple[str, ...]) -> inspect.Signature:
+def signature(rule: type[Optimizer], every_state: tuple[str, ...]) -> inspect.Signature:
     """What `help` shows: the arrays by name, and every option with its default."""
-    kinds = inspect.Parameter
+    parameter, empty = inspect.Parameter, inspect.Parameter.empty
     needed = min(map(len, rule.states.values()))
+    defaults = {key: h.default for key, h in rule.hyperparameters.items()}
+    defaults |= {"grad_scale": 1.0, "subnormals": "zero", "backend": "compiled"}
     return inspect.Signature(
         [
-            kinds("param", kinds.POSITIONAL_ONLY),
-            kinds("grad", kinds.POSITIONAL_ONLY),
+            parameter("param", parameter.POSITIONAL_ONLY),
+            parameter("grad", parameter.POSITIONAL_ONLY),
             *(
-                kinds(s, kinds.POSITIONAL_OR_KEYWORD, default=kinds.empty if i < needed else None)
-                for i, s in enumerate(names)
+                parameter(
+                    key, parameter.POSITIONAL_OR_KEYWORD, default=empty if i < needed else None
+                )
+                for i, key in enumerate(every_state)
             ),
-            kinds("step", kinds.KEYWORD_ONLY),
-            *(
-                kinds(name, kinds.KEYWORD_ONLY, default=h.default)
-                for name, h in rule.hyperparameters.items()
-            ),
-            *(
-                kinds(name, kinds.KEYWORD_ONLY, default=default)
-                for name, default in OPTIONS.items()
-            ),
+            parameter("step", parameter.KEYWORD_ONLY),
+            *(parameter(key, parameter.KEYWORD_ONLY, default=v) for key, v in defaults.items()),
         ]
     )
 
-
-OPTIONS = {"grad_scale": 1.0, "subnormals": "zero", "backend": "compiled"}
 
 sgd = stateless(rules.SGD)
 adagrad = stateless(rules.Adagrad)

@@ -3,7 +3,8 @@
     class SGD(Optimizer):
         lr: Number = number(1e-3, "[0, inf)")
 
-The same declaration checks what is passed and what is set later, and makes `opt.lr` read the first group and set all of them.
+The declaration checks what is passed and what is set later, and makes `opt.lr` read the first group
+and set all of them.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Interval:
         )
 
     def check(self, name: str, value: Any) -> float:
-        """The value as a float; TypeError and ValueError name the argument, the value and the range."""
+        """The value as a float; the errors name the argument, the value and the range."""
         if isinstance(value, np.ndarray) and value.ndim == 0:
             value = value[()]
         if isinstance(value, bool | np.bool_) or not isinstance(value, abstract.Real):
@@ -53,6 +54,8 @@ class Interval:
 class Hyperparameter:
     """The declaration of one hyperparameter; a descriptor on the rule's class."""
 
+    fixed = False  # whether it counts at construction only
+
     def __init__(self, default: Any) -> None:
         self.default = default
 
@@ -63,10 +66,9 @@ class Hyperparameter:
         return self if optimizer is None else optimizer.param_groups[0][self.name]
 
     def __set__(self, optimizer: Optimizer, value: Any) -> None:
-        for group in optimizer.param_groups:  # all of them or none
-            group.checked({self.name: value})
-        for group in optimizer.param_groups:
-            group[self.name] = value
+        merged = [group.merged({self.name: value}) for group in optimizer.param_groups]
+        for group, values in zip(optimizer.param_groups, merged, strict=True):
+            group.take(values)
 
     def check(self, value: Any) -> Any:
         """The value as it is stored; raises TypeError or ValueError."""
@@ -81,23 +83,30 @@ class Hyperparameter:
         return value
 
 
-class _Number(Hyperparameter):
+class _Constant(Hyperparameter):
+    fixed = True
+
     def __init__(self, default: float, interval: str) -> None:
         super().__init__(default)
         self.interval = Interval(interval)
 
     def check(self, value: Any) -> Any:
-        return value if callable(value) else self.interval.check(self.name, value)
+        return self.interval.check(self.name, value)
+
+
+class _Number(_Constant):
+    fixed = False
+
+    def check(self, value: Any) -> Any:
+        return value if callable(value) else super().check(value)
 
     def scheduled(self, value: Any) -> bool:
         return callable(value)
 
     def at(self, value: Any, iterations: int) -> Any:
-        return (
-            self.interval.check(f"{self.name} (scheduled, step {iterations})", value(iterations))
-            if callable(value)
-            else value
-        )
+        if not callable(value):
+            return value
+        return self.interval.check(f"{self.name} after {iterations} steps", value(iterations))
 
 
 class _Numbers(Hyperparameter):
@@ -114,7 +123,7 @@ class _Numbers(Hyperparameter):
     def check(self, value: Any) -> Any:
         if not isinstance(value, tuple | list | np.ndarray) or len(value) != len(self.parts):
             raise TypeError(
-                f"{self.name}: {value!r} is not {len(self.parts)} numbers; wanted each in {self.interval}"
+                f"{self.name}: {value!r} is not {len(self.parts)} numbers in {self.interval}"
             )
         return tuple(part.check(v) for part, v in zip(self.parts, value, strict=True))
 
@@ -138,11 +147,12 @@ class _Choice(Hyperparameter):
         self.choices = choices
 
     def check(self, value: Any) -> Any:
-        if value not in self.choices:
-            raise ValueError(
-                f"{self.name}: {value!r} is unknown; wanted one of {', '.join(map(repr, self.choices))}"
-            )
-        return value
+        return check_word(self.name, value, self.choices)
+
+
+def constant(default: float, interval: str) -> Any:
+    """A number in an interval that counts at construction only."""
+    return _Constant(default, interval)
 
 
 def number(default: float, interval: str) -> Any:
@@ -163,6 +173,13 @@ def flag(default: bool) -> Any:
 def choice(default: str, *choices: str) -> Any:
     """One of some words."""
     return _Choice(default, choices)
+
+
+def check_word(name: str, value: Any, words: tuple[str, ...]) -> str:
+    """One of some words."""
+    if value not in words:
+        raise ValueError(f"{name}: {value!r} is unknown; wanted {' or '.join(map(repr, words))}")
+    return str(value)
 
 
 def check_int(name: str, value: Any, low: int) -> int:

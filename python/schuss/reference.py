@@ -1,8 +1,9 @@
 """The specification: every rule in a few lines of NumPy, simplest first.
 
-A rule takes the parameter x, the gradient g, its state arrays and its scalars, updates the state in place and returns the update u;
-`step` puts it into the order of a step. The compiled kernels (cpp/rules.hpp) have the same letters and the same order of operations,
-and end on the same bits. Only + - * / sqrt, comparison and selection occur: each is correctly rounded on every machine.
+A rule takes the parameter x, the gradient g, its state arrays and its scalars, updates the state in
+place and returns the update u; `step` puts it into the order of a step. The compiled kernels
+(cpp/rules.hpp) have the same letters and the same order of operations, and end on the same bits.
+Only + - * / sqrt, comparison and selection occur: each is correctly rounded on every machine.
 """
 
 from __future__ import annotations
@@ -29,16 +30,20 @@ def step(
 ) -> None:
     """One step of one array, in the order that decides the bits.
 
-    g = scale*g;  g = g + l2*x;  u = rule(x, g, state);  state below the smallest normal number = 0;  x = keep*x - u
+        g = scale*g
+        g = g + l2*x                    where l2 is not 0
+        u = rule(x, g, state)           the state is updated
+        state = 0                       where it is below the smallest normal number
+        x = keep*x - u
 
-    rule     a function of this module
-    x, g     parameter (written) and gradient (read): arrays of one shape and one type, float32 or float64
-    state    the rule's state arrays (written)
-    scalars  the rule's keyword arguments, in double; rounded to the type of x once
-    scale    1/grad_scale, negative to maximize
-    l2       coupled weight decay
-    keep     1 - lr*weight_decay where the decay is decoupled
-    flush    False keeps subnormal state
+    rule      a function of this module
+    x, g      parameter (written) and gradient (read), of one shape and type: float32 or float64
+    state     the rule's state arrays (written)
+    scalars   the rule's keyword arguments, in double; each is rounded to the type of x once
+    scale     1/grad_scale, negative to maximize, default 1
+    l2        the coupled weight decay, default 0
+    keep      1 - lr*weight_decay where the decay is decoupled, default 1
+    flush     False keeps subnormal state, default True
     """
     number = x.dtype.type
     with np.errstate(all="ignore"):
@@ -54,7 +59,7 @@ def step(
 
 def maximum(a: Array, b: Array | float) -> Array:
     """The larger one; a NaN on either side comes through."""
-    return np.where((a > b) | (a != a), a, b).astype(a.dtype, copy=False)
+    return np.where((a > b) | np.isnan(a), a, b).astype(a.dtype, copy=False)
 
 
 def sgd(x: Array, g: Array, *, lr: float) -> Array:

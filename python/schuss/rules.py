@@ -1,7 +1,7 @@
 """The rules, simplest first: the class of each, in the order of cpp/rules.hpp and reference.py.
 
-A class declares its hyperparameters with default and range, names its kernel and the kernel's state arrays, and computes the
-kernel's scalars, in double. What is written here once serves both backends.
+A class declares its hyperparameters with default and range, names its kernel and the kernel's state
+arrays, and computes the kernel's scalars, in double. It serves both backends.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from schuss import _core, reference
-from schuss.hyperparameters import Number, choice, flag, number, numbers
-from schuss.optimizer import Optimizer, letters
+from schuss.hyperparameters import Number, choice, constant, flag, number, numbers
+from schuss.kernels import NAMES
+from schuss.optimizer import Optimizer
 
 
 class SGD(Optimizer):
@@ -25,9 +26,11 @@ class SGD(Optimizer):
     momentum        mu, in [0, inf), default 0: no buffer
     dampening       in (-inf, inf), default 0
     nesterov        needs a momentum and no dampening, default False
-    lr_in_buffer    True: b = mu*b + lr*(1 - dampening)*g; x = x - b. Equal while lr is constant; default False
+    lr_in_buffer    default False; True: b = mu*b + lr*(1 - dampening)*g; x = x - b, which is equal
+                    while lr is constant
     weight_decay    in [0, inf), default 0
-    decay_mode      "l2" (default): g = g + weight_decay*x; "decoupled": x = (1 - lr*weight_decay)*x
+    decay_mode      "l2" (default): g = g + weight_decay*x;
+                    "decoupled": x = (1 - lr*weight_decay)*x
     maximize        ascends, default False
 
     State: momentum_buffer (b). Options of every rule: see Optimizer.
@@ -51,9 +54,8 @@ class SGD(Optimizer):
     @staticmethod
     def kernel(h: Mapping[str, Any]) -> str:
         if h["nesterov"] and (not h["momentum"] or h["dampening"]):
-            raise ValueError(
-                f"nesterov: needs momentum > 0 and dampening = 0, got {h['momentum']!r} and {h['dampening']!r}"
-            )
+            given = f"momentum={h['momentum']!r}, dampening={h['dampening']!r}"
+            raise ValueError(f"nesterov: needs momentum > 0 and dampening = 0, got {given}")
         return "nesterov" if h["nesterov"] else "momentum" if h["momentum"] else "sgd"
 
     @staticmethod
@@ -74,7 +76,8 @@ class Adagrad(Optimizer):
     weight_decay                in [0, inf), default 0
     initial_accumulator_value   s at the start, in [0, inf), default 0
     eps                         in [0, inf), default 1e-10
-    decay_mode                  "l2" (default): g = g + weight_decay*x; "decoupled": x = (1 - lr*weight_decay)*x
+    decay_mode                  "l2" (default): g = g + weight_decay*x;
+                                "decoupled": x = (1 - lr*weight_decay)*x
     maximize                    ascends, default False
 
     State: sum (s). Options of every rule: see Optimizer.
@@ -85,7 +88,7 @@ class Adagrad(Optimizer):
     lr: Number = number(1e-2, "[0, inf)")
     lr_decay: Number = number(0.0, "[0, inf)")
     weight_decay: Number = number(0.0, "[0, inf)")
-    initial_accumulator_value: float = number(0.0, "[0, inf)")
+    initial_accumulator_value: float = constant(0.0, "[0, inf)")
     eps: Number = number(1e-10, "[0, inf)")
     decay_mode: str = choice("l2", "l2", "decoupled")
     maximize: bool = flag(False)
@@ -107,9 +110,9 @@ class RMSprop(Optimizer):
     """RMSprop: steps divided by the root of a running mean of squared gradients.
 
         v = alpha*v + (1 - alpha)*g*g
-        a = a + (1 - alpha)*(g - a)                 centered; then v - a*a, at least 0, takes the place of v below
+        a = a + (1 - alpha)*(g - a)     centered: below, v - a*a, at least 0, takes the place of v
         x = x - lr * g/(sqrt(v) + eps)
-        b = mu*b + g/(sqrt(v) + eps); x = x - lr*b  with momentum
+        b = mu*b + g/(sqrt(v) + eps);  x = x - lr*b     with momentum
 
     lr             learning rate, in [0, inf), default 1e-2
     alpha          smoothing constant, in [0, 1], default 0.99
@@ -117,11 +120,12 @@ class RMSprop(Optimizer):
     weight_decay   in [0, inf), default 0
     momentum       mu, in [0, inf), default 0: no buffer
     centered       divides by an estimate of the standard deviation, default False
-    decay_mode     "l2" (default): g = g + weight_decay*x; "decoupled": x = (1 - lr*weight_decay)*x
+    decay_mode     "l2" (default): g = g + weight_decay*x;
+                   "decoupled": x = (1 - lr*weight_decay)*x
     maximize       ascends, default False
 
     State: square_avg (v), grad_avg (a), momentum_buffer (b). Options of every rule: see Optimizer.
-    Source: Tieleman and Hinton 2012, lecture 6e; centered: Graves 2013, arXiv 1308.0850, eq. 38 to 41.
+    Source: Tieleman and Hinton 2012, lecture 6e; centered: Graves 2013, arXiv 1308.0850, eq. 38-41.
     """
 
     states: ClassVar = {
@@ -141,7 +145,9 @@ class RMSprop(Optimizer):
 
     @staticmethod
     def kernel(h: Mapping[str, Any]) -> str:
-        return "rmsprop" + "_centered" * h["centered"] + "_momentum" * bool(h["momentum"])
+        centered = "_centered" if h["centered"] else ""
+        momentum = "_momentum" if h["momentum"] else ""
+        return f"rmsprop{centered}{momentum}"
 
     @staticmethod
     def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
@@ -155,10 +161,12 @@ class RMSprop(Optimizer):
 
 
 class Adam(Optimizer):
-    """Adam: a running mean of the gradients over the root of a running mean of their squares, both corrected for their start at 0.
+    """Adam: a running mean of the gradients over the root of one of their squares.
+
+    Both means are corrected for their start at 0.
 
         m = m + (1 - beta1)*(g - m)
-        v = beta2*v + (1 - beta2)*g*g               amsgrad: the largest v so far takes its place below
+        v = beta2*v + (1 - beta2)*g*g       amsgrad: below, the largest v so far takes its place
         x = x - lr * (m/(1 - beta1^t)) / (sqrt(v/(1 - beta2^t)) + eps)
 
     lr             learning rate, in [0, inf), default 1e-3
@@ -166,11 +174,13 @@ class Adam(Optimizer):
     eps            in [0, inf), default 1e-8
     weight_decay   in [0, inf), default 0
     amsgrad        default False
-    decay_mode     "l2" (default): g = g + weight_decay*x; "decoupled": x = (1 - lr*weight_decay)*x
+    decay_mode     "l2" (default): g = g + weight_decay*x;
+                   "decoupled": x = (1 - lr*weight_decay)*x
     maximize       ascends, default False
 
     State: exp_avg (m), exp_avg_sq (v), max_exp_avg_sq. Options of every rule: see Optimizer.
-    Source: Kingma and Ba 2015, arXiv 1412.6980, algorithm 1; amsgrad: Reddi et al. 2018, algorithm 2, with bias correction.
+    Source: Kingma and Ba 2015, arXiv 1412.6980, algorithm 1; amsgrad: Reddi et al. 2018, algorithm
+    2, with the bias corrections.
     """
 
     states: ClassVar = {
@@ -212,7 +222,8 @@ class AdamW(Adam):
     decay_mode     "decoupled" (default); "l2": g = g + weight_decay*x
 
     Everything else as Adam.
-    Source: Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2, in PyTorch's scaling of the decay by lr.
+    Source: Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2, the decay scaled by lr as in
+    PyTorch.
     """
 
     weight_decay: Number = number(1e-2, "[0, inf)")
@@ -223,14 +234,14 @@ RULES: tuple[type[Optimizer], ...] = (SGD, Adagrad, RMSprop, Adam, AdamW)
 
 
 def _verify() -> None:
-    """Kernel, reference and class of each rule have to agree on what they take, or nothing can be trusted."""
+    """Kernel, reference and class of each rule agree on what they take, or nothing is trusted."""
     table = {name: (states, scalars) for name, states, scalars in _core.rules()}
     claimed = {kernel: states for rule in RULES for kernel, states in rule.states.items()}
     if table.keys() != claimed.keys():
         raise ImportError(f"kernels and classes differ: {sorted(table.keys() ^ claimed.keys())}")
     for kernel, (states, scalars) in table.items():
         code = getattr(reference, kernel).__code__
-        if (code.co_argcount - 2, len(letters(kernel)), len(claimed[kernel])) != (
+        if (code.co_argcount - 2, len(NAMES[kernel]), len(claimed[kernel])) != (
             states,
             scalars,
             states,

@@ -1,6 +1,6 @@
-"""Values that change from step to step: callables of the number of finished steps, for `lr` or any other number.
+"""Values that change from step to step: callables of the number of finished steps.
 
-A schedule is printable, picklable and comparable.
+They serve for `lr` or any other number. A schedule is printable, picklable and comparable.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ class cosine:  # noqa: N801  a schedule reads as a function
     """Half a cosine from `value` down to `final` over `steps` steps, behind a linear warm-up.
 
         n < warmup:  value*(n + 1)/warmup
-        after:       final + (value - final)*(1 + cos(pi*(n - warmup)/(steps - warmup)))/2, and final from n = steps on
+        n < steps:   final + (value - final)*(1 + cos(pi*(n - warmup)/(steps - warmup)))/2
+        after:       final
 
     value    the peak
     steps    of the whole schedule, warm-up included

@@ -1,7 +1,8 @@
 """Arrays in sequences and mappings, nested as one likes: their names, and their order.
 
-A name is the path to an array, joined by dots, with numbers for sequences: "layers.0.w". The tree keeps the structure, with the
-array's number in place of the array, so that gradients of the same structure are brought into the same order.
+A name is the path to an array, joined by dots, with numbers for sequences: "layers.0.w". The tree
+keeps the structure, with the array's number in place of the array, so that gradients of the same
+structure are brought into the same order.
 """
 
 from __future__ import annotations
@@ -49,46 +50,38 @@ def flatten(value: Any, number: int = 0) -> tuple[Tree, dict[str, np.ndarray]]:
         if is_sequence(value):
             return [walk(inner, (*path, str(first + i))) for i, inner in enumerate(value)]
         raise TypeError(
-            f"{label('params', name)}: not a numpy.ndarray ({type(value).__name__}); pass the array that is to be used in place"
+            f"{label('params', name)}: not a numpy.ndarray ({type(value).__name__}); "
+            "pass the array that is to be used in place"
         )
 
     tree = walk(value, (), number)
     return tree, arrays
 
 
-def gather(tree: Tree, grads: Any, path: str = "grads") -> Iterator[Any]:
+def gather(tree: Tree, grads: Any, path: str = "grads") -> list[Any]:
     """The members of `grads` in the tree's order; ValueError where its structure is another."""
     if isinstance(tree, int):
-        yield grads
-    elif isinstance(tree, dict):
+        return [grads]
+    grads = listed(grads)
+    if isinstance(tree, dict):
         if not isinstance(grads, Mapping):
-            raise ValueError(
-                f"{path}: {type(grads).__name__} where params has a mapping; pass the structure of params"
-            )
+            raise ValueError(f"{path}: {type(grads).__name__} where params has a mapping")
         if grads.keys() != tree.keys():
-            missing, unknown = (
-                [*map(repr, tree.keys() - grads.keys())],
-                [*map(repr, grads.keys() - tree.keys())],
-            )
-            parts = [
-                f"{what} {', '.join(sorted(keys))}"
-                for what, keys in (("missing", missing), ("unknown", unknown))
-                if keys
-            ]
-            raise ValueError(
-                f"{path}: {' and '.join(parts)}; pass the keys of params, None where there is no gradient"
-            )
-        for key, inner in tree.items():
-            yield from gather(inner, grads[key], f"{path}[{key!r}]")
+            wrong = [f"missing {key!r}" for key in tree if key not in grads]
+            wrong += [f"unknown {key!r}" for key in grads if key not in tree]
+            raise ValueError(f"{path}: {', '.join(wrong)}; pass None where there is no gradient")
+        pairs = ((key, inner, grads[key]) for key, inner in tree.items())
     else:
-        grads = listed(grads)
         if not is_sequence(grads):
-            raise ValueError(
-                f"{path}: {type(grads).__name__} where params has a sequence; pass the structure of params"
-            )
+            raise ValueError(f"{path}: {type(grads).__name__} where params has a sequence")
         if len(grads) != len(tree):
-            raise ValueError(
-                f"{path}: {len(grads)} given where params has {len(tree)}; pass None where there is no gradient"
-            )
-        for i, inner in enumerate(tree):
-            yield from gather(inner, grads[i], f"{path}[{i}]")
+            counts = f"{len(grads)} where params has {len(tree)}"
+            raise ValueError(f"{path}: {counts}; pass None where there is no gradient")
+        pairs = ((i, inner, grads[i]) for i, inner in enumerate(tree))
+    found: list[Any] = []
+    for key, inner, g in pairs:
+        if isinstance(inner, int):
+            found.append(g)
+        else:
+            found += gather(inner, g, f"{path}[{key!r}]")
+    return found
