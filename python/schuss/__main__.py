@@ -1,0 +1,75 @@
+"""The command line: `schuss`, or `python -m schuss`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
+
+import schuss
+
+Command = Callable[[argparse.Namespace], None]
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def facts(config: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """A nested mapping as lines, one fact each."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from facts(value, f"{path}{key} ")
+        else:
+            shown = ", ".join(value) if isinstance(value, list) else value
+            yield f"{path + key:<20}{shown}"
+
+
+def info(parser: argparse.ArgumentParser) -> Command:
+    """What runs here: version, instruction sets, threads."""
+    return lambda args: print(*facts(schuss.show_config()), sep="\n")
+
+
+def demo(parser: argparse.ArgumentParser) -> Command:
+    """Train a classifier of handwritten digits, and time a step of its optimizer three ways."""
+    from schuss.demo import add_arguments, run  # noqa: PLC0415  it needs the extra
+
+    add_arguments(parser)
+    return run
+
+
+COMMANDS = (info, demo)  # a command adds its arguments to its parser, and returns what runs
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command, and returns its exit status: 2 with one line on stderr where it can't."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = Parser(prog="schuss", description=(schuss.__doc__ or "").partition("\n")[0])
+    parser.add_argument("--version", action="version", version=f"schuss {schuss.__version__}")
+    commands = parser.add_subparsers(metavar="command", required=True)
+    try:
+        for command in COMMANDS:
+            text = command.__doc__
+            own = commands.add_parser(command.__name__, help=text, description=text)
+            if command.__name__ in argv:  # the other commands' dependencies may be missing
+                own.set_defaults(run=command(own))
+        args = parser.parse_args(argv)
+        args.run(args)
+    except KeyboardInterrupt:
+        return 130
+    except ModuleNotFoundError as error:
+        message = f"{error.name} is not installed; pip install 'schuss[demo]'"
+    except (ArithmeticError, MemoryError, OSError) as error:
+        message = str(error)
+    else:
+        return 0
+    print(f"schuss: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,368 @@
+"""A trainer of one's own: a classifier of handwritten digits in plain NumPy, stepped by Schuss.
+
+`schuss demo` trains it on scikit-learn's bundled digits. Then it times one step of the optimizer
+three ways: by the compiled kernel, by its NumPy reference and in pure Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import track
+from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
+
+import schuss
+from schuss.hyperparameters import Interval
+from schuss.rules import RULES
+
+Params = list[dict[str, np.ndarray]]  # "w" and "b" of every layer
+Data = tuple[np.ndarray, np.ndarray]  # images, one a row, and their digits
+
+
+class Epoch(NamedTuple):
+    """Mean loss and accuracy after an epoch, on the images trained on and on those held out."""
+
+    loss: float
+    accuracy: float
+    test_loss: float
+    test_accuracy: float
+
+
+# ---- The data
+
+
+def digits(seed: int, dtype: str) -> tuple[Data, Data]:
+    """The images to train on, and a held-out fifth with every digit in proportion."""
+    images, labels = load_digits(return_X_y=True)
+    images = (images / 8 - 1).astype(dtype)  # grey levels 0 ... 16
+    x, x_test, y, y_test = train_test_split(
+        images, labels, test_size=0.2, stratify=labels, random_state=seed
+    )
+    return (x, y), (x_test, y_test)
+
+
+# ---- The network
+
+
+def network(widths: Sequence[int], rng: np.random.Generator, dtype: str) -> Params:
+    """A multilayer perceptron: weights as in He et al. 2015, eq. 10, biases zero."""
+    return [
+        {
+            "w": rng.normal(0, math.sqrt(2 / before), (before, after)).astype(dtype),
+            "b": np.zeros(after, dtype),
+        }
+        for before, after in pairwise(widths)
+    ]
+
+
+def forward(params: Params, x: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """What goes into each layer, and the logits that come out of the last one."""
+    *hidden, last = params
+    inputs = [x]
+    for layer in hidden:
+        inputs.append(np.maximum(inputs[-1] @ layer["w"] + layer["b"], 0))
+    return inputs, inputs[-1] @ last["w"] + last["b"]
+
+
+def cross_entropy(logits: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
+    """The mean loss of a batch, and its gradient with respect to the logits."""
+    log_p = logits - logits.max(axis=1, keepdims=True)
+    log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
+    right = np.arange(len(y)), y
+    delta = np.exp(log_p)
+    delta[right] -= 1
+    return -float(log_p[right].mean()), delta / len(y)
+
+
+def loss_and_gradients(params: Params, x: np.ndarray, y: np.ndarray) -> tuple[float, Params]:
+    """The mean loss of a batch, and its gradients in the structure of the parameters."""
+    inputs, logits = forward(params, x)
+    loss, delta = cross_entropy(logits, y)
+    grads: Params = []
+    for i in reversed(range(len(params))):
+        grads.insert(0, {"w": inputs[i].T @ delta, "b": delta.sum(axis=0)})
+        if i > 0:
+            delta = (delta @ params[i]["w"].T) * (inputs[i] > 0)
+    return loss, grads
+
+
+def evaluate(params: Params, data: Data) -> tuple[float, float]:
+    """Mean loss and accuracy."""
+    x, y = data
+    _, logits = forward(params, x)
+    loss, _ = cross_entropy(logits, y)
+    return loss, float(np.mean(logits.argmax(axis=1) == y))
+
+
+# ---- The training
+
+
+def train(
+    params: Params,
+    data: Data,
+    test: Data,
+    *,
+    rule: type[schuss.Optimizer],
+    lr: float,
+    epochs: int,
+    batch_size: int,
+    backend: str,
+    rng: np.random.Generator,
+) -> Iterator[Epoch]:
+    """Trains the parameters in place, and yields after every epoch.
+
+    The learning rate climbs to `lr` in a tenth of the steps and falls to 0 in the others. Raises
+    FloatingPointError where the loss is no longer finite.
+    """
+    x, y = data
+    steps = epochs * math.ceil(len(x) / batch_size)
+    schedule = schuss.schedules.cosine(lr, steps=steps, warmup=steps // 10)
+    opt = rule(params, lr=schedule, backend=backend)
+    for epoch in range(1, epochs + 1):
+        with np.errstate(over="ignore", invalid="ignore"):  # the check below says it in words
+            order = rng.permutation(len(x))
+            for start in range(0, len(x), batch_size):
+                batch = order[start : start + batch_size]
+                _, grads = loss_and_gradients(params, x[batch], y[batch])
+                opt.step(grads)
+            done = Epoch(*evaluate(params, data), *evaluate(params, test))
+        if not math.isfinite(done.loss):
+            raise FloatingPointError(
+                f"the loss is {done.loss} after epoch {epoch}; a smaller learning rate may help"
+            )
+        yield done
+
+
+# ---- The comparison
+
+
+class PythonAdamW:
+    """AdamW over lists of Python floats, with the defaults of schuss.AdamW."""
+
+    def __init__(self, x: list[float], g: list[float]) -> None:
+        self.x, self.g = x, g
+        self.m, self.v = [0.0] * len(x), [0.0] * len(x)
+        self.t = 0
+
+    def step(self) -> None:
+        self.t += 1
+        lr, beta1, beta2, eps, weight_decay = 1e-3, 0.9, 0.999, 1e-8, 1e-2
+        w1, w2, keep = 1 - beta1, 1 - beta2, 1 - lr * weight_decay
+        step, denom = lr / (1 - beta1**self.t), 1 / math.sqrt(1 - beta2**self.t)
+        x, m, v = self.x, self.m, self.v
+        for i, g in enumerate(self.g):
+            m[i] = mean = m[i] + w1 * (g - m[i])
+            v[i] = square = beta2 * v[i] + w2 * (g * g)
+            x[i] = keep * x[i] - step * (mean / (denom * math.sqrt(square) + eps))
+
+
+def joined(params: Params) -> np.ndarray:
+    """The elements of all arrays, one after the other."""
+    return np.concatenate([array.ravel() for layer in params for array in layer.values()])
+
+
+def bits(opt: schuss.Optimizer) -> list[bytes]:
+    """Every parameter, every state array and every step count."""
+    held = [np.asarray(value) for state in opt.state.values() for value in state.values()]
+    return [array.tobytes() for array in (*opt.param_groups[0]["params"], *held)]
+
+
+def compare(
+    rule: type[schuss.Optimizer], params: Params, grads: Params, seconds: float = 2.0
+) -> dict[str, float]:
+    """The time of one step in ns per parameter: compiled, in NumPy, and of AdamW in pure Python.
+
+    All have their default options and the same gradient. Ten steps touch the memory and check the
+    answers: the compiled kernel and the NumPy reference have to end on the same bits, the floats
+    of pure Python within the rounding of the arrays' type. Then the three take turns, and the
+    median counts.
+    """
+
+    def optimizer(rule: type[schuss.Optimizer], backend: str) -> schuss.Optimizer:
+        return rule(copy.deepcopy(params), grads=grads, backend=backend)
+
+    compiled, reference = optimizer(rule, "compiled"), optimizer(rule, "numpy")
+    adamw = optimizer(schuss.AdamW, "compiled")
+    python = PythonAdamW(joined(params).tolist(), joined(grads).tolist())
+    for _ in range(10):
+        for opt in (compiled, reference, adamw, python):
+            opt.step()
+    if bits(compiled) != bits(reference):
+        raise AssertionError(f"{rule.__name__}: the kernel ends on other bits than the reference")
+    x = np.concatenate([array.ravel() for array in adamw.param_groups[0]["params"]])
+    if not np.allclose(x, python.x, rtol=0, atol=100 * np.finfo(x.dtype).eps):
+        raise AssertionError("AdamW: the kernel ends elsewhere than pure Python")
+
+    steps: dict[str, Callable[[], object]] = {
+        f"{rule.__name__}, compiled": compiled.step,
+        f"{rule.__name__}, NumPy": reference.step,
+        "AdamW, pure Python": python.step,
+    }
+    times: dict[str, list[int]] = {name: [] for name in steps}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times["AdamW, pure Python"]) < 5:
+        for name, step in steps.items():
+            step()  # not timed: the others' turns have taken the cache
+            start = time.perf_counter_ns()
+            step()
+            times[name].append(time.perf_counter_ns() - start)
+    return {name: median(taken) / x.size for name, taken in times.items()}
+
+
+# ---- The picture
+
+TRAINED_ON, HELD_OUT, STEP = "#0072b2", "#d55e00", "#009e73"  # Okabe and Ito: for all eyes
+
+
+def picture(title: str, epochs: Sequence[Epoch], times: dict[str, float]) -> Figure:
+    """Loss and accuracy over the epochs, and the comparison."""
+    figure = Figure(figsize=(13, 4.2), dpi=150)
+    figure.set_layout_engine("constrained", wspace=0.06)
+    figure.suptitle(title)
+    loss, accuracy, comparison = figure.subplots(1, 3)
+
+    number = range(1, len(epochs) + 1)
+    loss.plot(number, [e.loss for e in epochs], "o-", color=TRAINED_ON)
+    loss.plot(number, [e.test_loss for e in epochs], "s-", color=HELD_OUT)
+    loss.set(xlabel="epoch", ylabel="mean cross-entropy", yscale="log")
+    accuracy.plot(number, [100 * e.accuracy for e in epochs], "o-", color=TRAINED_ON)
+    accuracy.plot(number, [100 * e.test_accuracy for e in epochs], "s-", color=HELD_OUT)
+    accuracy.set(xlabel="epoch", ylabel="accuracy in %")
+    for axes in (loss, accuracy):
+        for line, name in zip(axes.lines, ("trained on", "held out"), strict=True):
+            line.set(markersize=3, label=f"{name}, {line.get_ydata()[-1]:.3g} at the end")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(frameon=False)
+
+    fastest = min(times.values())
+    comparison.plot(list(times.values()), list(times), "o", color=STEP, markersize=9)
+    for name, value in times.items():
+        text = f"{value:.1f} ns, {value / fastest:.1f}\N{MULTIPLICATION SIGN}"
+        comparison.annotate(text, (value, name), (0, 9), textcoords="offset points", ha="center")
+    comparison.set(xlabel="one step, ns per parameter", xscale="log", ylim=(2.5, -0.5))
+    comparison.margins(x=0.35)
+
+    for axes in (loss, accuracy, comparison):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+# ---- The command
+
+NAMED = {rule.__name__.lower(): rule for rule in RULES}
+LEARNING_RATES = {"sgd": 0.3, "adagrad": 0.1, "rmsprop": 3e-3, "adam": 5e-3, "adamw": 5e-3}
+
+
+def number(kind: Callable[[str], float], interval: str) -> Callable[[str], float]:
+    """Reads an option's number, which has to lie in the interval."""
+
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if value not in Interval(interval):
+            what = "whole number" if kind is int else "number"
+            raise argparse.ArgumentTypeError(f"{text!r} is no {what} in {interval}")
+        return value
+
+    return read
+
+
+def png(text: str) -> Path:
+    """Reads the name of a picture, and finds out before the training whether it can be written."""
+    path = Path(text)
+    if path.suffix.lower() != ".png":
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .png")
+    existed = path.exists()
+    try:
+        path.open("ab").close()  # permissions alone don't tell
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error.strerror}") from None
+    if not existed:
+        path.unlink()
+    return path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add, count = parser.add_argument, number(int, "[1, inf)")
+    add("--rule", type=str.lower, choices=NAMED, default="adamw", help="default: %(default)s")
+    add(
+        "--lr", type=number(float, "[0, inf)"), help="at its peak; default: one that suits the rule"
+    )
+    add("--epochs", type=count, default=30, help="default: %(default)s")
+    add("--batch-size", type=count, default=32, help="default: %(default)s")
+    add("--hidden", type=count, nargs="+", default=[64, 64], help="widths; default: %(default)s")
+    add("--seed", type=number(int, "[0, 4294967295]"), default=0, help="default: %(default)s")
+    add("--threads", type=number(int, "[1, 2147483647]"), help="at most; default: as schuss info")
+    add("--dtype", choices=("float32", "float64"), default="float32", help="default: %(default)s")
+    add("--backend", choices=("compiled", "numpy"), default="compiled", help="for the training")
+    add("--plot", type=png, metavar="FILE.png", help="draws loss, accuracy and the comparison")
+
+
+def shown(training: Iterable[Epoch], total: int, console: Console) -> list[Epoch]:
+    """Runs the training behind a progress bar, with one line an epoch."""
+    epochs = []
+    quiet = not console.is_interactive
+    for epoch in track(training, "Training", total, console=console, transient=True, disable=quiet):
+        epochs.append(epoch)
+        console.print(
+            f"epoch {len(epochs):{len(str(total))}}"
+            f"   loss {epoch.loss:.4f}   accuracy {epoch.accuracy:7.2%}"
+            f"   held out: {epoch.test_loss:.4f} {epoch.test_accuracy:7.2%}"
+        )
+    return epochs
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains, compares and draws as the options say."""
+    rule = NAMED[args.rule]
+    default = LEARNING_RATES.get(args.rule, rule.hyperparameters["lr"].default)
+    lr = default if args.lr is None else args.lr
+    threads = args.threads or schuss.get_num_threads()
+    rng = np.random.default_rng(args.seed)
+    data, test = digits(args.seed, args.dtype)
+    params = network((data[0].shape[1], *args.hidden, 10), rng, args.dtype)
+    fresh = copy.deepcopy(params)
+    _, grads = loss_and_gradients(fresh, *data)
+
+    size = f"{joined(params).size} {args.dtype} parameters in {2 * len(params)} arrays"
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{rule.__name__}, lr {lr:g}, {args.backend}, threads: {threads}; {size}")
+    with schuss.threads(threads):
+        training = train(
+            params,
+            data,
+            test,
+            rule=rule,
+            lr=lr,
+            epochs=args.epochs,
+            batch_size=args.batch_size,
+            backend=args.backend,
+            rng=rng,
+        )
+        epochs = shown(training, args.epochs, console)
+        times = compare(rule, fresh, grads)
+
+    console.print(
+        "\nAfter ten steps, compiled and in NumPy: the same bits in parameters and state."
+    )
+    console.print("One step, median:")
+    fastest = min(times.values())
+    for name, value in times.items():
+        console.print(f"{name:<20}{value:8.1f} ns per parameter{value / fastest:8.1f}x")
+    if args.plot:
+        picture(f"{rule.__name__} on handwritten digits, {size}", epochs, times).savefig(args.plot)
