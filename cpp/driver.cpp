@@ -4,7 +4,9 @@
 #include <atomic>
 #include <cstdlib>
 #include <exception>
+#include <limits>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 #if defined(_OPENMP)
@@ -106,18 +108,29 @@ int processors() {
 }
 
 #if defined(_OPENMP)
-const int openmp_at_load = omp_get_max_threads();
-const bool openmp_chosen = [] {
-  const char* chosen = std::getenv("OMP_NUM_THREADS");
-  return chosen != nullptr && *chosen >= '1' &&
-         *chosen <= '9';  // what libgomp can't read it passes over, with a warning
+// What OpenMP uses where nobody called omp_set_num_threads. That counts for the calling thread alone,
+// and may have been called before our import: so a new thread is asked.
+const int openmp_untouched = [] {
+  int threads = omp_get_max_threads();
+  try {
+    std::thread([&threads] { threads = omp_get_max_threads(); }).join();
+  } catch (const std::system_error&) {
+  }
+  return threads;
 }();
 
-// Starts and joins as many threads as a team needs, once a thread: where that fails libgomp would
-// end the process.
+// The first number of OMP_NUM_THREADS, 0 where there is none.
+const int openmp_asked = [] {
+  const char* text = std::getenv("OMP_NUM_THREADS");
+  const long n = text == nullptr ? 0 : std::strtol(text, nullptr, 10);
+  return n > 0 && n <= std::numeric_limits<int>::max() ? static_cast<int>(n) : 0;
+}();
+
+// Starts and joins as many threads as a team needs: where that fails libgomp would end the process.
+// Tried again where the calling thread's last team was smaller, since libgomp keeps no more.
 bool can_start(int team) noexcept {
-  thread_local int proven = 1;
-  if (team <= proven) return true;
+  thread_local int last = 1;
+  if (team <= std::exchange(last, team)) return true;
   std::mutex gate;
   std::vector<std::thread> crew;
   bool started = true;
@@ -132,7 +145,7 @@ bool can_start(int team) noexcept {
     }
   }
   for (std::thread& member : crew) member.join();
-  if (started) proven = team;
+  if (!started) last = 1;
   return started;
 }
 #endif
@@ -175,10 +188,10 @@ thread_limit threads() {
   if (here > 0) return {here, "schuss.threads"};
   if (everywhere > 0) return {everywhere, "schuss.set_num_threads"};
   const int openmp_now = omp_get_max_threads();
-  if (openmp_now != openmp_at_load)
+  if (openmp_now != openmp_untouched)
     return {openmp_now, "omp_set_num_threads"};  // threadpoolctl's way
   if (from_environment > 0) return {from_environment, "SCHUSS_NUM_THREADS"};
-  if (openmp_chosen) return {openmp_now, "OMP_NUM_THREADS"};
+  if (openmp_asked > 0) return {openmp_asked, "OMP_NUM_THREADS"};
   const int allowed = processors();
   if (quota > 0 && quota < allowed) return {quota, "cgroup quota"};
   return {allowed, "processors"};

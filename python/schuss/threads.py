@@ -1,8 +1,10 @@
 """How many threads a step may use.
 
-The strongest first: `with schuss.threads(n)`, for the calling thread; `schuss.set_num_threads(n)`; threadpoolctl or anything else
-that calls omp_set_num_threads; SCHUSS_NUM_THREADS; OMP_NUM_THREADS; the processors that the process may run on, or its control
-group's quota where that is less. A small step runs on the calling thread alone, and a forked child always does.
+The strongest first: `with schuss.threads(n)`, for the calling thread; `schuss.set_num_threads(n)`;
+threadpoolctl or anything else that calls omp_set_num_threads, for the thread that called it;
+SCHUSS_NUM_THREADS; OMP_NUM_THREADS; the processors that the process may run on, or its control
+group's quota where that is less. A small step runs on the calling thread alone, and a forked child
+always does.
 """
 
 from __future__ import annotations
@@ -16,13 +18,15 @@ from pathlib import Path
 from schuss import _core
 from schuss.hyperparameters import check_int
 
+MOST = 2**31 - 1  # of a C int; no step has work for as many
+
 
 def set_num_threads(n: int) -> None:
     """Sets the number of threads that a step may use, for the whole process.
 
     n   at least 1; TypeError or ValueError otherwise
     """
-    _core.set_threads_everywhere(check_int("n", n, 1))
+    _core.set_threads_everywhere(min(check_int("n", n, 1), MOST))
 
 
 def get_num_threads() -> int:
@@ -36,7 +40,7 @@ def threads(n: int) -> Iterator[None]:
 
     n   at least 1; TypeError or ValueError otherwise
     """
-    before = _core.set_threads_here(check_int("n", n, 1))
+    before = _core.set_threads_here(min(check_int("n", n, 1), MOST))
     try:
         yield
     finally:
@@ -44,42 +48,43 @@ def threads(n: int) -> Iterator[None]:
 
 
 def from_environment(environment: Mapping[str, str]) -> int:
-    """What SCHUSS_NUM_THREADS says; 0 where it isn't set, ValueError where it is no number of threads."""
+    """What SCHUSS_NUM_THREADS says, 0 where it isn't set; ValueError where it is no number."""
     text = environment.get("SCHUSS_NUM_THREADS", "")
     if not text:
         return 0
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(
-            f"SCHUSS_NUM_THREADS: {text!r} is no number of threads; wanted a whole number in [1, inf)"
+            f"SCHUSS_NUM_THREADS: {text!r} is no number of threads; "
+            "wanted a whole number in [1, inf)"
         )
-    return int(text)
+    return min(int(text), MOST)
 
 
 def cgroup_quota(root: Path = Path("/")) -> int:
-    """The processors that the control group grants, rounded up; 0 where there is no limit. Reads versions 1 and 2."""
+    """The processors that the control group grants, rounded up; 0 where there is no limit.
+
+    Reads versions 1 and 2. In a container the group's own folder may not be there.
+    """
     quotas = []
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
-        if controllers in ("", "cpu", "cpu,cpuacct", "cpuacct,cpu"):
-            top = root / "sys/fs/cgroup" / controllers
-            here = top / path.lstrip("/")
-            for folder in (
-                here,
-                *here.parents,
-            ):  # every ancestor's limit holds; in a container the path may not exist
-                if top in (folder, *folder.parents):
-                    quotas += _quota(folder)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / controllers
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):  # every ancestor's limit holds
+            if folder.is_relative_to(top):
+                quotas += _quota(folder)
     return min(quotas, default=0)
 
 
 def _quota(folder: Path) -> list[int]:
     """The limit that one group sets, if any."""
-    quota, period = (
-        " ".join(_lines(folder / "cpu.max")).split()
-        or [*_lines(folder / "cpu.cfs_quota_us"), *_lines(folder / "cpu.cfs_period_us")]
-        or ["max", "0"]
-    )[:2]
-    return [math.ceil(int(quota) / int(period))] if quota not in ("max", "-1") else []
+    version_1 = [*_lines(folder / "cpu.cfs_quota_us"), *_lines(folder / "cpu.cfs_period_us")]
+    match " ".join(_lines(folder / "cpu.max") or version_1).split():
+        case [quota, period] if quota.isdecimal() and period.isdecimal():  # "max" and -1: no limit
+            return [math.ceil(int(quota) / int(period))]
+    return []
 
 
 def _lines(path: Path) -> list[str]:
