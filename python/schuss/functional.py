@@ -17,8 +17,8 @@ import numpy as np
 
 from schuss import _core, rules
 from schuss.groups import Group
-from schuss.hyperparameters import check_int, check_word
-from schuss.optimizer import BACKENDS, GRAD_SCALE, SUBNORMALS, Optimizer
+from schuss.hyperparameters import check_int
+from schuss.optimizer import Optimizer
 
 
 def stateless(rule: type[Optimizer]) -> Callable[..., None]:
@@ -32,15 +32,13 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:
         /,
         *state: np.ndarray | None,
         step: int,
-        grad_scale: float = 1.0,
-        subnormals: str = "zero",
-        backend: str = "compiled",
         **options: Any,
     ) -> None:
         if len(state) > len(every_state):
             raise TypeError(f"{name}: {len(state)} state arrays given; it has {every_state}")
         given = dict(zip(every_state, state, strict=False))
         given |= {key: options.pop(key) for key in every_state if key in options}
+        around = {key: o.check(options.pop(key, o.default)) for key, o in rule.options.items()}
         group = Group(rule, options)
         arrays = {key: array for key, array in given.items() if array is not None}
         if arrays.keys() != set(group.states):
@@ -53,14 +51,14 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:
             group.at(step - 1),
             step,
             True,
-            GRAD_SCALE.check("grad_scale", grad_scale),
-            check_word("subnormals", subnormals, SUBNORMALS),
+            around["grad_scale"],
+            around["subnormals"],
         )
         ordered = [arrays[key] for key in group.states]
         plan = _core.Plan()
         plan.add(["param", "grad", *group.states], param, ordered, None, 0)
         plan.check([grad])
-        if check_word("backend", backend, BACKENDS) == "compiled":
+        if around["backend"] == "compiled":
             plan.run([scalars.packed()])
         else:
             scalars.step(param, grad, ordered)
@@ -75,8 +73,7 @@ def signature(rule: type[Optimizer], every_state: tuple[str, ...]) -> inspect.Si
     """What `help` shows: the arrays by name, and every option with its default."""
     parameter, empty = inspect.Parameter, inspect.Parameter.empty
     needed = min(map(len, rule.states.values()))
-    defaults = {key: h.default for key, h in rule.hyperparameters.items()}
-    defaults |= {"grad_scale": 1.0, "subnormals": "zero", "backend": "compiled"}
+    defaults = {key: h.default for key, h in (rule.hyperparameters | rule.options).items()}
     return inspect.Signature(
         [
             parameter("param", parameter.POSITIONAL_ONLY),

@@ -1,7 +1,7 @@
 """How a hyperparameter is declared: its default and its range once, in the class of the rule.
 
     class SGD(Optimizer):
-        lr: Number = number(1e-3, "[0, inf)")
+        lr: Number = number("[0, inf)", default=1e-3)
 
 The declaration checks what is passed and what is set later, and makes `opt.lr` read the first group
 and set all of them.
@@ -18,9 +18,8 @@ import numpy as np
 if TYPE_CHECKING:
     from schuss.optimizer import Optimizer
 
-Number = (
-    float | Callable[[int], float]
-)  # a callable takes the number of finished steps and returns the value of the coming one
+# A callable takes the number of finished steps and returns the value of the coming one.
+Number = float | Callable[[int], float]
 
 
 class Interval:
@@ -45,9 +44,7 @@ class Interval:
         if isinstance(value, bool | np.bool_) or not isinstance(value, abstract.Real):
             raise TypeError(f"{name}: {value!r} is not a number; wanted one in {self.text}")
         if float(value) not in self:
-            raise ValueError(
-                f"{name}: {float(value)!r} is out of range; wanted a number in {self.text}"
-            )
+            raise ValueError(f"{name}: {float(value)!r} is out of range, wanted {self.text}")
         return float(value)
 
 
@@ -79,14 +76,16 @@ class Hyperparameter:
         return False
 
     def at(self, value: Any, iterations: int) -> Any:
-        """The stored value's plain value after so many finished steps of the optimizer."""
+        """The plain value of a stored one after so many finished steps of the optimizer."""
         return value
 
 
-class _Constant(Hyperparameter):
+class Constant(Hyperparameter):
+    """A number in an interval that counts at construction only."""
+
     fixed = True
 
-    def __init__(self, default: float, interval: str) -> None:
+    def __init__(self, interval: str, *, default: float) -> None:
         super().__init__(default)
         self.interval = Interval(interval)
 
@@ -94,7 +93,9 @@ class _Constant(Hyperparameter):
         return self.interval.check(self.name, value)
 
 
-class _Number(_Constant):
+class Scheduled(Constant):
+    """A number in an interval, or a callable."""
+
     fixed = False
 
     def check(self, value: Any) -> Any:
@@ -109,22 +110,23 @@ class _Number(_Constant):
         return self.interval.check(f"{self.name} after {iterations} steps", value(iterations))
 
 
-class _Numbers(Hyperparameter):
-    def __init__(self, default: tuple[float, ...], interval: str) -> None:
+class Several(Hyperparameter):
+    """So many numbers in an interval, each of which may be a callable."""
+
+    def __init__(self, interval: str, *, default: tuple[float, ...]) -> None:
         super().__init__(default)
         self.interval = interval
+        self.parts = [Scheduled(interval, default=part) for part in default]
 
     def __set_name__(self, owner: type, name: str) -> None:
         super().__set_name__(owner, name)
-        self.parts = [_Number(part, self.interval) for part in self.default]
         for i, part in enumerate(self.parts):
             part.name = f"{name}[{i}]"
 
     def check(self, value: Any) -> Any:
         if not isinstance(value, tuple | list | np.ndarray) or len(value) != len(self.parts):
-            raise TypeError(
-                f"{self.name}: {value!r} is not {len(self.parts)} numbers in {self.interval}"
-            )
+            wanted = f"{len(self.parts)} numbers in {self.interval}"
+            raise TypeError(f"{self.name}: {value!r} is not {wanted}")
         return tuple(part.check(v) for part, v in zip(self.parts, value, strict=True))
 
     def scheduled(self, value: Any) -> bool:
@@ -134,52 +136,76 @@ class _Numbers(Hyperparameter):
         return tuple(part.at(v, iterations) for part, v in zip(self.parts, value, strict=True))
 
 
-class _Flag(Hyperparameter):
+class Flag(Hyperparameter):
+    """True or False."""
+
     def check(self, value: Any) -> Any:
         if not isinstance(value, bool | np.bool_):
             raise TypeError(f"{self.name}: {value!r} is not True or False")
         return bool(value)
 
 
-class _Choice(Hyperparameter):
-    def __init__(self, default: str, choices: tuple[str, ...]) -> None:
+class Choice(Hyperparameter):
+    """One of some words."""
+
+    def __init__(self, *choices: str, default: str) -> None:
         super().__init__(default)
         self.choices = choices
 
     def check(self, value: Any) -> Any:
-        return check_word(self.name, value, self.choices)
+        if value not in self.choices:
+            wanted = " or ".join(map(repr, self.choices))
+            raise ValueError(f"{self.name}: {value!r} is unknown; wanted {wanted}")
+        return value
 
 
-def constant(default: float, interval: str) -> Any:
-    """A number in an interval that counts at construction only."""
-    return _Constant(default, interval)
+class Option:
+    """An option of the whole optimizer, declared and checked like a hyperparameter."""
+
+    def __init__(self, declared: Hyperparameter) -> None:
+        self.declared = declared
+        self.default = declared.default
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.declared.name = name
+
+    def __get__(self, optimizer: Optimizer | None, owner: type) -> Any:
+        return self if optimizer is None else vars(optimizer)[self.declared.name]
+
+    def __set__(self, optimizer: Optimizer, value: Any) -> None:
+        vars(optimizer)[self.declared.name] = self.check(value)
+
+    def check(self, value: Any) -> Any:
+        """The value as it is stored; raises TypeError or ValueError."""
+        return self.declared.check(value)
 
 
-def number(default: float, interval: str) -> Any:
-    """A number in an interval, or a callable."""
-    return _Number(default, interval)
+# ---- How a class writes its declarations down. They return Any, so that a type checker takes the
+# annotation for the attribute's type, and the default for that of the constructor's argument.
 
 
-def numbers(default: tuple[float, ...], interval: str) -> Any:
-    """So many numbers in an interval, each of which may be a callable."""
-    return _Numbers(default, interval)
+def number(interval: str, *, default: float) -> Any:
+    return Scheduled(interval, default=default)
 
 
-def flag(default: bool) -> Any:
-    """True or False."""
-    return _Flag(default)
+def numbers(interval: str, *, default: tuple[float, ...]) -> Any:
+    return Several(interval, default=default)
 
 
-def choice(default: str, *choices: str) -> Any:
-    """One of some words."""
-    return _Choice(default, choices)
+def constant(interval: str, *, default: float) -> Any:
+    return Constant(interval, default=default)
 
 
-def check_word(name: str, value: Any, words: tuple[str, ...]) -> str:
-    """One of some words."""
-    if value not in words:
-        raise ValueError(f"{name}: {value!r} is unknown; wanted {' or '.join(map(repr, words))}")
-    return str(value)
+def flag(*, default: bool) -> Any:
+    return Flag(default)
+
+
+def choice(*choices: str, default: str) -> Any:
+    return Choice(*choices, default=default)
+
+
+def option(kind: type[Constant | Choice], *allowed: str, default: Any) -> Any:
+    return Option(kind(*allowed, default=default))
 
 
 def check_int(name: str, value: Any, low: int) -> int:

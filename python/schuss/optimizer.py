@@ -7,7 +7,16 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar, dataclass_transform
+from dataclasses import InitVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Concatenate,
+    ParamSpec,
+    TypeVar,
+    dataclass_transform,
+)
 from weakref import WeakSet
 
 import numpy as np
@@ -15,25 +24,23 @@ import numpy as np
 from schuss import _core
 from schuss.groups import Group, Parameter
 from schuss.hyperparameters import (
+    Choice,
+    Constant,
     Hyperparameter,
-    Interval,
+    Option,
     check_int,
-    check_word,
     choice,
     constant,
     flag,
     number,
     numbers,
+    option,
 )
 from schuss.kernels import ScalarSet
 from schuss.structure import Tree, flatten, gather, is_sequence, label, listed
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-BACKENDS = ("compiled", "numpy")
-SUBNORMALS = ("zero", "keep")
-GRAD_SCALE = Interval("(0, inf)")
 
 
 def one_at_a_time(
@@ -57,11 +64,16 @@ def one_at_a_time(
     return guarded
 
 
+def argument(*, default: Any = None, kw_only: bool = True) -> Any:
+    """An argument of the constructor that is no attribute: only type checkers see it."""
+
+
 @dataclass_transform(
-    kw_only_default=True, field_specifiers=(number, numbers, constant, flag, choice)
+    kw_only_default=True,
+    field_specifiers=(number, numbers, constant, flag, choice, option, argument),
 )
 class Declared:
-    """Tells type checkers that a class's hyperparameters are its constructor's arguments."""
+    """Tells type checkers that what a class declares are its constructor's arguments."""
 
 
 class Optimizer(Declared):
@@ -83,12 +95,20 @@ class Optimizer(Declared):
 
     states: ClassVar[dict[str, tuple[str, ...]]]
     hyperparameters: ClassVar[dict[str, Hyperparameter]] = {}
+    options: ClassVar[dict[str, Option]] = {}
+
+    if TYPE_CHECKING:
+        params: InitVar[Any] = argument(kw_only=False)
+        grads: InitVar[Any] = argument(default=None)
+        no_decay: InitVar[Callable[[str, np.ndarray], bool] | None] = argument(default=None)
+    grad_scale: float = option(Constant, "(0, inf)", default=1.0)
+    subnormals: str = option(Choice, "zero", "keep", default="zero")
+    backend: str = option(Choice, "compiled", "numpy", default="compiled")
 
     def __init_subclass__(cls) -> None:
-        own = {
-            name: value for name, value in vars(cls).items() if isinstance(value, Hyperparameter)
-        }
-        cls.hyperparameters = cls.hyperparameters | own
+        declared = {name: d for c in reversed(cls.__mro__) for name, d in vars(c).items()}
+        cls.hyperparameters = {k: d for k, d in declared.items() if isinstance(d, Hyperparameter)}
+        cls.options = {k: d for k, d in declared.items() if isinstance(d, Option)}
 
     def __init__(
         self,
@@ -97,14 +117,10 @@ class Optimizer(Declared):
         *,
         grads: Any = None,
         no_decay: Callable[[str, np.ndarray], bool] | None = None,
-        grad_scale: float = 1.0,
-        subnormals: str = "zero",
-        backend: str = "compiled",
         **hyperparameters: Any,
     ) -> None:
-        self.grad_scale = grad_scale
-        self.subnormals = subnormals
-        self.backend = backend
+        for name, declared in self.options.items():
+            setattr(self, name, hyperparameters.pop(name, declared.default))
         self._groups: list[Group] = []
         self._trees: list[Tree] = []
         self._parameters: list[Parameter] = []
@@ -237,9 +253,9 @@ class Optimizer(Declared):
         Everything is validated before anything changes. Raises TypeError or ValueError that name
         the array, and RuntimeError when a callable calls it from within a step.
         """
-        scale = self._grad_scale
+        scale = self.grad_scale
         if grad_scale is not None:
-            scale = GRAD_SCALE.check("grad_scale", grad_scale)
+            scale = self.options["grad_scale"].check(grad_scale)
         if grads is None and not self._bound:
             raise ValueError(
                 "grads: none given and none bound; pass them, or bind them with grads="
@@ -253,10 +269,8 @@ class Optimizer(Declared):
         for key, count in plan.check(flat):
             group, decays = divmod(key, 2)
             kernel, h = self._groups[group].kernel, values[group]
-            sets.append(
-                self.scalar_set(kernel, h, count + 1, bool(decays), scale, self._subnormals)
-            )
-        if self._backend == "compiled":
+            sets.append(self.scalar_set(kernel, h, count + 1, bool(decays), scale, self.subnormals))
+        if self.backend == "compiled":
             plan.run([s.packed() for s in sets])
         else:
             gradients: list[Any] = [p.g for p in self._parameters] if flat is None else flat
@@ -298,33 +312,6 @@ class Optimizer(Declared):
         """The learning rate of the coming step, of the first group."""
         rate: float = self._groups[0].at(self.iterations)["lr"]
         return rate
-
-    @property
-    def grad_scale(self) -> float:
-        """The loss scale: gradients are multiplied by 1/grad_scale."""
-        return self._grad_scale
-
-    @grad_scale.setter
-    def grad_scale(self, value: float) -> None:
-        self._grad_scale = GRAD_SCALE.check("grad_scale", value)
-
-    @property
-    def subnormals(self) -> str:
-        """What becomes of state below the smallest normal number: "zero" or "keep"."""
-        return self._subnormals
-
-    @subnormals.setter
-    def subnormals(self, value: str) -> None:
-        self._subnormals = check_word("subnormals", value, SUBNORMALS)
-
-    @property
-    def backend(self) -> str:
-        """What does the work: "compiled" or "numpy"."""
-        return self._backend
-
-    @backend.setter
-    def backend(self, value: str) -> None:
-        self._backend = check_word("backend", value, BACKENDS)
 
     # ---- State
 
@@ -395,7 +382,7 @@ class Optimizer(Declared):
         return f"{type(self).__name__}({groups}\n)"
 
 
-class States(dict[str, dict[str, Any]]):
+class States(dict[str | int, dict[str, Any]]):
     """State by parameter name; in a flat sequence the number itself works too."""
 
     def __missing__(self, key: object) -> dict[str, Any]:
@@ -421,7 +408,7 @@ def described(x: Any) -> str:
     return f"{x.dtype} of shape {x.shape} in {order} order"
 
 
-def differences(own: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+def differences(own: Mapping[Any, Any], other: Mapping[str, Any]) -> list[str]:
     """How a saved state differs from this one in names, shapes and types."""
     found = [f"missing {name!r}" for name in own if name not in other]
     found += [f"unknown {name!r}" for name in other if name not in own]

@@ -42,14 +42,14 @@ class SGD(Optimizer):
         "momentum": ("momentum_buffer",),
         "nesterov": ("momentum_buffer",),
     }
-    lr: Number = number(1e-3, "[0, inf)")
-    momentum: Number = number(0.0, "[0, inf)")
-    dampening: Number = number(0.0, "(-inf, inf)")
-    nesterov: bool = flag(False)
-    lr_in_buffer: bool = flag(False)
-    weight_decay: Number = number(0.0, "[0, inf)")
-    decay_mode: str = choice("l2", "l2", "decoupled")
-    maximize: bool = flag(False)
+    lr: Number = number("[0, inf)", default=1e-3)
+    momentum: Number = number("[0, inf)", default=0.0)
+    dampening: Number = number("(-inf, inf)", default=0.0)
+    nesterov: bool = flag(default=False)
+    lr_in_buffer: bool = flag(default=False)
+    weight_decay: Number = number("[0, inf)", default=0.0)
+    decay_mode: str = choice("l2", "decoupled", default="l2")
+    maximize: bool = flag(default=False)
 
     @staticmethod
     def kernel(h: Mapping[str, Any]) -> str:
@@ -85,13 +85,13 @@ class Adagrad(Optimizer):
     """
 
     states: ClassVar = {"adagrad": ("sum",)}
-    lr: Number = number(1e-2, "[0, inf)")
-    lr_decay: Number = number(0.0, "[0, inf)")
-    weight_decay: Number = number(0.0, "[0, inf)")
-    initial_accumulator_value: float = constant(0.0, "[0, inf)")
-    eps: Number = number(1e-10, "[0, inf)")
-    decay_mode: str = choice("l2", "l2", "decoupled")
-    maximize: bool = flag(False)
+    lr: Number = number("[0, inf)", default=1e-2)
+    lr_decay: Number = number("[0, inf)", default=0.0)
+    weight_decay: Number = number("[0, inf)", default=0.0)
+    initial_accumulator_value: float = constant("[0, inf)", default=0.0)
+    eps: Number = number("[0, inf)", default=1e-10)
+    decay_mode: str = choice("l2", "decoupled", default="l2")
+    maximize: bool = flag(default=False)
 
     @staticmethod
     def kernel(h: Mapping[str, Any]) -> str:
@@ -134,14 +134,14 @@ class RMSprop(Optimizer):
         "rmsprop_centered": ("square_avg", "grad_avg"),
         "rmsprop_centered_momentum": ("square_avg", "grad_avg", "momentum_buffer"),
     }
-    lr: Number = number(1e-2, "[0, inf)")
-    alpha: Number = number(0.99, "[0, 1]")
-    eps: Number = number(1e-8, "[0, inf)")
-    weight_decay: Number = number(0.0, "[0, inf)")
-    momentum: Number = number(0.0, "[0, inf)")
-    centered: bool = flag(False)
-    decay_mode: str = choice("l2", "l2", "decoupled")
-    maximize: bool = flag(False)
+    lr: Number = number("[0, inf)", default=1e-2)
+    alpha: Number = number("[0, 1]", default=0.99)
+    eps: Number = number("[0, inf)", default=1e-8)
+    weight_decay: Number = number("[0, inf)", default=0.0)
+    momentum: Number = number("[0, inf)", default=0.0)
+    centered: bool = flag(default=False)
+    decay_mode: str = choice("l2", "decoupled", default="l2")
+    maximize: bool = flag(default=False)
 
     @staticmethod
     def kernel(h: Mapping[str, Any]) -> str:
@@ -187,13 +187,13 @@ class Adam(Optimizer):
         "adam": ("exp_avg", "exp_avg_sq"),
         "amsgrad": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
     }
-    lr: Number = number(1e-3, "[0, inf)")
-    betas: tuple[Number, Number] = numbers((0.9, 0.999), "[0, 1)")
-    eps: Number = number(1e-8, "[0, inf)")
-    weight_decay: Number = number(0.0, "[0, inf)")
-    amsgrad: bool = flag(False)
-    decay_mode: str = choice("l2", "l2", "decoupled")
-    maximize: bool = flag(False)
+    lr: Number = number("[0, inf)", default=1e-3)
+    betas: tuple[Number, Number] = numbers("[0, 1)", default=(0.9, 0.999))
+    eps: Number = number("[0, inf)", default=1e-8)
+    weight_decay: Number = number("[0, inf)", default=0.0)
+    amsgrad: bool = flag(default=False)
+    decay_mode: str = choice("l2", "decoupled", default="l2")
+    maximize: bool = flag(default=False)
 
     @staticmethod
     def kernel(h: Mapping[str, Any]) -> str:
@@ -226,8 +226,8 @@ class AdamW(Adam):
     PyTorch.
     """
 
-    weight_decay: Number = number(1e-2, "[0, inf)")
-    decay_mode: str = choice("decoupled", "l2", "decoupled")
+    weight_decay: Number = number("[0, inf)", default=1e-2)
+    decay_mode: str = choice("l2", "decoupled", default="decoupled")
 
 
 RULES: tuple[type[Optimizer], ...] = (SGD, Adagrad, RMSprop, Adam, AdamW)

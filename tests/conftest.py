@@ -1,0 +1,44 @@
+"""What all tests share: the seed of the random ones, printed so that a failure can be repeated."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from schuss import _core
+
+SEED = int(os.environ.get("SCHUSS_TEST_SEED", time.time_ns() % 2**32))
+
+
+def pytest_report_header() -> str:
+    return f"SCHUSS_TEST_SEED={SEED} (set it to repeat the random combinations), isa {_core.isa()}"
+
+
+@pytest.fixture(scope="session")
+def seed() -> int:
+    return SEED
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+@pytest.fixture
+def many_threads() -> Iterator[None]:
+    """Lets threads run from the first chunk on, and sees that they did."""
+    before = _core.set_grain(1)
+    yield
+    _core.set_grain(before)
+
+
+@pytest.fixture
+def any_isa() -> Iterator[None]:
+    """Leaves the instruction set as it found it."""
+    before = _core.isa()
+    yield
+    _core.use_isa(before)

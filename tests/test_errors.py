@@ -1,0 +1,545 @@
+"""Errors are values for the user: the type, the argument, what was wrong; and nothing changed."""
+
+from __future__ import annotations
+
+import mmap
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import schuss
+from schuss import rules
+from schuss.optimizer import Optimizer
+
+F4 = np.float32
+
+
+def odd_byte() -> np.ndarray:
+    return np.frombuffer(bytearray(41), F4, count=10, offset=1)
+
+
+def read_only() -> np.ndarray:
+    a = np.zeros(10, F4)
+    a.flags.writeable = False
+    return a
+
+
+def record() -> np.ndarray:
+    return np.zeros(10, [("a", "f4")])
+
+
+NO_ARRAYS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
+    ("scalar", lambda: 1.0, TypeError, "not a numpy.ndarray (float)"),
+    ("numpy scalar", lambda: F4(1), TypeError, "not a numpy.ndarray (float32)"),
+    ("string", lambda: "w", TypeError, "not a numpy.ndarray (str)"),
+    ("memory", lambda: mmap.mmap(-1, 4096), TypeError, "not a numpy.ndarray (mmap)"),
+]
+WRONG_ARRAYS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
+    ("object", lambda: np.zeros(10, object), TypeError, "dtype object is not supported"),
+    ("complex", lambda: np.zeros(10, complex), TypeError, "dtype complex128 is not supported"),
+    ("int", lambda: np.zeros(10, int), TypeError, "wanted float32 or float64"),
+    ("bool", lambda: np.zeros(10, bool), TypeError, "dtype bool is not supported"),
+    ("long double", lambda: np.zeros(10, np.longdouble), TypeError, "is not supported"),
+    ("half", lambda: np.zeros(10, np.float16), TypeError, "dtype float16 is not supported"),
+    ("record", record, TypeError, "is not supported"),
+    ("masked", lambda: np.ma.zeros(10, F4), TypeError, "a masked array"),
+    ("big-endian", lambda: np.zeros(10, ">f4"), ValueError, "not in native byte order (dtype >f4)"),
+    ("stride 0", lambda: np.broadcast_to(F4(0), 10), ValueError, "not contiguous (strides (0,)"),
+    ("negative stride", lambda: np.zeros(10, F4)[::-1], ValueError, "(strides (-4,), shape (10,))"),
+    ("step 2", lambda: np.zeros(20, F4)[::2], ValueError, "pass a contiguous array"),
+    ("column", lambda: np.zeros((10, 3), F4)[:, 0], ValueError, "not contiguous"),
+    ("odd byte", odd_byte, ValueError, "not aligned"),
+]
+READ_ONLY: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
+    ("flag", read_only, ValueError, "read-only, but the step writes to it"),
+    ("bytes", lambda: np.frombuffer(bytes(40), F4), ValueError, "read-only"),
+]
+
+
+def cases(
+    *tables: list[tuple[str, Callable[[], Any], type[Exception], str]],
+) -> pytest.MarkDecorator:
+    rows = [pytest.param(*row[1:], id=row[0]) for table in tables for row in table]
+    return pytest.mark.parametrize(("make", "error", "says"), rows)
+
+
+def snapshot(opt: Optimizer) -> Any:
+    """Everything that an error must leave as it was."""
+    arrays = [(x.tobytes(), x.shape, x.dtype) for g in opt.param_groups for x in g["params"]]
+    state = {
+        name: {key: v if key == "step" else v.tobytes() for key, v in s.items()}
+        for name, s in opt.state.items()
+    }
+    groups = [(repr(g), g["param_names"]) for g in opt.param_groups]
+    return arrays, state, groups, opt.iterations, opt.grad_scale, opt.subnormals, opt.backend
+
+
+class Unchanged:
+    """Raises an error of this type that names the array and says this; then nothing has changed."""
+
+    def __init__(self, opt: Optimizer, error: type[Exception], *says: str) -> None:
+        self.opt, self.before, self.says = opt, snapshot(opt), says
+        self.raises = pytest.raises(error)
+
+    def __enter__(self) -> None:
+        self.info = self.raises.__enter__()
+
+    def __exit__(self, *exception: Any) -> bool:
+        swallowed = self.raises.__exit__(*exception)
+        for part in self.says:
+            assert part in str(self.info.value)
+        assert snapshot(self.opt) == self.before
+        return bool(swallowed)
+
+
+def stepped(params: Any, **options: Any) -> Optimizer:
+    """An optimizer with two steps behind it, so that there is something to lose."""
+    opt = schuss.AdamW(params, **options)
+    for _ in range(2):
+        opt.step({name: np.ones_like(x) for name, x in params.items()})
+    return opt
+
+
+@pytest.fixture(params=["compiled", "numpy"])
+def opt(request: pytest.FixtureRequest) -> Optimizer:
+    return stepped(
+        {"a": np.ones(10, F4), "w1": np.ones(10, F4), "z": np.ones(10, F4)}, backend=request.param
+    )
+
+
+# ---- Parameters
+
+
+@cases(NO_ARRAYS, WRONG_ARRAYS, READ_ONLY)
+def test_parameter(make: Callable[[], Any], error: type[Exception], says: str) -> None:
+    with pytest.raises(error) as info:
+        schuss.AdamW({"b": np.zeros(3, F4), "w1": make()})
+    assert str(info.value).startswith('params["w1"]: ')
+    assert says in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("params", "says"),
+    [
+        ([], "params: no array"),
+        ({}, "params: no array"),
+        ([{"params": []}], "params: no array"),
+        ({"a": {"b": []}}, "params: no array"),
+        ({"a.b": np.zeros(1), "a": {"b": np.zeros(1)}}, 'params["a.b"]: two arrays'),
+        (
+            [{"params": {"w": np.zeros(1)}}, {"params": {"w": np.zeros(1)}}],
+            'params["w"]: two groups',
+        ),
+    ],
+)
+def test_parameters_together(params: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        schuss.SGD(params)
+
+
+def overlapping() -> dict[str, Any]:
+    a = np.zeros(10, F4)
+    m = np.zeros((4, 4), F4)
+    return {
+        "twice": ([a, a], "params[1]: overlaps params[0]"),
+        "slices": ([a[:-1], a[1:]], "params[1]: overlaps params[0]"),
+        "inside": ([a[2:4], a], "overlaps"),
+        "row of a matrix": ([m, m[2]], "overlaps"),
+        "transposed": ([m, m.T], "overlaps"),
+    }
+
+
+@pytest.mark.parametrize("case", overlapping())
+def test_overlap(case: str) -> None:
+    params, says = overlapping()[case]
+    with pytest.raises(ValueError, match=re.escape(says)):
+        schuss.Adam(params)
+
+
+def test_adjacent_slices_are_fine() -> None:
+    a = np.zeros(10, F4)
+    opt = schuss.SGD([a[:4], a[4:4], a[4:]], lr=1.0)
+    opt.step([np.ones(4, F4), np.ones(0, F4), np.ones(6, F4)])
+    assert (a == -1).all()
+
+
+# ---- Gradients
+
+
+@cases(NO_ARRAYS, WRONG_ARRAYS)
+def test_gradient(
+    make: Callable[[], Any], error: type[Exception], says: str, opt: Optimizer
+) -> None:
+    good = np.ones(10, F4)
+    with Unchanged(opt, error, 'grads["w1"]: ', says):
+        opt.step({"a": good, "w1": make(), "z": good})
+
+
+def test_read_only_gradient_is_fine() -> None:
+    opt = schuss.SGD(np.zeros(10, F4), lr=1.0)
+    assert opt.step(np.broadcast_to(F4(1), (1,)).repeat(10))
+    assert opt.step(read_only())
+
+
+@pytest.mark.parametrize(
+    ("gradient", "error", "says"),
+    [
+        (np.ones(11, F4), ValueError, "shape (11,), but params[0] has shape (10,)"),
+        (np.ones((2, 5), F4), ValueError, "shape (2, 5), but params[0] has shape (10,)"),
+        (np.ones((), F4), ValueError, "shape (), but params[0] has shape (10,)"),
+        (np.ones(10), TypeError, "float64, but params[0] is float32; pass the gradient as .astype"),
+    ],
+)
+def test_gradient_against_parameter(gradient: Any, error: type[Exception], says: str) -> None:
+    opt = schuss.Adam([np.ones(10, F4)])
+    with Unchanged(opt, error, "grads[0]: ", says):
+        opt.step([gradient])
+
+
+def test_the_most_frequent_mistakes_say_which_side_to_change() -> None:
+    x, dy = np.ones((7, 4), F4), np.ones((7, 3), F4)
+    opt = schuss.SGD({"w": np.zeros((4, 3), F4)})
+    with Unchanged(opt, ValueError, 'grads["w"]: in Fortran order', "x.T @ dy, not (dy.T @ x).T"):
+        opt.step({"w": (dy.T @ x).T})
+    with Unchanged(opt, TypeError, 'grads["w"]: float64', "np.float32", "parameter float64"):
+        opt.step({"w": x.T @ dy.astype(float)})
+    fortran = schuss.SGD({"w": np.zeros((4, 3), F4, order="F")})
+    with Unchanged(fortran, ValueError, "in C order", "np.asfortranarray"):
+        fortran.step({"w": np.zeros((4, 3), F4)})
+    assert fortran.step({"w": (dy.T @ x).T})
+
+
+def test_gradient_overlaps_what_is_written() -> None:
+    a = np.zeros(20, F4)
+    opt = schuss.Adam({"w": a[:10]})
+    with Unchanged(opt, ValueError, 'grads["w"]: overlaps params["w"]'):
+        opt.step({"w": a[:10]})
+    with Unchanged(opt, ValueError, 'grads["w"]: overlaps params["w"]'):
+        opt.step({"w": a[9:19]})
+    with Unchanged(opt, ValueError, 'grads["w"]: overlaps state["w"]["exp_avg_sq"]'):
+        opt.step({"w": opt.state["w"]["exp_avg_sq"]})
+    assert opt.step({"w": a[10:]})
+    with pytest.raises(ValueError, match="overlaps params"):
+        schuss.Adam({"w": a[:10]}, grads={"w": a[5:15]})
+
+
+def test_gradients_may_overlap_one_another() -> None:
+    g = np.ones(10, F4)
+    assert schuss.SGD([np.zeros(10, F4), np.zeros(10, F4), np.zeros(4, F4)]).step([g, g, g[2:6]])
+
+
+@pytest.mark.parametrize(
+    ("grads", "says"),
+    [
+        (None, "grads: none given and none bound"),
+        ({"a": None, "w1": None}, "grads: missing 'z'"),
+        ({"a": None, "w1": None, "z": None, "zz": None}, "grads: unknown 'zz'"),
+        ([None] * 3, "grads: list where params has a mapping"),
+        (np.ones(10, F4), "grads: ndarray where params has a mapping"),
+    ],
+)
+def test_structure_of_gradients(grads: Any, says: str, opt: Optimizer) -> None:
+    with Unchanged(opt, ValueError, says):
+        opt.step(grads)
+
+
+def test_structure_of_nested_gradients() -> None:
+    opt = schuss.SGD({"layers": [{"w": np.zeros(2)}, {"w": np.zeros(2)}]})
+    for grads, says in [
+        ({"layers": [{"w": None}]}, "grads['layers']: 1 where params has 2"),
+        ({"layers": {"w": None}}, "grads['layers']: dict where params has a sequence"),
+        ({"layers": [{"w": None}, {}]}, "grads['layers'][1]: missing 'w'"),
+        (
+            {"layers": [{"w": [1.0]}, {"w": None}]},
+            'grads["layers.0.w"]: not a numpy.ndarray (list)',
+        ),
+    ]:
+        with Unchanged(opt, (ValueError, TypeError), says):  # type: ignore[arg-type]
+            opt.step(grads)
+
+
+# ---- What happens to registered arrays between steps
+
+
+def resized(a: np.ndarray) -> None:
+    a.resize(7, refcheck=False)
+
+
+def reshaped(a: np.ndarray) -> None:
+    a.shape = (2, 5)
+
+
+def frozen(a: np.ndarray) -> None:
+    a.flags.writeable = False
+
+
+@pytest.mark.filterwarnings("ignore:Setting the:DeprecationWarning")
+@pytest.mark.parametrize("which", ["params", "exp_avg"])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (resized, "shape (7,) is no longer the registered (10,)"),
+        (reshaped, "shape (2, 5) is no longer the registered (10,)"),
+        (frozen, "read-only"),
+    ],
+)
+def test_changed_between_steps(
+    change: Callable[[np.ndarray], None], says: str, which: str, opt: Optimizer
+) -> None:
+    array = opt.param_groups[0]["params"][1] if which == "params" else opt.state["w1"][which]
+    change(array)
+    good = np.ones(10, F4)
+    with Unchanged(opt, ValueError, '"w1"]', says):
+        opt.step({"a": good, "w1": good, "z": good})
+    assert opt.step({"a": good, "w1": None, "z": good})
+
+
+def test_resized_there_and_back_is_noticed() -> None:
+    """The memory has moved, the contract holds: the step follows the array."""
+    x = np.zeros(10, F4)
+    opt = schuss.SGD(x, lr=1.0)
+    opt.step(np.ones(10, F4))
+    x.resize(1 << 20, refcheck=False)
+    x.resize(10, refcheck=False)
+    opt.step(np.ones(10, F4))
+    assert (x == -2).all()
+
+
+# ---- Hyperparameters and options
+
+WRONG_NUMBERS = [-1.0, np.nan, np.inf, "1", True, None, 1j, np.ones(2), [1.0]]
+
+
+@pytest.mark.parametrize("rule", rules.RULES)
+def test_hyperparameters(rule: type[Optimizer]) -> None:
+    """Every option refuses what is no number or out of range, at construction and later."""
+    opt = rule([np.zeros(3)], lr=0.5)
+    for name, h in rule.hyperparameters.items():
+        wrong: list[Any] = ["nonsense", None, 3.5]
+        if isinstance(h.default, float):
+            wrong = WRONG_NUMBERS[1:] if name == "dampening" else WRONG_NUMBERS
+        elif isinstance(h.default, tuple):
+            wrong = [0.9, (0.9,), (0.9, 1.0), (0.9, np.nan), ("a", "b"), (0.9, 0.9, 0.9), "ab"]
+        for value in wrong:
+            with Unchanged(opt, (TypeError, ValueError), name):  # type: ignore[arg-type]
+                rule([np.zeros(3)], **{name: value})
+            with Unchanged(opt, (TypeError, ValueError), name):  # type: ignore[arg-type]
+                opt.param_groups[0][name] = value
+            with Unchanged(opt, (TypeError, ValueError), name):  # type: ignore[arg-type]
+                setattr(opt, name, value)
+
+
+def test_range_and_value_are_named() -> None:
+    with pytest.raises(ValueError, match=r"lr: -0\.1 is out of range, wanted \[0, inf\)"):
+        schuss.SGD(np.zeros(1), lr=-0.1)
+    with pytest.raises(ValueError, match=r"betas\[1\]: 1\.0 is out of range, wanted \[0, 1\)"):
+        schuss.Adam(np.zeros(1), betas=(0.9, 1.0))
+    with pytest.raises(TypeError, match=r"lrr: unknown; SGD has lr, momentum"):
+        schuss.SGD(np.zeros(1), lrr=0.1)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="decay_mode: 'l1' is unknown; wanted 'l2' or 'decoupled'"):
+        schuss.SGD(np.zeros(1), decay_mode="l1")
+
+
+def test_numpy_numbers_are_fine() -> None:
+    numbers: dict[str, Any] = {"lr": np.array(0.1), "betas": np.array([0.5, 0.9]), "eps": F4(0)}
+    opt = schuss.Adam(np.zeros(1), **numbers)
+    assert (opt.lr, opt.betas, opt.eps) == (0.1, (0.5, 0.9), 0.0)
+    assert schuss.SGD(np.zeros(1), lr=1).lr == 1.0
+
+
+def test_nesterov_needs_a_momentum() -> None:
+    wrong: list[dict[str, Any]] = [{}, {"momentum": 0.9, "dampening": 0.1}]
+    for options in wrong:
+        with pytest.raises(ValueError, match="nesterov: needs momentum > 0 and dampening = 0"):
+            schuss.SGD(np.zeros(1), nesterov=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "value"),
+    [
+        (schuss.SGD, "momentum", 0.9),
+        (schuss.Adam, "amsgrad", True),
+        (schuss.RMSprop, "centered", True),
+        (schuss.Adagrad, "initial_accumulator_value", 0.1),
+    ],
+)
+def test_state_is_fixed_at_construction(rule: type[Optimizer], name: str, value: Any) -> None:
+    opt = rule({"w": np.zeros(3)})
+    with Unchanged(opt, ValueError, name, "fixed at construction"):
+        setattr(opt, name, value)
+    with Unchanged(opt, ValueError, name, "fixed at construction"):
+        opt.param_groups[0][name] = value
+
+
+def test_all_groups_or_none() -> None:
+    groups = [{"params": [np.zeros(1)]}, {"params": [np.zeros(1)], "momentum": 0.9}]
+    opt = schuss.SGD(groups)
+    with Unchanged(opt, ValueError, "nesterov"):
+        opt.nesterov = True
+
+
+def test_group_keeps_its_options() -> None:
+    opt = schuss.SGD(np.zeros(3))
+    with Unchanged(opt, TypeError, "lr"):
+        del opt.param_groups[0]["lr"]
+    with Unchanged(opt, ValueError, "params: fixed"):
+        opt.param_groups[0]["params"] = []
+    with Unchanged(opt, TypeError, "lrr: unknown"):
+        opt.param_groups[0]["lrr"] = 1.0
+
+
+@pytest.mark.parametrize("value", [np.nan, -1.0, "a", None])
+def test_schedule_that_returns_nonsense(value: Any, opt: Optimizer) -> None:
+    opt.param_groups[0]["lr"] = lambda n: value
+    good = np.ones(10, F4)
+    with Unchanged(opt, (TypeError, ValueError), "lr after 2 steps"):  # type: ignore[arg-type]
+        opt.step({"a": good, "w1": good, "z": good})
+
+
+def test_schedule_that_raises(opt: Optimizer) -> None:
+    def broken(n: int) -> float:
+        raise LookupError("nothing there")
+
+    opt.param_groups[0]["lr"] = broken
+    good = np.ones(10, F4)
+    with Unchanged(opt, LookupError, "nothing there"):
+        opt.step({"a": good, "w1": good, "z": good})
+
+
+def test_reentered() -> None:
+    opt = schuss.SGD(np.zeros(3))
+
+    def again(n: int) -> float:
+        opt.step(np.ones(3))
+        return 0.1
+
+    opt.lr = again
+    with Unchanged(opt, RuntimeError, "re-entered"):
+        opt.step(np.ones(3))
+    opt.lr = 0.1
+    assert opt.step(np.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("grad_scale", 0.0), ("grad_scale", np.inf), ("subnormals", "flush"), ("backend", "cuda")],
+)
+def test_options(name: str, value: Any, opt: Optimizer) -> None:
+    with Unchanged(opt, ValueError, f"{name}: "):
+        setattr(opt, name, value)
+    with pytest.raises(ValueError, match=f"{name}: "):
+        schuss.SGD(np.zeros(3), **{name: value})
+
+
+def test_grad_scale_of_a_step(opt: Optimizer) -> None:
+    good = np.ones(10, F4)
+    for value in (0.0, -2.0, np.nan):
+        with Unchanged(opt, ValueError, "grad_scale: "):
+            opt.step({"a": good, "w1": good, "z": good}, grad_scale=value)
+
+
+# ---- Groups, rebind, state dictionaries, stateless calls
+
+
+@pytest.mark.parametrize(
+    ("group", "error", "says"),
+    [
+        ({"lr": 0.1}, TypeError, "group: pass a mapping"),
+        ([np.zeros(3, F4)], TypeError, "group: pass a mapping"),
+        ({"params": {"w1": np.zeros(3, F4)}}, ValueError, 'params["w1"]: two groups'),
+        ({"params": {"n": np.zeros(3, int)}}, TypeError, 'params["n"]: dtype int64'),
+        ({"params": {"n": np.zeros(3, F4)}, "lr": -1.0}, ValueError, "lr: -1.0"),
+        ({"params": {"n": np.zeros(3, F4)}, "foo": 1.0}, TypeError, "foo: unknown"),
+    ],
+)
+def test_add_param_group(group: Any, error: type[Exception], says: str, opt: Optimizer) -> None:
+    with Unchanged(opt, error, says):
+        opt.add_param_group(group)
+    good = np.ones(10, F4)
+    assert opt.step({"a": good, "w1": good, "z": good})
+
+
+def test_add_param_group_that_overlaps(opt: Optimizer) -> None:
+    with Unchanged(opt, ValueError, 'params["new"]: overlaps params["a"]'):
+        opt.add_param_group({"params": {"new": opt.param_groups[0]["params"][0]}})
+
+
+@pytest.mark.parametrize(
+    ("w1", "says"),
+    [
+        (np.zeros(11, F4), "float32 of shape (11,) in C order where float32 of shape (10,)"),
+        (np.zeros(10), "float64 of shape (10,)"),
+        (np.zeros(20, F4)[::2], "in no contiguous order"),
+        (1.0, "float where float32"),
+        (read_only(), "read-only"),
+    ],
+)
+def test_rebind(w1: Any, says: str, opt: Optimizer) -> None:
+    with Unchanged(opt, ValueError, 'params["w1"]: ', says):
+        opt.rebind({"a": np.zeros(10, F4), "w1": w1, "z": np.zeros(10, F4)})
+    with Unchanged(opt, ValueError, "params: missing 'z'"):
+        opt.rebind({"a": np.zeros(10, F4), "w1": np.zeros(10, F4)})
+
+
+def test_load_state_dict_lists_every_difference(opt: Optimizer) -> None:
+    saved = opt.state_dict()
+    saved["state"]["a"]["exp_avg"] = np.zeros(9, F4)
+    saved["state"]["w1"]["exp_avg_sq"] = np.zeros(10)
+    del saved["state"]["z"]
+    saved["state"]["other"] = {}
+    with Unchanged(
+        opt,
+        ValueError,
+        "missing 'z'",
+        "unknown 'other'",
+        "'a' exp_avg: float32 of shape (9,)",
+        "'w1' exp_avg_sq: float64",
+    ):
+        opt.load_state_dict(saved)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda s: s["param_groups"][0].update(lr=-1.0), "lr: -1.0"),
+        (lambda s: s["param_groups"][0].update(foo=1.0), "foo: unknown"),
+        (lambda s: s["param_groups"][0].update(params=["a"]), "param_groups: other parameters"),
+        (lambda s: s["param_groups"].pop(), "param_groups: other parameters"),
+        (lambda s: s.update(iterations=-1), "iterations: -1"),
+        (lambda s: s["state"]["a"].update(step=1.5), 'state["a"]["step"]: 1.5'),
+        (lambda s: s["state"]["a"].pop("exp_avg"), "missing 'a' exp_avg"),
+        (lambda s: s["state"]["a"].update(sum=np.zeros(10, F4)), "unknown 'a' sum"),
+        (lambda s: s["state"]["a"].update(exp_avg=1.0), "'a' exp_avg: float"),
+    ],
+)
+def test_load_state_dict(spoil: Callable[[Any], None], says: str, opt: Optimizer) -> None:
+    saved = opt.state_dict()
+    spoil(saved)
+    with Unchanged(opt, (TypeError, ValueError), says):  # type: ignore[arg-type]
+        opt.load_state_dict(saved)
+
+
+def test_functional() -> None:
+    x, g, m, v = (np.zeros(3, F4) for _ in range(4))
+    adam = schuss.functional.adam
+    for call, error, says in [
+        (lambda: adam(x, g, m, v, step=0), ValueError, "step: 0 is out of range"),
+        (lambda: adam(x, g, m, v, step=1.0), TypeError, "step: 1.0 is not a whole number"),
+        (lambda: adam(x, g, m, step=1), TypeError, "these options take ('exp_avg', 'exp_avg_sq')"),
+        (lambda: adam(x, g, m, v, m.copy(), step=1), TypeError, "adam: state"),
+        (lambda: adam(x, g, m, v, step=1, foo=2), TypeError, "foo: unknown"),
+        (lambda: adam(x, g, m, m, step=1), ValueError, "exp_avg_sq: overlaps exp_avg"),
+        (lambda: adam(x, x, m, v, step=1), ValueError, "grad: overlaps param"),
+        (lambda: adam(x, g, m, v[:2], step=1), ValueError, "exp_avg_sq: shape (2,)"),
+        (lambda: adam(x, g.astype(float), m, v, step=1), TypeError, "grad: float64"),
+        (lambda: adam([0.0], g, m, v, step=1), TypeError, "param: not a numpy.ndarray (list)"),
+        (lambda: adam(x, g, m, v, step=1, backend="no"), ValueError, "backend: 'no'"),
+    ]:
+        with pytest.raises(error) as info:
+            call()  # type: ignore[no-untyped-call]
+        assert says in str(info.value)
+        assert not x.any()
+        assert not m.any()

@@ -1,0 +1,364 @@
+"""Kernel and reference end on the same bits: parameters, every state array, and nothing else moved.
+
+The list of rules drives everything here. A combination is a rule with a value for each of its
+options and for what surrounds them; all values of each, every pair of values and random full
+combinations run on every instruction set and with one to five threads.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from schuss import _core, functional, reference, rules, threads
+from schuss.hyperparameters import Choice, Constant, Flag, Scheduled, Several
+from schuss.optimizer import Optimizer
+
+STEPS = 20
+ISAS = [os.environ["SCHUSS_ISA"]] if "SCHUSS_ISA" in os.environ else _core.found_isas()
+KERNELS = [(rule, kernel) for rule in rules.RULES for kernel in rule.states]
+
+# ---- Arrays and gradients
+
+
+class Layout(NamedTuple):
+    """Sizes of a list of arrays, and where each begins: so many elements behind an aligned one."""
+
+    sizes: tuple[int, ...]
+    offsets: tuple[int, ...]
+
+
+def spread(sizes: list[int]) -> Layout:
+    return Layout(tuple(sizes), tuple(7 * i % 64 for i in range(len(sizes))))
+
+
+AROUND = [m * n + d for m, n in [(1, 256), (2, 256), (1, 4096), (3, 4096)] for d in (-1, 0, 1)]
+LAYOUTS = {
+    "tails": spread([*range(131), *AROUND]),
+    "offsets": Layout((100,) * 64, tuple(range(64))),
+    "mixed": spread([1_000_003, 1, 0, 4097, 64, 256, 31, 8192, 12345]),
+    "few": spread([257, 0, 33, 4100]),
+}
+PAD = 64
+
+
+class Arrays:
+    """The arrays of a layout, cut out of buffers whose other elements nothing may touch."""
+
+    def __init__(self, layout: Layout, dtype: str, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.buffers = []
+        self.views = []
+        for size, offset in zip(layout.sizes, layout.offsets, strict=True):
+            buffer = np.full(size + 3 * PAD, 1234.5, dtype)
+            start = (-buffer.ctypes.data // buffer.itemsize) % PAD + offset
+            self.buffers.append((buffer, start, size))
+            self.views.append(buffer[start : start + size])
+            self.views[-1][:] = nasty(rng, size, dtype, step=0)
+
+    def untouched(self) -> bool:
+        return all(
+            (buffer[:start] == 1234.5).all() and (buffer[start + size :] == 1234.5).all()
+            for buffer, start, size in self.buffers
+        )
+
+
+def nasty(rng: np.random.Generator, size: int, dtype: str, step: int) -> np.ndarray:
+    """Ordinary numbers of many magnitudes; zeros, and one element in 16 that is anything at all."""
+    info = np.finfo(dtype)
+    values = rng.standard_normal(size) * 10.0 ** rng.integers(-3, 3, size)
+    values[rng.random(size) < 0.1] = 0
+    subnormal = [info.smallest_subnormal * 3, -info.smallest_normal / 5]
+    edges = [info.max, -info.max / 3, info.max**0.5 * 2, info.smallest_normal, info.tiny**0.5, -0.0]
+    odd = np.array([np.nan, np.inf, -np.inf, *edges, *subnormal])
+    special = np.arange(size) % 16 == 5
+    values[special] = rng.choice(odd, special.sum())
+    if step % 7 == 6:
+        values[:] = 0
+    with np.errstate(over="ignore"):
+        return values.astype(dtype)
+
+
+@functools.lru_cache(maxsize=8)
+def gradients(layout: str, dtype: str) -> list[list[np.ndarray]]:
+    """The gradients of each step, with offsets of their own."""
+    rng = np.random.default_rng(99)
+    places = list(zip(*LAYOUTS[layout], strict=True))
+    return [[shifted(nasty(rng, n, dtype, t), 63 - o) for n, o in places] for t in range(STEPS)]
+
+
+def shifted(a: np.ndarray, offset: int) -> np.ndarray:
+    """A copy that begins so many elements behind the start of its buffer."""
+    view = np.empty(a.size + offset, a.dtype)[offset:]
+    view[:] = a
+    return view
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal bit for bit; a NaN equals a NaN."""
+    assert (a.dtype, a.shape) == (b.dtype, b.shape)
+    bits = f"u{a.itemsize}"
+    equal: np.ndarray = (a.view(bits) == b.view(bits)) | (np.isnan(a) & np.isnan(b))
+    return bool(equal.all())
+
+
+# ---- Combinations
+
+
+def values_of(h: Any) -> list[Any]:
+    """The values of an option that the tests go through, from its declaration alone."""
+    if isinstance(h, Flag):
+        return [False, True]
+    if isinstance(h, Choice):
+        return list(h.choices)
+    if isinstance(h, Several):
+        return [h.default, tuple(0.5 * v for v in h.default), (0.0,) * len(h.default)]
+    assert isinstance(h, Constant)
+    values = [v for v in dict.fromkeys([h.default, 0.0, 0.37]) if v in h.interval]
+    return [*values, ramp] if isinstance(h, Scheduled) else values
+
+
+def ramp(n: int) -> float:
+    """A schedule whose values every option allows."""
+    return 0.5 / (n + 1)
+
+
+SURROUNDINGS: dict[str, list[Any]] = {
+    "dtype": ["float32", "float64"],
+    "grad_scale": [1.0, 0.3, 65536.0],
+    "subnormals": ["zero", "keep"],
+    "bound": [False, True],
+    "absent": [False, True],
+    "isa": ISAS,
+    "threads": [1, 2, 3, 4, 5],
+    "layout": ["few"],
+}
+OUTSIDE = ("isa", "threads")  # what must not change a bit, and so doesn't enter the reference's run
+
+
+def factors(rule: type[Optimizer]) -> dict[str, list[Any]]:
+    return SURROUNDINGS | {name: values_of(h) for name, h in rule.hyperparameters.items()}
+
+
+def valid(rule: type[Optimizer], row: Mapping[str, Any]) -> bool:
+    try:
+        rule.kernel(row)
+    except ValueError:
+        return False
+    return True
+
+
+def random_row(rule: type[Optimizer], random: random.Random, **fixed: Any) -> dict[str, Any] | None:
+    """A valid combination with these values, or None where there is none to be found."""
+    for _ in range(200):
+        row = {name: random.choice(values) for name, values in factors(rule).items()} | fixed
+        if valid(rule, row):
+            return row
+    return None
+
+
+def pairwise(rule: type[Optimizer]) -> Iterator[dict[str, Any]]:
+    """Combinations that hold every pair of values of any two options that can stand together."""
+    rng = random.Random(5)
+    open_pairs = {
+        ((a, i), (b, j))
+        for a, b in itertools.combinations(factors(rule), 2)
+        for i in range(len(factors(rule)[a]))
+        for j in range(len(factors(rule)[b]))
+    }
+    while open_pairs:
+        (a, i), (b, j) = min(open_pairs, key=str)
+        fixed = {a: factors(rule)[a][i], b: factors(rule)[b][j]}
+        rows = [row for _ in range(10) if (row := random_row(rule, rng, **fixed))]
+        if not rows:
+            open_pairs.discard(((a, i), (b, j)))
+            continue
+        best = max(rows, key=lambda row: len(open_pairs & pairs_of(rule, row)))
+        open_pairs -= pairs_of(rule, best)
+        yield best
+
+
+def pairs_of(rule: type[Optimizer], row: Mapping[str, Any]) -> set[Any]:
+    chosen = [(name, values.index(row[name])) for name, values in factors(rule).items()]
+    return set(itertools.combinations(chosen, 2))
+
+
+# ---- The comparison
+
+
+class End(NamedTuple):
+    """What a run ends on."""
+
+    params: list[np.ndarray]
+    state: list[dict[str, Any]]
+
+
+def run(rule: type[Optimizer], row: Mapping[str, Any], backend: str) -> End:
+    """STEPS steps of one combination."""
+    arrays = Arrays(LAYOUTS[row["layout"]], row["dtype"], seed=1)
+    options = {name: row[name] for name in rule.hyperparameters}
+    buffers = [np.zeros_like(x) for x in arrays.views]
+    opt = rule(
+        arrays.views,
+        grads=buffers if row["bound"] else None,
+        grad_scale=row["grad_scale"],
+        subnormals=row["subnormals"],
+        backend=backend,
+        **options,
+    )
+    for t, step in enumerate(gradients(row["layout"], row["dtype"])):
+        given: list[np.ndarray | None] = list(step)
+        if row["bound"]:
+            for buffer, g in zip(buffers, step, strict=True):
+                buffer[:] = g
+        elif row["absent"] and t > 2:
+            given[t % len(given)] = None
+        assert opt.step(None if row["bound"] else given)
+    assert arrays.untouched()
+    return End(arrays.views, [opt.state[p.name] for p in opt._parameters])
+
+
+@functools.lru_cache(maxsize=64)
+def expected(rule: type[Optimizer], key: tuple[tuple[str, Any], ...]) -> End:
+    return run(rule, dict(key), "numpy")
+
+
+def compare(rule: type[Optimizer], row: Mapping[str, Any]) -> None:
+    """The compiled run against the reference's."""
+    inside = tuple((name, value) for name, value in row.items() if name not in OUTSIDE)
+    want = expected(rule, inside)  # type: ignore[arg-type]
+    before = [[g.copy() for g in step] for step in gradients(row["layout"], row["dtype"])]
+    _core.use_isa(row["isa"])
+    _core.widest_region()
+    with threads(row["threads"]):
+        got = run(rule, row, "compiled")
+    assert _core.widest_region() == (row["threads"] if row["threads"] > 1 else 0)
+    for x, y in zip(got.params, want.params, strict=True):
+        assert same_bits(x, y), f"parameter of {x.size}: {row}"
+    for mine, theirs in zip(got.state, want.state, strict=True):
+        assert mine.keys() == theirs.keys()
+        assert mine["step"] == theirs["step"]
+        for name in mine.keys() - {"step"}:
+            assert same_bits(mine[name], theirs[name]), f"{name} of {mine[name].size}: {row}"
+    for step, kept in zip(gradients(row["layout"], row["dtype"]), before, strict=True):
+        assert all(same_bits(g, k) for g, k in zip(step, kept, strict=True))
+
+
+pytestmark = pytest.mark.usefixtures("many_threads", "any_isa")
+
+
+def options_for(rule: type[Optimizer], kernel: str) -> dict[str, Any]:
+    """Options, the same in every run, that choose a kernel."""
+    rng = random.Random(3)
+    while True:
+        row = random_row(rule, rng, layout="few", absent=False, bound=False)
+        assert row
+        if rule.kernel(row) == kernel and row["lr"] == rule.hyperparameters["lr"].default:
+            return row
+
+
+@pytest.mark.parametrize("layout", ["tails", "offsets"])
+@pytest.mark.parametrize("dtype", SURROUNDINGS["dtype"])
+@pytest.mark.parametrize(("rule", "kernel"), KERNELS, ids=lambda v: getattr(v, "__name__", v))
+def test_sizes_and_offsets(rule: type[Optimizer], kernel: str, dtype: str, layout: str) -> None:
+    row = options_for(rule, kernel) | {"dtype": dtype, "layout": layout}
+    for isa, n in itertools.product(ISAS, SURROUNDINGS["threads"]):
+        compare(rule, row | {"isa": isa, "threads": n})
+
+
+@pytest.mark.parametrize("dtype", SURROUNDINGS["dtype"])
+@pytest.mark.parametrize(("rule", "kernel"), KERNELS, ids=lambda v: getattr(v, "__name__", v))
+def test_above_a_million(rule: type[Optimizer], kernel: str, dtype: str) -> None:
+    row = options_for(rule, kernel) | {"dtype": dtype, "layout": "mixed"}
+    for isa, n in [*((isa, 2) for isa in ISAS), (ISAS[0], 5)]:
+        compare(rule, row | {"isa": isa, "threads": n})
+
+
+@pytest.mark.parametrize("rule", rules.RULES)
+def test_every_value(rule: type[Optimizer]) -> None:
+    rng = random.Random(11)
+    for name, values in factors(rule).items():
+        for value in values:
+            row = random_row(rule, rng, **{name: value})
+            assert row, f"no valid combination has {name}={value}"
+            compare(rule, row)
+
+
+@pytest.mark.parametrize("rule", rules.RULES)
+def test_every_pair_of_values(rule: type[Optimizer]) -> None:
+    for row in pairwise(rule):
+        compare(rule, row)
+
+
+@pytest.mark.parametrize("rule", rules.RULES)
+def test_random_combinations(rule: type[Optimizer], seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(60):
+        row = random_row(rule, rng)
+        assert row
+        compare(rule, row)
+
+
+# ---- What else must not change a bit
+
+
+@pytest.mark.parametrize("rule", rules.RULES)
+@pytest.mark.parametrize("dtype", SURROUNDINGS["dtype"])
+def test_split_into_arrays(rule: type[Optimizer], dtype: str, rng: np.random.Generator) -> None:
+    """One array, or the same elements in many adjacent ones."""
+    whole = nasty(rng, 9001, dtype, step=0)
+    parts = whole.copy()
+    cuts = [0, 1, 64, 321, 322, 4418, 9001]
+    views = [parts[a:b] for a, b in itertools.pairwise(cuts)]
+    one, many = rule(whole), rule(views)
+    for t in range(STEPS):
+        g = nasty(rng, 9001, dtype, t)
+        one.step(g)
+        many.step([g[a:b] for a, b in itertools.pairwise(cuts)])
+    assert same_bits(whole, parts)
+
+
+@pytest.mark.parametrize("backend", ["compiled", "numpy"])
+@pytest.mark.parametrize("rule", rules.RULES)
+def test_functional(rule: type[Optimizer], backend: str, rng: np.random.Generator) -> None:
+    """The stateless call and the class end on the same bits, for every kernel of the rule."""
+    call = getattr(functional, rule.__name__.lower())
+    for kernel in rule.states:
+        row = options_for(rule, kernel)
+        options = {name: row[name] for name in rule.hyperparameters}
+        x = nasty(rng, 300, "float32", step=0)
+        y = x.copy()
+        opt = rule(x, **options)
+        state = {s: shifted(a, len(s)) for s, a in opt.state[0].items() if s != "step"}
+        for t in range(1, 6):
+            g = nasty(rng, 300, "float32", t)
+            opt.step(g)
+            call(y, g, **state, step=t, backend=backend, **options)
+        assert same_bits(x, y)
+        assert all(same_bits(opt.state[0][s], a) for s, a in state.items())
+
+
+def test_subnormal_state_becomes_zero() -> None:
+    """Without it the first moment would stick at four units of the smallest subnormal for ever."""
+    x = np.ones(100, np.float32)
+    opt, keep = rules.Adam(x), rules.Adam(x.copy(), subnormals="keep")
+    g = np.full(100, 1e-30, np.float32)
+    for _ in range(2000):
+        opt.step(g)
+        keep.step(g)
+        g[:] = 0
+    assert (opt.state[0]["exp_avg"] == 0).all()
+    assert (keep.state[0]["exp_avg"] == 4 * np.finfo(np.float32).smallest_subnormal).all()
+
+
+def test_maximum_lets_nan_through() -> None:
+    a = np.array([1, 2, np.nan, 1, np.nan])
+    b = np.array([2, 1, 1, np.nan, np.nan])
+    assert same_bits(reference.maximum(a, b), np.array([2, 2, np.nan, np.nan, np.nan]))

@@ -1,0 +1,136 @@
+"""The package as a whole: three places a rule, one instruction set at work, a light import."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import schuss
+from schuss import _core, functional, kernels, reference, rules
+from schuss.optimizer import Optimizer
+
+ROOT = Path(__file__).parent.parent
+RULES_HPP = (ROOT / "cpp" / "rules.hpp").read_text()
+README = (ROOT / "README.md").read_text()
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+# ---- A rule is written in three places, in the same order, with the same letters.
+
+
+def test_same_order_everywhere() -> None:
+    table = [name for name, _, _ in _core.rules()]
+    in_reference = [name for name in vars(reference) if name in table]
+    in_classes = list(dict.fromkeys(kernel for rule in rules.RULES for kernel in rule.states))
+    assert table == in_reference == in_classes
+    assert [rule.__name__ for rule in Optimizer.__subclasses__()] == [
+        rule.__name__ for rule in rules.RULES if rule.__base__ is Optimizer
+    ]
+
+
+@pytest.mark.parametrize("kernel", kernels.NAMES)
+def test_same_letters(kernel: str) -> None:
+    """The struct's scalars and state are the reference's keyword and positional arguments."""
+    match = re.search(rf"struct {kernel} {{(.*?)}};", RULES_HPP, re.DOTALL)
+    assert match
+    scalars = re.search(r"^\s*T ([\w, ]+);", match[1], re.MULTILINE)
+    state = re.findall(r"T& (\w+)", match[1])
+    arguments = inspect.getfullargspec(getattr(reference, kernel))
+    assert scalars
+    assert scalars[1].split(", ") == arguments.kwonlyargs == list(kernels.NAMES[kernel])
+    assert ["x", "g", *state] == arguments.args
+
+
+@pytest.mark.parametrize("rule", rules.RULES)
+def test_documented(rule: type[Optimizer]) -> None:
+    """Docstring and README know every rule, with its options, its state and its source."""
+    text = rule.__doc__ or ""
+    own = [name for name in vars(rule) if name in rule.hyperparameters]
+    assert all(re.search(rf"^    {name} ", text, re.MULTILINE) for name in own)
+    assert "Source: " in text
+    if rule.__base__ is Optimizer:
+        assert all(s in text for states in rule.states.values() for s in states)
+    assert f"`{rule.__name__}`" in README
+    assert getattr(schuss, rule.__name__) is rule
+    signature = inspect.signature(getattr(functional, rule.__name__.lower()))
+    assert signature.parameters.keys() >= {"param", "grad", "step", *rule.hyperparameters}
+
+
+def test_a_class_that_does_not_match_its_kernel_fails_at_import(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(rules.Adam.states, "adam", ("exp_avg",))
+    with pytest.raises(ImportError, match="adam: kernel, reference and class"):
+        rules._verify()
+    monkeypatch.setitem(rules.Adam.states, "adamant", ("exp_avg",))
+    with pytest.raises(ImportError, match="adamant"):
+        rules._verify()
+
+
+# ---- Instruction sets
+
+SHOW = "import schuss, json; print(json.dumps(schuss.show_config()))"
+
+
+@pytest.mark.parametrize("isa", _core.found_isas())
+def test_what_was_forced_is_what_runs(isa: str) -> None:
+    done = python(SHOW, SCHUSS_ISA=isa)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["isa"]["chosen"] == isa
+
+
+def test_the_best_one_is_the_default() -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "SCHUSS_ISA"}
+    done = subprocess.run(
+        [sys.executable, "-c", SHOW], env=environment, capture_output=True, text=True, check=True
+    )
+    isa = json.loads(done.stdout)["isa"]
+    assert isa["chosen"] == isa["found"][0]
+    assert set(isa["found"]) <= set(isa["compiled"])
+    if sys.platform == "linux" and "avx2" in isa["compiled"]:
+        flags = Path("/proc/cpuinfo").read_text()
+        assert ("avx2" in isa["found"]) == (" avx2 " in flags)
+        assert ("avx512" in isa["found"]) == (" avx512vl " in flags and " avx512dq " in flags)
+
+
+def test_an_unknown_set_is_an_error() -> None:
+    done = python(SHOW, SCHUSS_ISA="mmx")
+    assert done.returncode != 0
+    assert "SCHUSS_ISA: unknown instruction set 'mmx'; this build has" in done.stderr
+
+
+def test_show_config() -> None:
+    config = schuss.show_config()
+    assert config["version"] == schuss.__version__
+    assert config["isa"]["chosen"] == _core.isa()
+    assert config["threads"]["number"] >= 1
+    assert config["threads"]["reason"]
+
+
+# ---- A light import
+
+
+def test_import_brings_numpy_and_the_standard_library_only() -> None:
+    code = (
+        "import sys, numpy; before = set(sys.modules); import schuss;"
+        "print(*{m.split('.')[0] for m in set(sys.modules) - before} - sys.stdlib_module_names)"
+    )
+    done = python(code)
+    assert set(done.stdout.split()) <= {"schuss", "numpy"}, done.stderr
