@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except ModuleNotFoundError as error:
-        message = f"{error.name} is not installed; pip install 'schuss[demo]'"
+        message = f"{error}; pip install 'schuss[demo]'"
     except (ArithmeticError, MemoryError, OSError) as error:
         message = str(error)
     else:

@@ -298,14 +298,17 @@ def png(text: str) -> Path:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add, count = parser.add_argument, number(int, "[1, inf)")
-    add("--rule", type=str.lower, choices=NAMED, default="adamw", help="default: %(default)s")
-    add(
-        "--lr", type=number(float, "[0, inf)"), help="at its peak; default: one that suits the rule"
+    count, width, rate = (
+        number(int, "[1, inf)"),
+        number(int, "[1, 65536]"),
+        number(float, "[0, inf)"),
     )
+    add = parser.add_argument
+    add("--rule", type=str.lower, choices=NAMED, default="adamw", help="default: %(default)s")
+    add("--lr", type=rate, help="learning rate, at its peak; default: one that suits the rule")
     add("--epochs", type=count, default=30, help="default: %(default)s")
     add("--batch-size", type=count, default=32, help="default: %(default)s")
-    add("--hidden", type=count, nargs="+", default=[64, 64], help="widths; default: %(default)s")
+    add("--hidden", type=width, nargs="+", default=[64, 64], help="widths; default: %(default)s")
     add("--seed", type=number(int, "[0, 4294967295]"), default=0, help="default: %(default)s")
     add("--threads", type=number(int, "[1, 2147483647]"), help="at most; default: as schuss info")
     add("--dtype", choices=("float32", "float64"), default="float32", help="default: %(default)s")

@@ -1,0 +1,161 @@
+"""The command line: what it prints, and how it says that something is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import schuss
+from schuss import __main__ as cli
+from schuss import demo
+
+
+def status(argv: Sequence[str]) -> object:
+    """The exit status that a shell would see."""
+    try:
+        return cli.main(argv)
+    except SystemExit as stop:
+        return stop.code
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == list(cli.facts(schuss.show_config()))
+    assert lines[0].split() == ["version", schuss.__version__]
+
+
+def test_facts_are_lines() -> None:
+    config = {"version": "1", "isa": {"found": ["b", "a"]}, "threads": {"number": 2}}
+    lines = [line.split() for line in cli.facts(config)]
+    assert lines == [["version", "1"], ["isa", "found", "b,", "a"], ["threads", "number", "2"]]
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status(["--version"]) == 0
+    assert capsys.readouterr().out == f"schuss {schuss.__version__}\n"
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["info", "--help"], ["demo", "--help"]], ids=" ".join)
+def test_help(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    assert status(argv) == 0
+    assert capsys.readouterr().out.startswith("usage: schuss")
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    status(["--help"])
+    output = capsys.readouterr().out
+    assert all(f"  {command.__name__} " in output for command in cli.COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ("", "command"),
+        ("dem", "invalid choice: 'dem'"),
+        ("info --seed 1", "unrecognized arguments: --seed 1"),
+        ("demo extra", "unrecognized arguments: extra"),
+        ("demo --rule newton", "--rule: invalid choice: 'newton'"),
+        ("demo --lr -1", "--lr: '-1' is no number in [0, inf)"),
+        ("demo --lr nan", "--lr: 'nan'"),
+        ("demo --lr inf", "--lr: 'inf'"),
+        ("demo --lr fast", "--lr: 'fast'"),
+        ("demo --lr", "--lr: expected one argument"),
+        ("demo --epochs 0", "--epochs: '0' is no whole number in [1, inf)"),
+        ("demo --epochs 1.5", "--epochs: '1.5'"),
+        ("demo --batch-size 0", "--batch-size: '0'"),
+        ("demo --batch-size -8", "--batch-size: '-8'"),
+        ("demo --hidden 0", "--hidden: '0'"),
+        ("demo --hidden 64,64", "--hidden: '64,64'"),
+        ("demo --hidden", "--hidden: expected at least one argument"),
+        ("demo --hidden 65537", "--hidden: '65537'"),
+        ("demo --seed -1", "--seed: '-1'"),
+        ("demo --seed 4294967296", "--seed: '4294967296'"),
+        ("demo --threads 0", "--threads: '0'"),
+        ("demo --threads 2147483648", "--threads: '2147483648'"),
+        ("demo --dtype float16", "--dtype: invalid choice: 'float16'"),
+        ("demo --backend cuda", "--backend: invalid choice: 'cuda'"),
+        ("demo --plot picture.txt", "--plot: 'picture.txt' does not end in .png"),
+        ("demo --plot picture", "--plot: 'picture' does not end in .png"),
+        ("demo --plot missing/picture.png", "--plot: 'missing/picture.png': No such file"),
+        ("demo --plot folder.png", "--plot: 'folder.png': Is a directory"),
+        ("demo --rule sgd --lr 1e9 --plot picture.png", "a smaller learning rate"),
+    ],
+)
+def test_bad_value_is_one_line_and_status_2(
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    argv: str,
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder.png").mkdir()
+    assert status(argv.split()) == 2
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("schuss")
+    assert said in error
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
+
+
+def test_picture_is_refused_before_the_training(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(demo, "train")
+    assert status(["demo", "--plot", "missing/picture.png"]) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_interrupt_is_quiet(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "loss_and_gradients", interrupted)
+    assert status(["demo"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_lack_of_memory_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise MemoryError("Unable to allocate 466. TiB")
+
+    monkeypatch.setattr(demo, "network", full)
+    assert status(["demo"]) == 2
+    assert capsys.readouterr().err == "schuss: Unable to allocate 466. TiB\n"
+
+
+@pytest.mark.parametrize("package", ["sklearn", "rich", "matplotlib"])
+def test_missing_dependency_is_named(package: str) -> None:
+    run = python(
+        f"import sys; sys.modules[{package!r}] = None\n"
+        "from schuss.__main__ import main; main(['info']); sys.exit(main(['demo']))"
+    )
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1
+    assert package in run.stderr
+    assert run.stderr.endswith("; pip install 'schuss[demo]'\n")
+    assert run.stdout.startswith("version")
+
+
+def test_import_is_light() -> None:
+    run = python("import sys, schuss.__main__; print(*sys.modules, sep='\\n')")
+    assert not {"sklearn", "rich", "matplotlib", "schuss.demo"} & set(run.stdout.split())
+
+
+def test_module_runs() -> None:
+    command = [sys.executable, "-m", "schuss", "--version"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout == f"schuss {schuss.__version__}\n"
