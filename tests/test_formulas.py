@@ -60,8 +60,9 @@ def adam(lr: float, beta1: float, beta2: float, wd: float = 0.0, amsgrad: bool =
         s["m"] = beta1 * s.get("m", 0.0) + (1 - beta1) * g
         s["v"] = beta2 * s.get("v", 0.0) + (1 - beta2) * g * g
         s["q"] = max(s.get("q", 0.0), s["v"]) if amsgrad else s["v"]
-        m_hat, v_hat = s["m"] / (1 - beta1**t), s["q"] / (1 - beta2**t)
-        return float(x * (1 - lr * wd) - lr * m_hat / (math.sqrt(v_hat) + 1e-8))
+        m_hat: float = s["m"] / (1 - beta1**t)
+        v_hat: float = s["q"] / (1 - beta2**t)
+        return x * (1 - lr * wd) - lr * m_hat / (math.sqrt(v_hat) + 1e-8)
 
     return update
 

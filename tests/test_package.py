@@ -40,9 +40,10 @@ def test_same_order_everywhere() -> None:
     in_reference = [name for name in vars(reference) if name in table]
     in_classes = list(dict.fromkeys(kernel for rule in rules.RULES for kernel in rule.states))
     assert table == in_reference == in_classes
-    assert [rule.__name__ for rule in Optimizer.__subclasses__()] == [
-        rule.__name__ for rule in rules.RULES if rule.__base__ is Optimizer
+    classes = [
+        c for c in vars(rules).values() if isinstance(c, type) and c.__module__ == rules.__name__
     ]
+    assert classes == list(rules.RULES)
 
 
 @pytest.mark.parametrize("kernel", kernels.NAMES)
@@ -68,7 +69,7 @@ def test_documented(rule: type[Optimizer]) -> None:
     if rule.__base__ is Optimizer:
         assert all(s in text for states in rule.states.values() for s in states)
     assert f"`{rule.__name__}`" in README
-    assert getattr(schuss, rule.__name__) is rule
+    assert getattr(schuss, rule.__name__) is rule, "export it in __init__.py"
     signature = inspect.signature(getattr(functional, rule.__name__.lower()))
     assert signature.parameters.keys() >= {"param", "grad", "step", *rule.hyperparameters}
 
@@ -82,6 +83,13 @@ def test_a_class_that_does_not_match_its_kernel_fails_at_import(
     monkeypatch.setitem(rules.Adam.states, "adamant", ("exp_avg",))
     with pytest.raises(ImportError, match="adamant"):
         rules._verify()
+
+
+def test_the_readmes_example() -> None:
+    example = README.split("```python\n")[1].split("```")[0]
+    done = python(example)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1e-3
 
 
 # ---- Instruction sets

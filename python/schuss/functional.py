@@ -90,8 +90,11 @@ def signature(rule: type[Optimizer], every_state: tuple[str, ...]) -> inspect.Si
     )
 
 
-sgd = stateless(rules.SGD)
-adagrad = stateless(rules.Adagrad)
-rmsprop = stateless(rules.RMSprop)
-adam = stateless(rules.Adam)
-adamw = stateless(rules.AdamW)
+def __getattr__(name: str) -> Callable[..., None]:
+    """Only reached for what is no rule; tells type checkers what the rules' calls are."""
+    raise AttributeError(f"schuss.functional has no rule {name!r}; it has {', '.join(__all__)}")
+
+
+CALLS = {rule.__name__.lower(): stateless(rule) for rule in rules.RULES}
+globals().update(CALLS)
+__all__ = list(CALLS)

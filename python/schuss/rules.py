@@ -230,6 +230,7 @@ class AdamW(Adam):
     decay_mode: str = choice("l2", "decoupled", default="decoupled")
 
 
+# The list that drives tests, benchmarks, stateless calls and the command line.
 RULES: tuple[type[Optimizer], ...] = (SGD, Adagrad, RMSprop, Adam, AdamW)
 
 
