@@ -137,6 +137,17 @@ def test_lack_of_memory_is_one_line(
     assert capsys.readouterr().err == "schuss: Unable to allocate 466. TiB\n"
 
 
+@pytest.mark.parametrize("command", ["info", "demo"])
+def test_closed_pipe_is_quiet(command: str) -> None:
+    argv = [sys.executable, "-m", "schuss", command]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 1
+
+
 @pytest.mark.parametrize("package", ["sklearn", "rich", "matplotlib"])
 def test_missing_dependency_is_named(package: str) -> None:
     run = python(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
@@ -59,8 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 own.set_defaults(run=command(own))
         args = parser.parse_args(argv)
         args.run(args)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # `schuss info | head -1`: nobody reads on, nor what is left at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except ModuleNotFoundError as error:
         message = f"{error}; pip install 'schuss[demo]'"
     except (ArithmeticError, MemoryError, OSError) as error:
