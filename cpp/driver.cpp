@@ -108,8 +108,8 @@ int processors() {
 }
 
 #if defined(_OPENMP)
-// What OpenMP uses where nobody called omp_set_num_threads. That counts for the calling thread alone,
-// and may have been called before our import: so a new thread is asked.
+// What OpenMP uses where nobody called omp_set_num_threads. That counts for the calling thread
+// alone, and may have been called before our import: so a new thread is asked.
 const int openmp_untouched = [] {
   int threads = omp_get_max_threads();
   try {

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from schuss import _core
 from schuss.threads import cgroup_quota, from_environment
 
@@ -22,7 +23,7 @@ IMPORTS = """
     affinity = os.sched_getaffinity(0)
     import schuss
     from schuss import _core
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_info, threadpool_limits
     from trial import Trial, check
 
     def said(reason):
@@ -151,6 +152,39 @@ def test_schuss_num_threads_is_checked_at_import(run: Run) -> None:
             raise AssertionError
         """
     run(code, SCHUSS_NUM_THREADS="abc")
+
+
+# ---- Other libraries that use OpenMP
+
+
+def test_schuss_loads_libgomp_alone(run: Run) -> None:
+    code = """
+        check(3)
+        loaded = [library for library in threadpool_info() if library["user_api"] == "openmp"]
+        assert [library["prefix"] for library in loaded] == ["libgomp"]
+        """
+    run(IMPORTS, code, SCHUSS_NUM_THREADS="3")
+
+
+@pytest.mark.parametrize("imported", ["before", "after"])
+def test_scikit_learn(run: Run, imported: str) -> None:
+    pytest.importorskip("sklearn")
+    code = """
+        import sys
+        if sys.argv[1] == "after":
+            from trial import check
+            check(3)
+        from sklearn.cluster import KMeans
+        fit = KMeans(2, n_init=1).fit
+        points = [[float(i), float(i % 7)] for i in range(1000)]
+        fit(points)
+        from trial import check, forked
+        for _ in range(2):
+            check(3)
+            fit(points)
+        forked(check, 1)
+        """
+    run(code, arguments=[imported], SCHUSS_NUM_THREADS="3")
 
 
 # ---- What the system allows

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import schuss
 from numpy.random import default_rng
+
+import schuss
 from schuss import _core
 
 _core.set_grain(1)  # small arrays use threads
@@ -55,6 +58,16 @@ def check(threads: int) -> None:
     _core.widest_region()
     assert Trial().step(2).bits == Trial(backend="numpy").step(2).bits
     assert (_core.widest_region() or 1) == threads
+
+
+@contextmanager
+def together(*work: Callable[[], object]) -> Iterator[None]:
+    """Does each work in a thread of its own until the end of a `with`, and waits for all."""
+    with ThreadPoolExecutor(len(work)) as pool:
+        results = [pool.submit(w) for w in work]
+        yield
+    for result in results:
+        result.result()
 
 
 def forked(work: Callable[..., object], *arguments: object) -> None:

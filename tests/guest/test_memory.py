@@ -1,0 +1,130 @@
+"""A step stays inside its arrays, keeps them alive, and holds on to nothing else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from schuss import _core
+
+Run = Callable[..., None]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs mprotect")
+@pytest.mark.parametrize("isa", _core.found_isas())
+def test_kernels_stay_inside_their_arrays(run: Run, isa: str) -> None:
+    code = """
+        from itertools import product
+        import os
+        import numpy as np
+        import trial
+        from fence import fenced
+        from schuss import _core, functional
+        from schuss.rules import RULES
+
+        def kernels():
+            # Each with a rule, and with options of it that lead there.
+            for rule in RULES:
+                default = {name: h.default for name, h in rule.hyperparameters.items()}
+                other = {name: True for name in default if default[name] is False}
+                other |= {name: 0.9 for name in default if name == "momentum"}
+                for chosen in product((False, True), repeat=len(other)):
+                    options = {name: other[name] for name, is_on in zip(other, chosen) if is_on}
+                    try:
+                        yield rule.kernel(default | options), (rule, options)
+                    except ValueError:
+                        pass
+
+        random, found = np.random.default_rng(0), dict(kernels())
+        assert found.keys() == {name for name, _, _ in _core.rules()}
+        sizes = (1, 3, 15, 16, 17, 31, 255, 257, 1000, 12289)
+        for (kernel, (rule, options)), size, dtype, weight_decay in product(
+            found.items(), sizes, ("float32", "float64"), (0.0, 0.5)
+        ):
+            names = ("param", "grad", *rule.states[kernel])
+            drawn = {name: random.random(size).astype(dtype) for name in names}
+            ends, starts = (
+                {name: fenced(values, at_end=at_end) for name, values in drawn.items()}
+                for at_end in (True, False)
+            )
+            for arrays, backend in (ends, "compiled"), (starts, "compiled"), (drawn, "numpy"):
+                state = arrays.copy()
+                step = getattr(functional, rule.__name__.lower())
+                more = {"step": 2, "weight_decay": weight_decay, "backend": backend}
+                step(state.pop("param"), state.pop("grad"), **state, **options, **more)
+            for name in names:
+                np.testing.assert_array_equal(ends[name], drawn[name])
+                np.testing.assert_array_equal(starts[name], drawn[name])
+        assert _core.isa() == os.environ["SCHUSS_ISA"]
+        assert _core.widest_region() == 3
+        """
+    run(code, SCHUSS_ISA=isa, SCHUSS_NUM_THREADS="3")
+
+
+CASES = {
+    "arrays that nobody else keeps": """
+        trial = Trial()
+        trial.optimizer = schuss.AdamW(trial.params, grads=trial.grads)
+        trial.params = trial.grads = None
+        gc.collect()
+        trial.step(2)
+        trial.params = trial.optimizer.param_groups[0]["params"]
+        assert trial.bits == Trial(backend="numpy").step(2).bits
+        """,
+    "a copy whose original is gone": """
+        trial = Trial().step()
+        trial.optimizer = copy.copy(trial.optimizer)
+        gc.collect()
+        assert trial.step().bits == Trial(backend="numpy").step(2).bits
+        """,
+    "references": """
+        def references():
+            gc.collect()
+            return [sys.getrefcount(a) for a in arrays]
+
+        trial = Trial()
+        arrays = [*trial.params, *trial.grads]
+        before = references()
+        trial.step(100)
+        with_wrong_gradients(trial)
+        assert references() == before
+        trial.optimizer = None
+        assert references() == [before[-1]] * len(arrays)  # a gradient that is not bound
+        """,
+    "a plateau": """
+        def work():
+            for seed in range(500):
+                trial = Trial(sizes=[9, 5000], seed=seed)
+                trial.step(5)
+                with_wrong_gradients(trial)
+                trial.optimizer.state_dict()
+            gc.collect()
+            with open("/proc/self/statm") as file:
+                pages = int(file.read().split()[1])
+            return pages * resource.getpagesize(), sys.getallocatedblocks()
+
+        work()
+        (bytes_, blocks), (more_bytes, more_blocks) = work(), work()
+        assert more_bytes - bytes_ < 1 << 20
+        assert more_blocks - blocks < 100
+        """,
+}
+
+
+@pytest.mark.parametrize("code", CASES.values(), ids=CASES)
+def test_memory(run: Run, code: str) -> None:
+    imports = """
+        import copy, gc, resource, sys
+        import schuss
+        from trial import Trial
+
+        def with_wrong_gradients(trial):
+            try:
+                trial.optimizer.step([*trial.grads[:-1], trial.grads[-1][1:]])
+            except ValueError:
+                return
+            raise AssertionError
+        """
+    run(imports, code, SCHUSS_NUM_THREADS="3")
