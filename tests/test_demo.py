@@ -83,9 +83,9 @@ def test_accuracy(run: Runs, capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_rule_learns_with_its_default(
     run: Runs, capsys: pytest.CaptureFixture[str], rule: type[schuss.Optimizer]
 ) -> None:
-    run("--rule", rule.__name__)
+    run("--rule", rule.__name__, "--epochs", "10")
     assert run.options["rule"] is rule
-    assert held_out(capsys.readouterr().out)[-1] >= 96
+    assert held_out(capsys.readouterr().out)[-1] >= 95
 
 
 def test_gradient() -> None:
@@ -145,6 +145,7 @@ def test_default_network(run: Runs) -> None:
         ("--epochs", "1", "--seed", "4294967295"),
         ("--epochs", "1", "--lr", "0.01", "--rule", "SGD"),
         ("--epochs", "1", "--threads", "1"),
+        ("--epochs", "1", "--threads", "1000000000000"),
     ],
     ids=" ".join,
 )

@@ -68,7 +68,7 @@ def adam(lr: float, beta1: float, beta2: float, wd: float = 0.0, amsgrad: bool =
 
 
 def halving(n: int) -> float:
-    return 0.1 / 2**n
+    return math.ldexp(0.1, -n)
 
 
 TEXTBOOK: list[tuple[type[Optimizer], dict[str, Any], Any]] = [

@@ -32,7 +32,7 @@ Data = tuple[np.ndarray, np.ndarray]  # images, one a row, and their digits
 
 
 class Epoch(NamedTuple):
-    """Mean loss and accuracy after an epoch, on the images trained on and on those held out."""
+    """Mean loss and accuracy after an epoch: of the images trained on, and of those held out."""
 
     loss: float
     accuracy: float
@@ -310,7 +310,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=count, default=32, help="default: %(default)s")
     add("--hidden", type=width, nargs="+", default=[64, 64], help="widths; default: %(default)s")
     add("--seed", type=number(int, "[0, 4294967295]"), default=0, help="default: %(default)s")
-    add("--threads", type=number(int, "[1, 2147483647]"), help="at most; default: as schuss info")
+    add("--threads", type=count, help="at most; default: as in schuss info")
     add("--dtype", choices=("float32", "float64"), default="float32", help="default: %(default)s")
     add("--backend", choices=("compiled", "numpy"), default="compiled", help="for the training")
     add("--plot", type=png, metavar="FILE.png", help="draws loss, accuracy and the comparison")
