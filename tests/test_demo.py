@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from rich.console import Console
 
 import schuss
-from schuss import demo
+from schuss import demo, trainer
 from schuss.__main__ import main
 from schuss.rules import RULES
 
@@ -26,12 +26,12 @@ class Runs:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.figures: list[Figure] = []
-        self.params: demo.Params = []
+        self.params: trainer.Params = []
         self.options: dict[str, Any] = {}
         self.threads = 0
-        train, picture = demo.train, demo.picture
+        train, picture = trainer.train, demo.picture
 
-        def kept_train(params: demo.Params, *data: demo.Data, **options: Any) -> Any:
+        def kept_train(params: trainer.Params, *data: trainer.Data, **options: Any) -> Any:
             self.params, self.options, self.threads = params, options, schuss.get_num_threads()
             return train(params, *data, **options)
 
@@ -43,7 +43,7 @@ class Runs:
         monkeypatch.setattr(demo, "picture", kept_picture)
         monkeypatch.setattr(demo, "compare", functools.partial(demo.compare, seconds=0.0))
 
-    def __call__(self, *options: str | Path) -> demo.Params:
+    def __call__(self, *options: str | Path) -> trainer.Params:
         assert main(["demo", *map(str, options)]) == 0
         return self.params
 
@@ -64,9 +64,9 @@ def drawn(line: Line2D) -> list[float]:
     return heights
 
 
-def small() -> tuple[demo.Params, demo.Data]:
+def small() -> tuple[trainer.Params, trainer.Data]:
     rng = np.random.default_rng(0)
-    params = demo.network((5, 7, 6, 4), rng, "float64")
+    params = trainer.network((5, 7, 6, 4), rng, "float64")
     return params, (rng.normal(size=(9, 5)), rng.integers(0, 4, 9))
 
 
@@ -90,7 +90,7 @@ def test_every_rule_learns_with_its_default(
 
 def test_gradient() -> None:
     params, data = small()
-    _, grads = demo.loss_and_gradients(params, *data)
+    _, grads = trainer.loss_and_gradients(params, *data)
     h = 1e-6
     for layer, grad in zip(params, grads, strict=True):
         for name, array in layer.items():
@@ -98,9 +98,9 @@ def test_gradient() -> None:
             for i in np.ndindex(array.shape):
                 at = array[i]
                 array[i] = at + h
-                above, _ = demo.loss_and_gradients(params, *data)
+                above, _ = trainer.loss_and_gradients(params, *data)
                 array[i] = at - h
-                below, _ = demo.loss_and_gradients(params, *data)
+                below, _ = trainer.loss_and_gradients(params, *data)
                 array[i] = at
                 numeric[i] = (above - below) / (2 * h)
             np.testing.assert_allclose(grad[name], numeric, rtol=0, atol=1e-8)
@@ -108,20 +108,20 @@ def test_gradient() -> None:
 
 def test_evaluate_agrees_with_the_loss_of_training() -> None:
     params, (x, y) = small()
-    loss, accuracy = demo.evaluate(params, (x, y))
-    assert loss == demo.loss_and_gradients(params, x, y)[0]
-    _, logits = demo.forward(params, x)
+    loss, accuracy = trainer.evaluate(params, (x, y))
+    assert loss == trainer.loss_and_gradients(params, x, y)[0]
+    _, logits = trainer.forward(params, x)
     assert accuracy == sum(row.argmax() == digit for row, digit in zip(logits, y, strict=True)) / 9
 
 
 def test_loss_of_extreme_logits_is_finite() -> None:
-    loss, delta = demo.cross_entropy(np.array([[1e4, -1e4]]), np.array([1]))
+    loss, delta = trainer.cross_entropy(np.array([[1e4, -1e4]]), np.array([1]))
     assert loss == 2e4
     np.testing.assert_array_equal(delta, [[1, -1]])
 
 
 def test_held_out_fifth() -> None:
-    (x, y), (x_test, y_test) = demo.digits(0, "float32")
+    (x, y), (x_test, y_test) = trainer.digits(0, "float32")
     assert len(x) + len(x_test) == 1797
     assert len(x_test) == 360
     assert x.dtype == x_test.dtype == np.float32
@@ -192,7 +192,7 @@ def test_options_arrive(run: Runs, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_no_learning_at_rate_zero(run: Runs) -> None:
-    start = demo.network((64, 64, 64, 10), np.random.default_rng(0), "float32")
+    start = trainer.network((64, 64, 64, 10), np.random.default_rng(0), "float32")
     assert demo.joined(run("--lr", "0", "--epochs", "1")).tobytes() == demo.joined(start).tobytes()
 
 
@@ -214,14 +214,14 @@ class Wrong(schuss.SGD):
 
 def test_comparison_notices_other_bits() -> None:
     params, data = small()
-    _, grads = demo.loss_and_gradients(params, *data)
+    _, grads = trainer.loss_and_gradients(params, *data)
     with pytest.raises(AssertionError, match=r"Wrong: .* other bits"):
         demo.compare(Wrong, params, grads, seconds=0)
 
 
 def test_comparison_notices_another_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     params, data = small()
-    _, grads = demo.loss_and_gradients(params, *data)
+    _, grads = trainer.loss_and_gradients(params, *data)
     monkeypatch.setattr(demo.PythonAdamW, "step", lambda self: None)
     with pytest.raises(AssertionError, match=r"AdamW: .* pure Python"):
         demo.compare(schuss.SGD, params, grads, seconds=0)
@@ -244,7 +244,7 @@ def test_picture(run: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path) 
 
 
 def test_picture_draws_what_it_is_given() -> None:
-    epochs = [demo.Epoch(2, 0.25, 3, 0.125), demo.Epoch(1, 0.75, 2, 0.5)]
+    epochs = [trainer.Epoch(2, 0.25, 3, 0.125), trainer.Epoch(1, 0.75, 2, 0.5)]
     figure = demo.picture("title", epochs, {"a": 0.5, "b": 10.0, "c": 100.0})
     loss, accuracy, comparison = figure.axes
     assert [drawn(line) for line in (*loss.lines, *accuracy.lines)] == [
@@ -281,11 +281,11 @@ def test_pipe_gets_lines_only(run: Runs, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_terminal_gets_a_progress_bar() -> None:
-    def training() -> Iterator[demo.Epoch]:
-        yield demo.Epoch(1, 0.5, 2, 0.25)
+    def training() -> Iterator[trainer.Epoch]:
+        yield trainer.Epoch(1, 0.5, 2, 0.25)
 
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, force_interactive=True, highlight=False)
-    assert demo.shown(training(), 1, console) == [demo.Epoch(1, 0.5, 2, 0.25)]
+    assert demo.shown(training(), 1, console) == [trainer.Epoch(1, 0.5, 2, 0.25)]
     assert "Training" in file.getvalue()
     assert "epoch 1   loss 1.0000   accuracy  50.00%   held out: 2.0000  25.00%" in file.getvalue()

@@ -1,0 +1,134 @@
+"""A trainer of one's own: a classifier of handwritten digits in plain NumPy, stepped by Schuss.
+
+`schuss demo` runs it on scikit-learn's bundled digits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
+
+import schuss
+
+Params = list[dict[str, np.ndarray]]  # "w" and "b" of every layer
+Data = tuple[np.ndarray, np.ndarray]  # images, one a row, and their digits
+
+
+class Epoch(NamedTuple):
+    """Mean loss and accuracy after an epoch: of the images trained on, and of those held out."""
+
+    loss: float
+    accuracy: float
+    test_loss: float
+    test_accuracy: float
+
+
+# ---- The data
+
+
+def digits(seed: int, dtype: str) -> tuple[Data, Data]:
+    """The images to train on, and a held-out fifth with every digit in proportion."""
+    images, labels = load_digits(return_X_y=True)
+    images = (images / 8 - 1).astype(dtype)  # grey levels 0 ... 16
+    x, x_test, y, y_test = train_test_split(
+        images, labels, test_size=0.2, stratify=labels, random_state=seed
+    )
+    return (x, y), (x_test, y_test)
+
+
+# ---- The network
+
+
+def network(widths: Sequence[int], rng: np.random.Generator, dtype: str) -> Params:
+    """A multilayer perceptron: weights as in He et al. 2015, eq. 10, biases zero."""
+    return [
+        {
+            "w": rng.normal(0, math.sqrt(2 / before), (before, after)).astype(dtype),
+            "b": np.zeros(after, dtype),
+        }
+        for before, after in pairwise(widths)
+    ]
+
+
+def forward(params: Params, x: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """What goes into each layer, and the logits that come out of the last one."""
+    *hidden, last = params
+    inputs = [x]
+    for layer in hidden:
+        inputs.append(np.maximum(inputs[-1] @ layer["w"] + layer["b"], 0))
+    return inputs, inputs[-1] @ last["w"] + last["b"]
+
+
+def cross_entropy(logits: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
+    """The mean loss of a batch, and its gradient with respect to the logits."""
+    log_p = logits - logits.max(axis=1, keepdims=True)
+    log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
+    right = np.arange(len(y)), y
+    delta = np.exp(log_p)
+    delta[right] -= 1
+    return -float(log_p[right].mean()), delta / len(y)
+
+
+def loss_and_gradients(params: Params, x: np.ndarray, y: np.ndarray) -> tuple[float, Params]:
+    """The mean loss of a batch, and its gradients in the structure of the parameters."""
+    inputs, logits = forward(params, x)
+    loss, delta = cross_entropy(logits, y)
+    grads: Params = []
+    for i in reversed(range(len(params))):
+        grads.insert(0, {"w": inputs[i].T @ delta, "b": delta.sum(axis=0)})
+        if i > 0:
+            delta = (delta @ params[i]["w"].T) * (inputs[i] > 0)
+    return loss, grads
+
+
+def evaluate(params: Params, data: Data) -> tuple[float, float]:
+    """Mean loss and accuracy."""
+    x, y = data
+    _, logits = forward(params, x)
+    loss, _ = cross_entropy(logits, y)
+    return loss, float(np.mean(logits.argmax(axis=1) == y))
+
+
+# ---- The training
+
+
+def train(
+    params: Params,
+    data: Data,
+    test: Data,
+    *,
+    rule: type[schuss.Optimizer],
+    lr: float,
+    epochs: int,
+    batch_size: int,
+    backend: str,
+    rng: np.random.Generator,
+) -> Iterator[Epoch]:
+    """Trains the parameters in place, and yields after every epoch.
+
+    The learning rate climbs to `lr` in a tenth of the steps and falls to 0 in the others. Raises
+    FloatingPointError where the loss is no longer finite.
+    """
+    x, y = data
+    steps = epochs * math.ceil(len(x) / batch_size)
+    schedule = schuss.schedules.cosine(lr, steps=steps, warmup=steps // 10)
+    opt = rule(params, lr=schedule, backend=backend)
+    for epoch in range(1, epochs + 1):
+        with np.errstate(over="ignore", invalid="ignore"):  # the check below says it in words
+            order = rng.permutation(len(x))
+            for start in range(0, len(x), batch_size):
+                batch = order[start : start + batch_size]
+                _, grads = loss_and_gradients(params, x[batch], y[batch])
+                opt.step(grads)
+            done = Epoch(*evaluate(params, data), *evaluate(params, test))
+        if not math.isfinite(done.loss):
+            raise FloatingPointError(
+                f"the loss is {done.loss} after epoch {epoch}; a smaller learning rate may help"
+            )
+        yield done
