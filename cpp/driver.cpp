@@ -6,7 +6,6 @@
 #include <exception>
 #include <limits>
 #include <mutex>
-#include <system_error>
 #include <thread>
 
 #if defined(_OPENMP)
@@ -109,15 +108,19 @@ int processors() {
 
 #if defined(_OPENMP)
 // What OpenMP uses where nobody called omp_set_num_threads. That counts for the calling thread
-// alone, and may have been called before our import: so a new thread is asked.
-const int openmp_untouched = [] {
-  int threads = omp_get_max_threads();
-  try {
-    std::thread([&threads] { threads = omp_get_max_threads(); }).join();
-  } catch (const std::system_error&) {
-  }
-  return threads;
-}();
+// alone, perhaps since before our import: so a new thread is asked. Not while we are loaded, where
+// a new thread could wait for the loader, and the loader for it.
+int openmp_untouched() noexcept {
+  static const int untouched = [] {
+    int threads = omp_get_max_threads();
+    try {
+      std::thread([&threads] { threads = omp_get_max_threads(); }).join();
+    } catch (const std::exception&) {
+    }
+    return threads;
+  }();
+  return untouched;
+}
 
 // The first number of OMP_NUM_THREADS, 0 where there is none.
 const int openmp_asked = [] {
@@ -188,7 +191,7 @@ thread_limit threads() {
   if (here > 0) return {here, "schuss.threads"};
   if (everywhere > 0) return {everywhere, "schuss.set_num_threads"};
   const int openmp_now = omp_get_max_threads();
-  if (openmp_now != openmp_untouched)
+  if (openmp_now != openmp_untouched())
     return {openmp_now, "omp_set_num_threads"};  // threadpoolctl's way
   if (from_environment > 0) return {from_environment, "SCHUSS_NUM_THREADS"};
   if (openmp_asked > 0) return {openmp_asked, "OMP_NUM_THREADS"};
