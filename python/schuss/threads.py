@@ -1,10 +1,10 @@
 """How many threads a step may use.
 
 The strongest first: `with schuss.threads(n)`, for the calling thread; `schuss.set_num_threads(n)`;
-threadpoolctl or anything else that calls omp_set_num_threads, for the thread that called it;
-SCHUSS_NUM_THREADS; OMP_NUM_THREADS; the processors that the process may run on, or its control
-group's quota where that is less. A small step runs on the calling thread alone, and a forked child
-always does.
+threadpoolctl or anything else that calls omp_set_num_threads, for the thread that called it and
+where that changes OpenMP's own number; SCHUSS_NUM_THREADS; OMP_NUM_THREADS; the processors that the
+process may run on, or its control group's quota where that is less. A small step runs on the
+calling thread alone, and a forked child always does.
 """
 
 from __future__ import annotations

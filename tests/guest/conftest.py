@@ -54,6 +54,8 @@ def run_code(
 
 @pytest.fixture(scope="session")
 def run() -> Callable[..., None]:
+    if sys.platform != "linux":
+        pytest.skip("needs Linux")
     return run_code
 
 

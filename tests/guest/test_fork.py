@@ -5,13 +5,10 @@ libgomp hangs in a child whose parent has used it, through us or through any oth
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 
 Run = Callable[..., None]
 

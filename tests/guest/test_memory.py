@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -12,7 +11,6 @@ from schuss import _core
 Run = Callable[..., None]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs mprotect")
 @pytest.mark.parametrize("isa", _core.found_isas())
 def test_kernels_stay_inside_their_arrays(run: Run, isa: str) -> None:
     code = """
