@@ -201,10 +201,11 @@ class plan {
           members_[active_[i]].state.size())
         throw py::value_error("run: the rule has other state arrays");
     }
-    {
-      const py::gil_scoped_release free;
-      schuss::run(in_use, spans_, sets_);
-    }
+    // Not gil_scoped_release: at the interpreter's end a daemon thread is unwound from in here, and
+    // a destructor on its way would end the process.
+    Py_BEGIN_ALLOW_THREADS;
+    schuss::run(in_use, spans_, sets_);
+    Py_END_ALLOW_THREADS;
     advance();
   }
 

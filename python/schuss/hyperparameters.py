@@ -63,9 +63,10 @@ class Hyperparameter:
         return self if optimizer is None else optimizer.param_groups[0][self.name]
 
     def __set__(self, optimizer: Optimizer, value: Any) -> None:
-        merged = [group.merged({self.name: value}) for group in optimizer.param_groups]
-        for group, values in zip(optimizer.param_groups, merged, strict=True):
-            group.take(values)
+        with optimizer._lock:  # a step of another thread sees all groups set, or none
+            merged = [group.merged({self.name: value}) for group in optimizer.param_groups]
+            for group, values in zip(optimizer.param_groups, merged, strict=True):
+                group.take(values)
 
     def check(self, value: Any) -> Any:
         """The value as it is stored; raises TypeError or ValueError."""
