@@ -181,8 +181,6 @@ int team_for(std::ptrdiff_t bytes) {
   return static_cast<int>(std::min<std::ptrdiff_t>(shares, threads().threads));
 }
 
-std::ptrdiff_t width(kind k) { return k == kind::float32 ? 4 : 8; }
-
 }  // namespace
 
 thread_limit threads() {
@@ -207,7 +205,9 @@ int set_threads_here(int n) { return std::exchange(here, n); }
 void set_threads_everywhere(int n) { everywhere = n; }
 void set_threads_from_environment(int n) { from_environment = n; }
 void set_quota(int n) { quota = n; }
-std::ptrdiff_t set_grain(std::ptrdiff_t bytes) { return grain.exchange(bytes); }
+std::ptrdiff_t set_grain(std::ptrdiff_t bytes) {
+  return grain.exchange(std::max<std::ptrdiff_t>(1, bytes));
+}
 int widest_region() { return widest.exchange(0); }
 
 std::pair<std::ptrdiff_t, std::ptrdiff_t> share(std::ptrdiff_t size,
@@ -228,8 +228,8 @@ void run(const table& kernels, const std::vector<span>& spans,
     return kernels.rules[sets[a.set].rule];
   };
   const auto bytes_per_element = [&](const span& a) {
-    std::ptrdiff_t bytes = width(a.x.kind) + width(a.g.kind);
-    for (int s = 0; s < rule_of(a).states; ++s) bytes += width(a.state[s].kind);
+    std::ptrdiff_t bytes = a.x.width + a.g.width;
+    for (int s = 0; s < rule_of(a).states; ++s) bytes += a.state[s].width;
     return bytes;
   };
   std::ptrdiff_t total = 0;

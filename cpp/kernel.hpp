@@ -15,6 +15,7 @@ enum class kind : unsigned char { float32, float64 };
 struct stream {
   void* data;
   schuss::kind kind;
+  std::ptrdiff_t width;  // bytes of an element
 };
 
 constexpr int most_states = 4;    // state arrays of one rule

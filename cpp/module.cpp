@@ -6,10 +6,17 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
+
+#if defined(__GLIBCXX__)
+#include <cxxabi.h>
+#include <unistd.h>
+#endif
 
 #include "dispatch.hpp"
 #include "driver.hpp"
@@ -30,6 +37,9 @@ constexpr int writeable = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
 // re-typed or frozen in between.
 
 const py::detail::PyArray_Proxy* fields(py::handle a) { return py::detail::array_proxy(a.ptr()); }
+const PyObject* ndarray() {
+  return reinterpret_cast<PyObject*>(py::detail::npy_api::get().PyArray_Type_);
+}
 shape_t shape_of(py::handle a) {
   return {fields(a)->dimensions, fields(a)->dimensions + fields(a)->nd};
 }
@@ -42,7 +52,6 @@ py::ssize_t size_of(const shape_t& shape) {
   for (const py::ssize_t n : shape) size *= n;
   return size;
 }
-py::ssize_t width(kind k) { return k == kind::float32 ? 4 : 8; }
 
 // The storage kind of an array's dtype, if it is one of ours.
 std::optional<kind> kind_of(py::handle a) {
@@ -52,6 +61,8 @@ std::optional<kind> kind_of(py::handle a) {
   if (d->type_num == py::detail::npy_api::NPY_DOUBLE_) return kind::float64;
   return std::nullopt;
 }
+
+stream stream_of(py::handle a, kind k) { return {fields(a)->data, k, k == kind::float32 ? 4 : 8}; }
 
 // ---- Messages. Each names the array, says what was wrong and what is wanted.
 
@@ -69,12 +80,20 @@ std::string type_text(py::handle object) {
   throw py::type_error(label + ": " + what);
 }
 
+// A masked array is an ndarray whose mask nothing here would heed. The class is only looked up
+// where it has been imported: else there is none.
+bool is_masked(py::handle a) {
+  const py::dict modules = py::module_::import("sys").attr("modules");
+  return modules.contains("numpy.ma.core") &&
+         py::isinstance(a, modules["numpy.ma.core"].attr("MaskedArray"));
+}
+
 // What every array must be, in the order in which a user would want to hear of it.
 void require_array(py::handle a, const std::string& label) {
   if (!py::isinstance<py::array>(a))
     wrong_type(label, "not a numpy.ndarray (" + type_text(a) +
                           "); pass the array that is to be used in place");
-  if (py::hasattr(a, "mask") && py::hasattr(a, "fill_value"))
+  if (is_masked(a))
     wrong_type(label, "a masked array, whose mask would be ignored; pass its .data");
   if (!kind_of(a)) {
     if (a.attr("dtype").attr("isnative").cast<bool>())
@@ -94,6 +113,11 @@ void require_writeable(py::handle a, const std::string& label) {
     wrong_value(label, "read-only, but the step writes to it; pass a writeable array");
 }
 
+void require_parameter(py::handle a, const std::string& label) {
+  require_array(a, label);
+  require_writeable(a, label);
+}
+
 // ---- The plan of a step.
 
 // One parameter with its gradient and its state: what is registered, and so what each step must
@@ -105,10 +129,15 @@ struct member {
   py::object g;  // bound, or None
   shape_t shape;
   kind type;
+  py::object gradient_class;    // the class of a gradient that was looked at and found good
   py::ssize_t group;            // of the arrays that share hyperparameters
+  bool decays;                  // whether its group's weight decay is for it, too
   std::int64_t count = 0;       // finished steps of this array
   void* gradient_at = nullptr;  // where the last gradient lay that overlapped nothing
 };
+
+// What the arrays that share a set of scalars have in common: group, decays, count.
+using key = std::tuple<py::ssize_t, bool, std::int64_t>;
 
 // The memory of one array, for the overlap test.
 struct range {
@@ -117,113 +146,139 @@ struct range {
   bool operator<(const range& other) const { return first < other.first; }
 };
 
+// Updates without the GIL. Not gil_scoped_release: at the interpreter's end CPython ends a daemon
+// thread that asks for the GIL, by unwinding it, and on the way it would meet destructors that need
+// the GIL or may not throw. So it waits here for the process to end.
+void run_freely(const table& kernels, const std::vector<span>& spans,
+                const std::vector<scalars>& sets) {
+  PyThreadState* const thread = PyEval_SaveThread();
+  run(kernels, spans, sets);
+#if defined(__GLIBCXX__)
+  try {
+    PyEval_RestoreThread(thread);
+  } catch (const abi::__forced_unwind&) {
+    for (;;) pause();
+  }
+#else
+  PyEval_RestoreThread(thread);
+#endif
+}
+
 class plan {
  public:
   // Takes a parameter in; nothing is changed where it can't be.
   void add(std::vector<std::string> labels, py::object x, std::vector<py::object> state,
-           py::object g, py::ssize_t group) {
+           py::object g, py::ssize_t group, bool decays) {
     if (labels.size() != state.size() + 2 || state.size() > most_states)
       throw py::value_error("labels: one for x, g and each state array");
-    require_array(x, labels[0]);
-    require_writeable(x, labels[0]);
+    require_parameter(x, labels[0]);
     member m{std::move(labels),
              py::reinterpret_borrow<py::array>(x),
              {},
              std::move(g),
              shape_of(x),
              *kind_of(x),
-             group};
+             py::none(),
+             group,
+             decays};
     for (std::size_t s = 0; s < state.size(); ++s) {
       require_like(m, state[s], m.labels[s + 2], "state");
       require_writeable(state[s], m.labels[s + 2]);
       m.state.push_back(py::reinterpret_borrow<py::array>(state[s]));
     }
-    if (!m.g.is_none()) require_gradient(m, m.g);
+    if (!m.g.is_none()) require_like(m, m.g, m.labels[1], "gradient");
     members_.push_back(std::move(m));
     ranges_.clear();
     spans_.reserve(members_.size());
     active_.reserve(members_.size());
+    gradients_.reserve(members_.size());
   }
 
-  // Looks every array over that a step with these gradients (None: the bound ones) would touch, and
-  // says which sets of scalars it takes: (group, finished steps) of each.
-  std::vector<std::pair<py::ssize_t, std::int64_t>> check(py::object grads) {
+  // Begins a step with these gradients (None: the bound ones): says which sets of scalars it takes.
+  std::vector<key> begin(const py::object& grads) {
+    end();
     const bool given = !grads.is_none();
     const py::sequence list =
         given ? py::reinterpret_borrow<py::sequence>(grads) : py::sequence(py::tuple());
     if (given && list.size() != members_.size())
       throw py::value_error("grads: " + std::to_string(list.size()) + " given, " +
                             std::to_string(members_.size()) + " wanted");
-    ready_ = false;
-    spans_.clear();
-    active_.clear();
-    sets_.clear();
-    std::vector<std::pair<py::ssize_t, std::int64_t>> keys;
-    find_written();
+    std::vector<key> keys;
+    std::map<key, std::size_t> numbers;
     for (std::size_t i = 0; i < members_.size(); ++i) {
-      member& m = members_[i];
-      const py::object g = given ? py::object(list[i]) : m.g;
+      const member& m = members_[i];
+      py::object g = given ? py::object(list[i]) : m.g;
       if (g.is_none()) continue;
-      require_unchanged(m, m.x, m.labels[0]);
-      for (std::size_t s = 0; s < m.state.size(); ++s)
-        require_unchanged(m, m.state[s], m.labels[s + 2]);
-      require_gradient(m, g);
-      if (fields(g)->data != m.gradient_at) require_apart(m, g);
-
-      const std::pair<py::ssize_t, std::int64_t> key{m.group, m.count};
-      std::size_t set = keys.size();
-      while (set > 0 && keys[set - 1] != key)
-        --set;  // from the newest: neighbours mostly share one
-      if (set == 0) keys.push_back(key), set = keys.size();
-
-      span a{{fields(m.x)->data, m.type}, {fields(g)->data, m.type}, {}, size_of(m.shape), set - 1};
-      for (std::size_t s = 0; s < m.state.size(); ++s)
-        a.state[s] = {fields(m.state[s])->data, m.type};
-      spans_.push_back(a);
-      active_.push_back(i);
+      const key k{m.group, m.decays, m.count};
+      std::size_t set = keys.size() - 1;  // neighbours mostly share one
+      if (keys.empty() || keys[set] != k) {
+        set = numbers.emplace(k, keys.size()).first->second;
+        if (set == keys.size()) keys.push_back(k);
+      }
+      active_.emplace_back(i, set);
+      gradients_.push_back(std::move(g));
     }
-    ready_ = true;
+    begun_ = true;
     return keys;
   }
 
-  // Updates what was checked, with a set of scalars for each key that check returned, and moves the
+  // Looks every array over that the step will touch. Arrays that fit take no call of Python, so
+  // that what is seen is what is stepped; where one doesn't, Python may run, and all are looked at
+  // anew.
+  void check() {
+    if (!begun_) throw py::value_error("check: no step has begun");
+    try {
+      if (!fill()) {
+        explain();
+        if (!fill()) throw py::value_error("params: changed while they were looked at");
+      }
+      find_written();
+      for (std::size_t k = 0; k < active_.size(); ++k) {
+        member& m = members_[active_[k].first];
+        if (spans_[k].g.data != m.gradient_at) require_apart(m, gradients_[k]);
+      }
+    } catch (...) {
+      end();
+      throw;
+    }
+  }
+
+  // Updates what fits, with a set of scalars for each key that begin returned, and moves the
   // counters with the data.
   void run(const py::sequence& sets) {
-    if (!ready_) throw py::value_error("run: nothing was checked");
     const table& in_use = kernels();
     sets_.clear();
     for (const py::handle& values : sets)
       sets_.push_back(read_scalars(in_use, py::reinterpret_borrow<py::tuple>(values)));
-    for (std::size_t i = 0; i < spans_.size(); ++i) {
-      if (spans_[i].set >= sets_.size())
-        throw py::value_error("run: a set of scalars for each key");
-      if (static_cast<std::size_t>(in_use.rules[sets_[spans_[i].set].rule].states) !=
-          members_[active_[i]].state.size())
+    for (const auto& [i, set] : active_) {
+      if (set >= sets_.size()) throw py::value_error("run: a set of scalars for each key");
+      const int states = in_use.rules[sets_[set].rule].states;
+      if (static_cast<std::size_t>(states) != members_[i].state.size())
         throw py::value_error("run: the rule has other state arrays");
     }
-    // Not gil_scoped_release: at the interpreter's end a daemon thread is unwound from in here, and
-    // a destructor on its way would end the process.
-    Py_BEGIN_ALLOW_THREADS;
-    schuss::run(in_use, spans_, sets_);
-    Py_END_ALLOW_THREADS;
+    check();
+    run_freely(in_use, spans_, sets_);
     advance();
   }
 
   // Moves the counters as a step does.
   void advance() {
-    if (!ready_) throw py::value_error("advance: nothing was checked");
-    for (const std::size_t i : active_) ++members_[i].count;
+    if (!begun_) throw py::value_error("advance: no step has begun");
+    for (const auto& [i, set] : active_) ++members_[i].count;
     ++iterations_;
-    ready_ = false;
+    end();
   }
 
-  // The members that were checked, each with the number of its set of scalars: for a step in
-  // Python.
-  std::vector<std::pair<std::size_t, std::size_t>> active() const {
-    std::vector<std::pair<std::size_t, std::size_t>> pairs;
-    for (std::size_t i = 0; i < spans_.size(); ++i) pairs.emplace_back(active_[i], spans_[i].set);
-    return pairs;
+  // Lets go of a step's gradients.
+  void end() {
+    begun_ = false;
+    spans_.clear();
+    active_.clear();
+    gradients_.clear();
   }
+
+  // The members of the step, each with the number of its set of scalars: for a step in Python.
+  const std::vector<std::pair<std::size_t, std::size_t>>& active() const { return active_; }
 
   std::vector<std::int64_t> counts() const {
     std::vector<std::int64_t> all;
@@ -260,23 +315,55 @@ class plan {
     return c;
   }
 
-  // Whether an array has what its parameter asks for; where not, one of the `require` functions has
-  // the words.
+  // Whether an array has what its parameter asks for, its class included: ndarray, the parameter's,
+  // or one that was looked at before.
   static bool fits(const member& m, py::handle a, int flags) {
-    return kind_of(a) == m.type && (fields(a)->flags & flags) == flags && has_shape(a, m.shape) &&
+    const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(a.ptr()));
+    return (type == reinterpret_cast<PyObject*>(Py_TYPE(m.x.ptr())) || type == ndarray() ||
+            type == m.gradient_class.ptr()) &&
+           kind_of(a) == m.type && (fields(a)->flags & flags) == flags && has_shape(a, m.shape) &&
            (fields(a)->flags & fields(m.x)->flags & (c_order | f_order)) != 0;
+  }
+
+  // Fills the spans from the arrays as they are now; false where one doesn't fit.
+  bool fill() {
+    spans_.clear();
+    for (std::size_t k = 0; k < active_.size(); ++k) {
+      const member& m = members_[active_[k].first];
+      const py::handle g = gradients_[k];
+      if (!fits(m, m.x, aligned | writeable) || !fits(m, g, aligned)) return false;
+      span a{stream_of(m.x, m.type), stream_of(g, m.type), {}, size_of(m.shape), active_[k].second};
+      for (std::size_t s = 0; s < m.state.size(); ++s) {
+        if (!fits(m, m.state[s], aligned | writeable)) return false;
+        a.state[s] = stream_of(m.state[s], m.type);
+      }
+      spans_.push_back(a);
+    }
+    return true;
+  }
+
+  // Says what is wrong with the first array that doesn't fit; returns where only a gradient's class
+  // was new, which is then accepted.
+  void explain() {
+    for (std::size_t k = 0; k < active_.size(); ++k) {
+      member& m = members_[active_[k].first];
+      require_unchanged(m, m.x, m.labels[0]);
+      for (std::size_t s = 0; s < m.state.size(); ++s)
+        require_unchanged(m, m.state[s], m.labels[s + 2]);
+      require_like(m, gradients_[k], m.labels[1], "gradient");
+      m.gradient_class = py::type::of(gradients_[k]);
+    }
   }
 
   static void require_unchanged(const member& m, py::handle a, const std::string& label) {
     if (fits(m, a, aligned | writeable)) return;
-    require_array(a, label);
-    require_writeable(a, label);
+    require_parameter(a, label);
     if (!has_shape(a, m.shape))
       wrong_value(label, "shape " + shape_text(shape_of(a)) + " is no longer the registered " +
-                             shape_text(m.shape) + "; rebind arrays of the registered shapes");
+                             shape_text(m.shape) + "; restore it, or rebind arrays of that shape");
     wrong_value(label, "dtype " + dtype_text(a) +
-                           " or its memory order is no longer the registered one; rebind arrays of "
-                           "the registered types");
+                           " or its memory order is no longer the registered one; restore it, or "
+                           "rebind arrays of that kind");
   }
 
   // A state array or a gradient: shape, order and type of the parameter.
@@ -299,11 +386,6 @@ class plan {
                                 : "pass np.asfortranarray") +
                              " of it");
     }
-  }
-
-  static void require_gradient(const member& m, py::handle g) {
-    if (Py_TYPE(g.ptr()) == Py_TYPE(m.x.ptr()) && fits(m, g, aligned)) return;
-    require_like(m, g, m.labels[1], "gradient");
   }
 
   // The written memory of all members, in order; found anew when an array has moved.
@@ -344,7 +426,7 @@ class plan {
   // writes.
   void require_apart(member& m, py::handle g) {
     const char* first = fields(g)->data;
-    const char* last = first + size_of(m.shape) * width(m.type);
+    const char* last = first + size_of(m.shape) * stream_of(g, m.type).width;
     auto after = std::lower_bound(ranges_.begin(), ranges_.end(), range{last, last, nullptr});
     if (first < last && after != ranges_.begin() && std::prev(after)->last > first)
       wrong_value(m.labels[1],
@@ -358,9 +440,10 @@ class plan {
   std::vector<const char*> addresses_;
   std::vector<span> spans_;
   std::vector<scalars> sets_;
-  std::vector<std::size_t> active_;
+  std::vector<std::pair<std::size_t, std::size_t>> active_;  // member, and number of its set
+  std::vector<py::object> gradients_;                        // of the active members
   std::int64_t iterations_ = 0;
-  bool ready_ = false;
+  bool begun_ = false;
 };
 
 }  // namespace
@@ -373,16 +456,19 @@ PYBIND11_MODULE(_core, m) {
   py::class_<plan>(m, "Plan", "The arrays of a step, their contract and their counters.")
       .def(py::init<>())
       .def("add", &plan::add, py::arg("labels"), py::arg("x"), py::arg("state"), py::arg("g"),
-           py::arg("group"))
+           py::arg("group"), py::arg("decays"))
       .def("require_disjoint", &plan::require_disjoint)
-      .def("check", &plan::check, py::arg("grads"))
+      .def("begin", &plan::begin, py::arg("grads"))
+      .def("check", &plan::check)
       .def("run", &plan::run, py::arg("sets"))
       .def("advance", &plan::advance)
+      .def("end", &plan::end)
       .def("active", &plan::active)
       .def("counts", &plan::counts)
       .def("restore", &plan::restore, py::arg("iterations"), py::arg("counts"))
       .def_property_readonly("iterations", &plan::iterations);
 
+  m.def("require_parameter", &require_parameter, py::arg("x"), py::arg("label"));
   m.def("rules", [] {
     std::vector<std::tuple<std::string, int, int>> all;
     for (int i = 0; i < kernels().size; ++i)

@@ -30,7 +30,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def many_threads() -> Iterator[None]:
-    """Lets threads run from the first chunk on, and sees that they did."""
+    """Lets threads run from the first chunk on."""
     before = _core.set_grain(1)
     yield
     _core.set_grain(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import mmap
 import re
 from collections.abc import Callable
@@ -74,7 +75,9 @@ def snapshot(opt: Optimizer) -> Any:
         for name, s in opt.state.items()
     }
     groups = [(repr(g), g["param_names"]) for g in opt.param_groups]
-    return arrays, state, groups, opt.iterations, opt.grad_scale, opt.subnormals, opt.backend
+    bound = [p.g.tobytes() for p in opt._parameters if p.g is not None]
+    options = {name: getattr(opt, name) for name in opt.options}
+    return arrays, bound, state, groups, opt.iterations, options
 
 
 class Unchanged:
@@ -142,10 +145,13 @@ def test_parameters_together(params: Any, says: str) -> None:
 
 def overlapping() -> dict[str, Any]:
     a = np.zeros(10, F4)
+    d = np.zeros(10)
     m = np.zeros((4, 4), F4)
     return {
         "twice": ([a, a], "params[1]: overlaps params[0]"),
         "slices": ([a[:-1], a[1:]], "params[1]: overlaps params[0]"),
+        "one element": ([a[:6], a[5:]], "params[1]: overlaps params[0]"),
+        "one element of 8 bytes": ([d[:6], d[5:]], "params[1]: overlaps params[0]"),
         "inside": ([a[2:4], a], "overlaps"),
         "row of a matrix": ([m, m[2]], "overlaps"),
         "transposed": ([m, m.T], "overlaps"),
@@ -222,6 +228,9 @@ def test_gradient_overlaps_what_is_written() -> None:
     with Unchanged(opt, ValueError, 'grads["w"]: overlaps state["w"]["exp_avg_sq"]'):
         opt.step({"w": opt.state["w"]["exp_avg_sq"]})
     assert opt.step({"w": a[10:]})
+    with Unchanged(opt, ValueError, 'grads["w"]: overlaps params["w"]'):
+        opt.step({"w": a[9:19]})
+    assert opt.step({"w": a[10:]})
     with pytest.raises(ValueError, match="overlaps params"):
         schuss.Adam({"w": a[:10]}, grads={"w": a[5:15]})
 
@@ -249,9 +258,9 @@ def test_structure_of_gradients(grads: Any, says: str, opt: Optimizer) -> None:
 def test_structure_of_nested_gradients() -> None:
     opt = schuss.SGD({"layers": [{"w": np.zeros(2)}, {"w": np.zeros(2)}]})
     for grads, says in [
-        ({"layers": [{"w": None}]}, "grads['layers']: 1 where params has 2"),
-        ({"layers": {"w": None}}, "grads['layers']: dict where params has a sequence"),
-        ({"layers": [{"w": None}, {}]}, "grads['layers'][1]: missing 'w'"),
+        ({"layers": [{"w": None}]}, 'grads["layers"]: 1 where params has 2'),
+        ({"layers": {"w": None}}, 'grads["layers"]: dict where params has a sequence'),
+        ({"layers": [{"w": None}, {}]}, "grads[\"layers.1\"]: missing 'w'"),
         (
             {"layers": [{"w": [1.0]}, {"w": None}]},
             'grads["layers.0.w"]: not a numpy.ndarray (list)',
@@ -308,6 +317,39 @@ def test_resized_there_and_back_is_noticed() -> None:
     assert (x == -2).all()
 
 
+@pytest.mark.parametrize("which", ["params", "exp_avg"])
+def test_memory_that_moved_is_looked_at_for_overlaps(which: str, opt: Optimizer) -> None:
+    moved = opt.param_groups[0]["params"][1] if which == "params" else opt.state["w1"][which]
+    good = np.ones(10, F4)
+    moved.resize(1 << 20, refcheck=False)
+    moved.resize(10, refcheck=False)
+    with Unchanged(opt, ValueError, 'grads["z"]: overlaps', '"w1"]'):
+        opt.step({"a": good, "w1": good, "z": moved[:]})
+    assert opt.step({"a": good, "w1": good, "z": good})
+
+
+class Meddling(np.ndarray):
+    """A gradient that resizes a parameter when it is looked at."""
+
+    target: np.ndarray
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "dtype":
+            super().__getattribute__("target").resize(1 << 16, refcheck=False)
+        return super().__getattribute__(name)
+
+
+def test_python_that_runs_within_the_check_meddles_in_vain() -> None:
+    x, y = np.zeros(10, F4), np.zeros(10, F4)
+    opt = schuss.SGD([x, y], lr=1.0)
+    g = np.ones(10).view(Meddling)
+    g.target = x
+    with pytest.raises(TypeError, match="float64"):
+        opt.step([np.ones(10, F4), g])
+    with Unchanged(opt, ValueError, "params[0]: shape (65536,) is no longer"):
+        opt.step([np.ones(10, F4), np.ones(10, F4)])
+
+
 # ---- Hyperparameters and options
 
 WRONG_NUMBERS = [-1.0, np.nan, np.inf, "1", True, None, 1j, np.ones(2), [1.0]]
@@ -324,7 +366,7 @@ def test_hyperparameters(rule: type[Optimizer]) -> None:
         elif isinstance(h.default, tuple):
             wrong = [0.9, (0.9,), (0.9, 1.0), (0.9, np.nan), ("a", "b"), (0.9, 0.9, 0.9), "ab"]
         for value in wrong:
-            with Unchanged(opt, (TypeError, ValueError), name):  # type: ignore[arg-type]
+            with pytest.raises((TypeError, ValueError), match=name):
                 rule([np.zeros(3)], **{name: value})
             with Unchanged(opt, (TypeError, ValueError), name):  # type: ignore[arg-type]
                 opt.param_groups[0][name] = value
@@ -379,6 +421,14 @@ def test_all_groups_or_none() -> None:
     opt = schuss.SGD(groups)
     with Unchanged(opt, ValueError, "nesterov"):
         opt.nesterov = True
+
+
+def test_update_of_a_group_is_all_or_none() -> None:
+    opt = schuss.SGD(np.zeros(3), momentum=0.9, dampening=0.5)
+    with Unchanged(opt, ValueError, "weight_decay"):
+        opt.param_groups[0].update(lr=7.0, weight_decay=-1.0)
+    opt.param_groups[0].update(nesterov=True, dampening=0.0)
+    assert opt.nesterov
 
 
 def test_group_keeps_its_options() -> None:
@@ -509,10 +559,14 @@ def test_load_state_dict_lists_every_difference(opt: Optimizer) -> None:
         (lambda s: s["param_groups"][0].update(params=["a"]), "param_groups: other parameters"),
         (lambda s: s["param_groups"].pop(), "param_groups: other parameters"),
         (lambda s: s.update(iterations=-1), "iterations: -1"),
-        (lambda s: s["state"]["a"].update(step=1.5), 'state["a"]["step"]: 1.5'),
+        (lambda s: s["state"]["a"].update(step=1.5), "'a' step: 1.5 is not a whole number"),
         (lambda s: s["state"]["a"].pop("exp_avg"), "missing 'a' exp_avg"),
         (lambda s: s["state"]["a"].update(sum=np.zeros(10, F4)), "unknown 'a' sum"),
+        (lambda s: s["state"]["a"].update(step=2**70), "'a' step: "),
         (lambda s: s["state"]["a"].update(exp_avg=1.0), "'a' exp_avg: float"),
+        (lambda s: s["state"].update(a=[1.0]), "'a': list, wanted a mapping"),
+        (lambda s: s.pop("iterations"), "iterations: None"),
+        (lambda s: s.pop("state"), "state_dict: wanted a mapping"),
     ],
 )
 def test_load_state_dict(spoil: Callable[[Any], None], says: str, opt: Optimizer) -> None:
@@ -520,6 +574,79 @@ def test_load_state_dict(spoil: Callable[[Any], None], says: str, opt: Optimizer
     spoil(saved)
     with Unchanged(opt, (TypeError, ValueError), says):  # type: ignore[arg-type]
         opt.load_state_dict(saved)
+
+
+def test_load_state_dict_needs_arrays_whatever_the_type() -> None:
+    """A missing dtype compares equal to float64's."""
+    opt = schuss.Adam({"w": np.zeros(2)})
+    saved = opt.state_dict()
+    saved["state"]["w"]["exp_avg"] = [0.0, 0.0]
+    with Unchanged(opt, ValueError, "'w' exp_avg: list"):
+        opt.load_state_dict(saved)
+
+
+def test_load_state_dict_into_read_only_state(opt: Optimizer) -> None:
+    saved = opt.state_dict()
+    saved["param_groups"][0]["lr"] = 9.0
+    opt.state["z"]["exp_avg_sq"].flags.writeable = False
+    with Unchanged(opt, ValueError, 'state["z"]["exp_avg_sq"]: read-only'):
+        opt.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("method", ["step", "rebind", "add_param_group", "load_state_dict"])
+def test_no_call_within_a_step(method: str) -> None:
+    opt = schuss.SGD({"w": np.zeros(3)})
+    arguments: dict[str, Any] = {
+        "step": {"w": np.ones(3)},
+        "rebind": {"w": np.zeros(3)},
+        "add_param_group": {"params": {"b": np.zeros(3)}},
+        "load_state_dict": opt.state_dict(),
+    }
+
+    def meddle(n: int) -> float:
+        getattr(opt, method)(arguments[method])
+        return 0.1
+
+    opt.lr = meddle
+    with Unchanged(opt, RuntimeError, "re-entered"):
+        opt.step({"w": np.ones(3)})
+
+
+def test_zero_grad() -> None:
+    opt = schuss.SGD([np.zeros(3), np.zeros(3)])
+    with pytest.raises(ValueError, match="grads: none bound"):
+        opt.zero_grad()
+    first, second = np.ones(3), np.ones(3)
+    opt = schuss.SGD([np.zeros(3), np.zeros(3)], grads=[first, second])
+    second.flags.writeable = False
+    with pytest.raises(ValueError, match=r"grads\[1\]: read-only"):
+        opt.zero_grad()
+    assert first.all()
+
+
+def test_bound_gradients_of_a_new_group() -> None:
+    opt = schuss.SGD([np.zeros(3)], grads=[np.ones(3)], lr=1.0)
+    with Unchanged(opt, ValueError, 'pass its "grads"'):
+        opt.add_param_group({"params": [np.zeros(3)]})
+    opt.add_param_group({"params": [np.zeros(3)], "grads": [np.ones(3)], "lr": 2.0})
+    opt.step()
+    assert [x[0] for g in opt.param_groups for x in g["params"]] == [-1, -2]
+
+
+def test_copy() -> None:
+    with pytest.raises(TypeError, match=r"use copy\.deepcopy"):
+        copy.copy(schuss.SGD(np.zeros(3)))
+
+
+def test_the_base_is_no_rule() -> None:
+    with pytest.raises(NotImplementedError, match="base of the rules"):
+        Optimizer(np.zeros(3))
+
+
+def test_no_decay() -> None:
+    wrong: Any = ["b"]
+    with pytest.raises(TypeError, match=r"no_decay: \['b'\] is no function"):
+        schuss.AdamW(np.zeros(3), no_decay=wrong)
 
 
 def test_functional() -> None:
@@ -531,6 +658,7 @@ def test_functional() -> None:
         (lambda: adam(x, g, m, step=1), TypeError, "these options take ('exp_avg', 'exp_avg_sq')"),
         (lambda: adam(x, g, m, v, m.copy(), step=1), TypeError, "adam: state"),
         (lambda: adam(x, g, m, v, step=1, foo=2), TypeError, "foo: unknown"),
+        (lambda: adam(x, g, m, v, exp_avg=m, step=1), TypeError, "exp_avg is given twice"),
         (lambda: adam(x, g, m, m, step=1), ValueError, "exp_avg_sq: overlaps exp_avg"),
         (lambda: adam(x, x, m, v, step=1), ValueError, "grad: overlaps param"),
         (lambda: adam(x, g, m, v[:2], step=1), ValueError, "exp_avg_sq: shape (2,)"),

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import schuss
-from schuss import _core, functional, kernels, reference, rules
+from schuss import _core, functional, reference, rules, scalars
 from schuss.optimizer import Optimizer
 
 ROOT = Path(__file__).parent.parent
@@ -46,16 +46,16 @@ def test_same_order_everywhere() -> None:
     assert classes == list(rules.RULES)
 
 
-@pytest.mark.parametrize("kernel", kernels.NAMES)
+@pytest.mark.parametrize("kernel", scalars.NAMES)
 def test_same_letters(kernel: str) -> None:
     """The struct's scalars and state are the reference's keyword and positional arguments."""
     match = re.search(rf"struct {kernel} {{(.*?)}};", RULES_HPP, re.DOTALL)
     assert match
-    scalars = re.search(r"^\s*T ([\w, ]+);", match[1], re.MULTILINE)
+    members = re.search(r"^\s*T ([\w, ]+);", match[1], re.MULTILINE)
     state = re.findall(r"T& (\w+)", match[1])
     arguments = inspect.getfullargspec(getattr(reference, kernel))
-    assert scalars
-    assert scalars[1].split(", ") == arguments.kwonlyargs == list(kernels.NAMES[kernel])
+    assert members
+    assert members[1].split(", ") == arguments.kwonlyargs == list(scalars.NAMES[kernel])
     assert ["x", "g", *state] == arguments.args
 
 
@@ -70,8 +70,10 @@ def test_documented(rule: type[Optimizer]) -> None:
         assert all(s in text for states in rule.states.values() for s in states)
     assert f"`{rule.__name__}`" in README
     assert getattr(schuss, rule.__name__) is rule, "export it in __init__.py"
-    signature = inspect.signature(getattr(functional, rule.__name__.lower()))
-    assert signature.parameters.keys() >= {"param", "grad", "step", *rule.hyperparameters}
+    live = {name for name, h in rule.hyperparameters.items() if not h.fixed}
+    call = inspect.signature(getattr(functional, rule.__name__.lower()))
+    assert call.parameters.keys() >= {"param", "grad", "step", *live, *rule.options}
+    assert inspect.signature(rule).parameters.keys() >= {"params", "grads", *rule.hyperparameters}
 
 
 def test_a_class_that_does_not_match_its_kernel_fails_at_import(

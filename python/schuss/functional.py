@@ -9,7 +9,6 @@ backend, as every optimizer has them.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 from schuss import _core, rules
 from schuss.groups import Group
 from schuss.hyperparameters import check_int
-from schuss.optimizer import Optimizer
+from schuss.optimizer import NEEDED, Optimizer, signature
 
 
 def stateless(rule: type[Optimizer]) -> Callable[..., None]:
@@ -29,65 +28,55 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:
     def step_once(
         param: np.ndarray,
         grad: np.ndarray,
-        /,
         *state: np.ndarray | None,
         step: int,
         **options: Any,
     ) -> None:
         if len(state) > len(every_state):
             raise TypeError(f"{name}: {len(state)} state arrays given; it has {every_state}")
-        given = dict(zip(every_state, state, strict=False))
-        given |= {key: options.pop(key) for key in every_state if key in options}
+        arrays = dict(zip(every_state, state, strict=False))
+        for key in every_state:
+            if key in options and key in arrays:
+                raise TypeError(f"{name}: {key} is given twice")
+            arrays[key] = options.pop(key, arrays.get(key))
+        arrays = {key: array for key, array in arrays.items() if array is not None}
         around = {key: o.check(options.pop(key, o.default)) for key, o in rule.options.items()}
-        group = Group(rule, options)
-        arrays = {key: array for key, array in given.items() if array is not None}
-        if arrays.keys() != set(group.states):
-            raise TypeError(
-                f"{name}: state {tuple(arrays)} given; these options take {group.states}"
-            )
+        for key in [key for key in options if key in fixed]:
+            raise TypeError(f"{name}: {key} is for the class; give the state its start yourself")
+        settings = Group(rule, options).settings
+        if arrays.keys() != set(settings.states):
+            given = tuple(arrays)
+            raise TypeError(f"{name}: state {given} given; these options take {settings.states}")
         check_int("step", step, 1)
         scalars = rule.scalar_set(
-            group.kernel,
-            group.at(step - 1),
+            settings,
+            settings.at(step - 1),
             step,
             True,
             around["grad_scale"],
             around["subnormals"],
         )
-        ordered = [arrays[key] for key in group.states]
+        ordered: list[Any] = [arrays[key] for key in settings.states]
         plan = _core.Plan()
-        plan.add(["param", "grad", *group.states], param, ordered, None, 0)
-        plan.check([grad])
+        plan.add(["param", "grad", *settings.states], param, ordered, grad, 0, True)
+        plan.begin(None)
         if around["backend"] == "compiled":
             plan.run([scalars.packed()])
         else:
+            plan.check()
             scalars.step(param, grad, ordered)
 
+    fixed = [key for key, h in rule.hyperparameters.items() if h.fixed]
+    needed = min(map(len, rule.states.values()))
+    arguments: dict[str, Any] = {"param": NEEDED, "grad": NEEDED}
+    arguments |= {s: NEEDED if i < needed else None for i, s in enumerate(every_state)}
+    defaults = {key: v for key, v in rule.defaults().items() if key not in fixed}
     step_once.__name__ = step_once.__qualname__ = name
     step_once.__doc__ = rule.__doc__
-    step_once.__signature__ = signature(rule, every_state)  # type: ignore[attr-defined]
-    return step_once
-
-
-def signature(rule: type[Optimizer], every_state: tuple[str, ...]) -> inspect.Signature:
-    """What `help` shows: the arrays by name, and every option with its default."""
-    parameter, empty = inspect.Parameter, inspect.Parameter.empty
-    needed = min(map(len, rule.states.values()))
-    defaults = {key: h.default for key, h in (rule.hyperparameters | rule.options).items()}
-    return inspect.Signature(
-        [
-            parameter("param", parameter.POSITIONAL_ONLY),
-            parameter("grad", parameter.POSITIONAL_ONLY),
-            *(
-                parameter(
-                    key, parameter.POSITIONAL_OR_KEYWORD, default=empty if i < needed else None
-                )
-                for i, key in enumerate(every_state)
-            ),
-            parameter("step", parameter.KEYWORD_ONLY),
-            *(parameter(key, parameter.KEYWORD_ONLY, default=v) for key, v in defaults.items()),
-        ]
+    step_once.__signature__ = signature(  # type: ignore[attr-defined]
+        arguments, {"step": NEEDED, **defaults}
     )
+    return step_once
 
 
 def __getattr__(name: str) -> Callable[..., None]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from schuss.structure import label
+from schuss.structure import described, label
 
 if TYPE_CHECKING:
     from schuss.optimizer import Optimizer
@@ -23,7 +24,11 @@ class Parameter:
     g: np.ndarray | None  # bound, or none
     state: dict[str, np.ndarray]
     group: int
-    decays: bool
+    decays: bool  # whether its group's weight decay is for it, too
+    kind: str = field(init=False)  # what an array in its place has to be
+
+    def __post_init__(self) -> None:
+        self.kind = described(self.x)
 
     def labels(self) -> list[str]:
         """How messages name the array, its gradient and its state."""
@@ -33,6 +38,26 @@ class Parameter:
             label("grads", self.name),
             *(f'{state}["{key}"]' for key in self.state),
         ]
+
+
+class Settings(NamedTuple):
+    """A group's hyperparameters at one moment: replaced as a whole, so that a step sees no half."""
+
+    rule: type[Optimizer]
+    values: dict[str, Any]
+    kernel: str
+    states: tuple[str, ...]
+
+    @classmethod
+    def checked(cls, rule: type[Optimizer], values: dict[str, Any]) -> Settings:
+        """Raises where the values don't go together."""
+        kernel = rule.kernel(values)
+        return cls(rule, values, kernel, rule.states[kernel])
+
+    def at(self, iterations: int) -> dict[str, Any]:
+        """The plain value of each hyperparameter after so many finished steps."""
+        declared = self.rule.hyperparameters
+        return {name: declared[name].at(value, iterations) for name, value in self.values.items()}
 
 
 class Group(MutableMapping[str, Any]):
@@ -45,52 +70,45 @@ class Group(MutableMapping[str, Any]):
     FIXED = ("params", "param_names", "no_decay")
 
     def __init__(self, rule: type[Optimizer], values: Mapping[str, Any]) -> None:
-        self._rule = rule
         self.members: list[Parameter] = []
-        self._values: dict[str, Any] = {}
-        self.take(self.merged(values))
+        self.lock: AbstractContextManager[Any] = nullcontext()  # the optimizer's, once it has one
+        defaults = {name: h.default for name, h in rule.hyperparameters.items()}
+        self.settings = Settings.checked(rule, defaults | self.read(rule, values))
 
-    def merged(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """All hyperparameters, these among them; raises and changes nothing where one can't be."""
-        declared = self._rule.hyperparameters
+    @classmethod
+    def read(cls, rule: type[Optimizer], values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values as they are stored; raises where one can't be."""
         for name in values:
-            if name in self.FIXED:
+            if name in cls.FIXED:
                 raise ValueError(f"{name}: fixed; use rebind or add_param_group")
-            if name not in declared:
-                raise TypeError(f"{name}: unknown; {self._rule.__name__} has {', '.join(declared)}")
-        before = self._values
-        all_old = before or {name: h.default for name, h in declared.items()}
-        merged = all_old | {name: declared[name].check(value) for name, value in values.items()}
-        states = self._rule.states[self._rule.kernel(merged)]
-        for name in values:
-            if before and declared[name].fixed and merged[name] != before[name]:
-                raise ValueError(f"{name}: {merged[name]!r} comes too late; fixed at construction")
-        if before and states != self.states:
+            if name not in rule.hyperparameters:
+                has = ", ".join(rule.hyperparameters)
+                raise TypeError(f"{name}: unknown; {rule.__name__} has {has}")
+        return {name: rule.hyperparameters[name].check(value) for name, value in values.items()}
+
+    def changed(self, values: Mapping[str, Any]) -> Settings:
+        """The settings with these values; raises and changes nothing where they can't be."""
+        rule, old, _, states = self.settings
+        new = self.read(rule, values)
+        for name, value in new.items():
+            if rule.hyperparameters[name].fixed and value != old[name]:
+                raise ValueError(f"{name}: {value!r} comes too late; fixed at construction")
+        settings = Settings.checked(rule, old | new)
+        if settings.states != states:
+            wanted = ", ".join(f"{name}: {value!r}" for name, value in values.items())
             raise ValueError(
-                f"{', '.join(f'{name}: {value!r}' for name, value in values.items())} would change "
-                f"the state arrays from {self.states} to {states}; they are fixed at construction"
+                f"{wanted} would change the state arrays from {states} to {settings.states}; "
+                "they are fixed at construction"
             )
-        return merged
+        return settings
 
-    def take(self, merged: dict[str, Any]) -> None:
-        """Sets what `merged` has checked."""
-        declared = self._rule.hyperparameters
-        self._values = merged
-        self._scheduled = [name for name in merged if declared[name].scheduled(merged[name])]
-        self.kernel = self._rule.kernel(merged)
-        self.states = self._rule.states[self.kernel]
+    def update(self, *values: Any, **more: Any) -> None:
+        """Sets several values: all of them or none."""
+        with self.lock:
+            self.settings = self.changed(dict(*values, **more))
 
-    def at(self, iterations: int) -> dict[str, Any]:
-        """The plain value of each hyperparameter after so many finished steps."""
-        if not self._scheduled:
-            return self._values
-        declared = self._rule.hyperparameters
-        now = {name: declared[name].at(self._values[name], iterations) for name in self._scheduled}
-        return self._values | now
-
-    def scheduled(self, name: str) -> bool:
-        """Whether a callable is set."""
-        return name in self._scheduled
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.update({name: value})
 
     def __getitem__(self, name: str) -> Any:
         if name == "params":
@@ -99,21 +117,21 @@ class Group(MutableMapping[str, Any]):
             return [p.name for p in self.members]
         if name == "no_decay":
             return [p.name for p in self.members if not p.decays]
-        return self._values[name]
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        self.take(self.merged({name: value}))
+        return self.settings.values[name]
 
     def __delitem__(self, name: str) -> None:
         raise TypeError(f"{name}: a group keeps all its options; set it instead")
 
     def __iter__(self) -> Iterator[str]:
-        return iter((*self.FIXED, *self._values))
+        return iter((*self.FIXED, *self.settings.values))
 
     def __len__(self) -> int:
-        return len(self.FIXED) + len(self._values)
+        return len(self.FIXED) + len(self.settings.values)
 
     def __repr__(self) -> str:
         size = sum(p.x.size for p in self.members)
-        options = ", ".join(f"{name}={value!r}" for name, value in self._values.items())
+        options = ", ".join(f"{name}={value!r}" for name, value in self.settings.values.items())
         return f"Group({len(self.members)} arrays, {size} parameters, {options})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"lock": nullcontext()}

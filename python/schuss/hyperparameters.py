@@ -9,6 +9,7 @@ and set all of them.
 
 from __future__ import annotations
 
+import math
 import numbers as abstract
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -43,9 +44,13 @@ class Interval:
             value = value[()]
         if isinstance(value, bool | np.bool_) or not isinstance(value, abstract.Real):
             raise TypeError(f"{name}: {value!r} is not a number; wanted one in {self.text}")
-        if float(value) not in self:
-            raise ValueError(f"{name}: {float(value)!r} is out of range, wanted {self.text}")
-        return float(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if number not in self:
+            raise ValueError(f"{name}: {number!r} is out of range, wanted {self.text}")
+        return number
 
 
 class Hyperparameter:
@@ -64,27 +69,29 @@ class Hyperparameter:
 
     def __set__(self, optimizer: Optimizer, value: Any) -> None:
         with optimizer._lock:  # a step of another thread sees all groups set, or none
-            merged = [group.merged({self.name: value}) for group in optimizer.param_groups]
-            for group, values in zip(optimizer.param_groups, merged, strict=True):
-                group.take(values)
+            changed = [group.changed({self.name: value}) for group in optimizer.param_groups]
+            for group, settings in zip(optimizer.param_groups, changed, strict=True):
+                group.settings = settings
 
     def check(self, value: Any) -> Any:
         """The value as it is stored; raises TypeError or ValueError."""
         raise NotImplementedError
 
-    def scheduled(self, value: Any) -> bool:
-        """Whether a stored value changes by itself from step to step."""
-        return False
+    def saved(self, value: Any) -> Any:
+        """What a state dictionary holds of a stored value: None in place of a callable."""
+        return value
+
+    def loaded(self, value: Any, own: Any) -> Any:
+        """What becomes of the stored value when one is loaded: a callable stays."""
+        return value
 
     def at(self, value: Any, iterations: int) -> Any:
         """The plain value of a stored one after so many finished steps of the optimizer."""
         return value
 
 
-class Constant(Hyperparameter):
-    """A number in an interval that counts at construction only."""
-
-    fixed = True
+class Bounded(Hyperparameter):
+    """A number in an interval."""
 
     def __init__(self, interval: str, *, default: float) -> None:
         super().__init__(default)
@@ -94,16 +101,23 @@ class Constant(Hyperparameter):
         return self.interval.check(self.name, value)
 
 
-class Scheduled(Constant):
-    """A number in an interval, or a callable."""
+class Constant(Bounded):
+    """A number in an interval that counts at construction only."""
 
-    fixed = False
+    fixed = True
+
+
+class Scheduled(Bounded):
+    """A number in an interval, or a callable."""
 
     def check(self, value: Any) -> Any:
         return value if callable(value) else super().check(value)
 
-    def scheduled(self, value: Any) -> bool:
-        return callable(value)
+    def saved(self, value: Any) -> Any:
+        return None if callable(value) else value
+
+    def loaded(self, value: Any, own: Any) -> Any:
+        return own if value is None or callable(own) else value
 
     def at(self, value: Any, iterations: int) -> Any:
         if not callable(value):
@@ -125,13 +139,19 @@ class Several(Hyperparameter):
             part.name = f"{name}[{i}]"
 
     def check(self, value: Any) -> Any:
-        if not isinstance(value, tuple | list | np.ndarray) or len(value) != len(self.parts):
+        if isinstance(value, np.ndarray) and value.ndim == 1:
+            value = list(value)
+        if not isinstance(value, tuple | list) or len(value) != len(self.parts):
             wanted = f"{len(self.parts)} numbers in {self.interval}"
             raise TypeError(f"{self.name}: {value!r} is not {wanted}")
         return tuple(part.check(v) for part, v in zip(self.parts, value, strict=True))
 
-    def scheduled(self, value: Any) -> bool:
-        return any(map(callable, value))
+    def saved(self, value: Any) -> Any:
+        return tuple(part.saved(v) for part, v in zip(self.parts, value, strict=True))
+
+    def loaded(self, value: Any, own: Any) -> Any:
+        triples = zip(self.parts, value, own, strict=True)
+        return tuple(part.loaded(v, o) for part, v, o in triples)
 
     def at(self, value: Any, iterations: int) -> Any:
         return tuple(part.at(v, iterations) for part, v in zip(self.parts, value, strict=True))
@@ -154,7 +174,7 @@ class Choice(Hyperparameter):
         self.choices = choices
 
     def check(self, value: Any) -> Any:
-        if value not in self.choices:
+        if not isinstance(value, str) or value not in self.choices:
             wanted = " or ".join(map(repr, self.choices))
             raise ValueError(f"{self.name}: {value!r} is unknown; wanted {wanted}")
         return value
@@ -205,14 +225,14 @@ def choice(*choices: str, default: str) -> Any:
     return Choice(*choices, default=default)
 
 
-def option(kind: type[Constant | Choice], *allowed: str, default: Any) -> Any:
+def option(kind: type[Bounded | Choice], *allowed: str, default: Any) -> Any:
     return Option(kind(*allowed, default=default))
 
 
-def check_int(name: str, value: Any, low: int) -> int:
-    """A whole number not below `low`."""
+def check_int(name: str, value: Any, low: int, high: float = math.inf) -> int:
+    """A whole number from `low` to `high`."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, abstract.Integral):
         raise TypeError(f"{name}: {value!r} is not a whole number")
-    if value < low:
-        raise ValueError(f"{name}: {value} is out of range; wanted a whole number in [{low}, inf)")
+    if not low <= int(value) <= high:
+        raise ValueError(f"{name}: {value} is out of range, wanted whole numbers {low} to {high}")
     return int(value)

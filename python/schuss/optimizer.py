@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import InitVar
+from types import MappingProxyType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -22,11 +24,12 @@ from weakref import WeakSet
 import numpy as np
 
 from schuss import _core
-from schuss.groups import Group, Parameter
+from schuss.groups import Group, Parameter, Settings
 from schuss.hyperparameters import (
     Choice,
     Constant,
     Hyperparameter,
+    Number,
     Option,
     check_int,
     choice,
@@ -36,9 +39,10 @@ from schuss.hyperparameters import (
     numbers,
     option,
 )
-from schuss.kernels import ScalarSet
-from schuss.structure import Tree, flatten, gather, is_sequence, label, listed
+from schuss.scalars import ScalarSet
+from schuss.structure import Tree, described, flatten, gather, is_sequence, label, listed
 
+NoDecay = Callable[[str, np.ndarray], bool]
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -64,6 +68,22 @@ def one_at_a_time(
     return guarded
 
 
+NEEDED = inspect.Parameter.empty
+
+
+def signature(arguments: dict[str, Any], keywords: dict[str, Any]) -> inspect.Signature:
+    """What `help` shows: arguments that may come by position, and keywords, with their defaults."""
+    by_position = inspect.Parameter.POSITIONAL_OR_KEYWORD, arguments
+    by_keyword = inspect.Parameter.KEYWORD_ONLY, keywords
+    return inspect.Signature(
+        [
+            inspect.Parameter(name, kind, default=default)
+            for kind, defaults in (by_position, by_keyword)
+            for name, default in defaults.items()
+        ]
+    )
+
+
 def argument(*, default: Any = None, kw_only: bool = True) -> Any:
     """An argument of the constructor that is no attribute: only type checkers see it."""
 
@@ -83,6 +103,7 @@ class Optimizer(Declared):
                  mappings with "params" and what differs from the other groups
     grads        gradient arrays that stay, in the structure of params; then `step()` needs none
     no_decay     a function of a parameter's name and array: True takes it out of the weight decay
+    maximize     ascends, default False
     grad_scale   the loss scale, in (0, inf), default 1: gradients are multiplied by 1/grad_scale
     subnormals   "zero" (default) stores a state element below the smallest normal number as zero;
                  "keep" keeps it, and each step of such an element costs 20 to 50 times as much
@@ -93,35 +114,48 @@ class Optimizer(Declared):
     argument or the array; nothing has changed then.
     """
 
-    states: ClassVar[dict[str, tuple[str, ...]]]
+    states: ClassVar[dict[str, tuple[str, ...]]]  # the state arrays of each kernel
     hyperparameters: ClassVar[dict[str, Hyperparameter]] = {}
     options: ClassVar[dict[str, Option]] = {}
 
-    if TYPE_CHECKING:
+    if TYPE_CHECKING:  # arguments of every constructor
         params: InitVar[Any] = argument(kw_only=False)
         grads: InitVar[Any] = argument(default=None)
-        no_decay: InitVar[Callable[[str, np.ndarray], bool] | None] = argument(default=None)
+        no_decay: InitVar[NoDecay | None] = argument(default=None)
+        lr: Number = argument(default=None)
+        weight_decay: Number = argument(default=None)
+        decay_mode: str = argument(default=None)
+    maximize: bool = flag(default=False)
     grad_scale: float = option(Constant, "(0, inf)", default=1.0)
     subnormals: str = option(Choice, "zero", "keep", default="zero")
     backend: str = option(Choice, "compiled", "numpy", default="compiled")
 
     def __init_subclass__(cls) -> None:
-        declared = {name: d for c in reversed(cls.__mro__) for name, d in vars(c).items()}
+        order = [*reversed(cls.__mro__[: cls.__mro__.index(Optimizer)]), Optimizer]
+        declared = {name: d for c in order for name, d in vars(c).items()}
         cls.hyperparameters = {k: d for k, d in declared.items() if isinstance(d, Hyperparameter)}
         cls.options = {k: d for k, d in declared.items() if isinstance(d, Option)}
+        cls.__signature__ = signature(  # type: ignore[attr-defined]
+            {"params": NEEDED},
+            {"grads": None, "no_decay": None, **cls.defaults()},
+        )
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The default of every hyperparameter and option."""
+        return {name: d.default for name, d in (cls.hyperparameters | cls.options).items()}
 
     def __init__(
         self,
         params: Any,
-        /,
         *,
         grads: Any = None,
-        no_decay: Callable[[str, np.ndarray], bool] | None = None,
+        no_decay: NoDecay | None = None,
         **hyperparameters: Any,
     ) -> None:
         for name, declared in self.options.items():
             setattr(self, name, hyperparameters.pop(name, declared.default))
-        self._groups: list[Group] = []
+        self._groups: tuple[Group, ...] = ()
         self._trees: list[Tree] = []
         self._parameters: list[Parameter] = []
         params = listed(params)
@@ -130,10 +164,10 @@ class Optimizer(Declared):
             self._add({"no_decay": no_decay, **hyperparameters, **group})
         if not self._parameters:
             raise ValueError("params: no array in it; pass at least one")
-        self._bound = grads is not None
-        if self._bound:
-            for p, g in zip(self._parameters, self._gather(grads), strict=True):
+        if grads is not None:
+            for p, g in zip(self._parameters, self._gather(grads, "grads"), strict=True):
                 p.g = g
+        self._bound = any(p.g is not None for p in self._parameters)
         self._plan = planned(self._parameters)
         self._free()
 
@@ -141,6 +175,8 @@ class Optimizer(Declared):
         """Nobody is in a call: at the start, and in a forked child, which has no other thread."""
         self._lock = threading.RLock()
         self._busy = False
+        for group in self._groups:
+            group.lock = self._lock
         alive.add(self)
 
     # ---- What a rule says of itself
@@ -151,7 +187,7 @@ class Optimizer(Declared):
 
         Raises ValueError where they don't go together.
         """
-        raise NotImplementedError
+        raise NotImplementedError("Optimizer is the base of the rules; use SGD, Adam, ...")
 
     @staticmethod
     def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
@@ -166,7 +202,7 @@ class Optimizer(Declared):
     # ---- Parameters
 
     @property
-    def param_groups(self) -> list[Group]:
+    def param_groups(self) -> tuple[Group, ...]:
         """The groups, live: `opt.param_groups[1]["lr"] = 0` counts from the next step on."""
         return self._groups
 
@@ -174,18 +210,22 @@ class Optimizer(Declared):
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Takes in more parameters, with new state.
 
-        group   a mapping with "params" and what differs from the class's defaults; "no_decay" too
+        group   a mapping with "params" and what differs from the class's defaults; "no_decay" and,
+                where gradients are bound, "grads"
 
         Gradients are then a sequence with the structure of each group, or one mapping by name.
         """
-        before = self._groups, self._trees, self._parameters, self._grouped
+        before = self._groups, self._trees, self._parameters
         try:
-            self._add(group)
-            self._plan = planned(self._parameters, self._plan)
-            self._grouped = True
+            added = self._add(group)
+            if self._bound and all(p.g is None for p in added):
+                raise ValueError('group: gradients are bound; pass its "grads"')
+            plan = planned(self._parameters, self._plan)
         except BaseException:
-            self._groups, self._trees, self._parameters, self._grouped = before
+            self._groups, self._trees, self._parameters = before
             raise
+        self._grouped = True
+        self._plan = plan
 
     @one_at_a_time
     def rebind(self, params: Any) -> None:
@@ -195,50 +235,65 @@ class Optimizer(Declared):
         """
         fresh = [copy.copy(p) for p in self._parameters]
         for p, x in zip(fresh, self._gather(params, "params"), strict=True):
-            if described(x) != described(p.x):
-                name = label("params", p.name)
-                raise ValueError(f"{name}: {described(x)} where {described(p.x)} is registered")
+            if described(x) != p.kind:
+                raise ValueError(f"{p.labels()[0]}: {described(x)} where {p.kind} is registered")
             p.x = x
         self._plan = planned(fresh, self._plan)
         for old, new in zip(self._parameters, fresh, strict=True):
             old.x = new.x
 
+    @one_at_a_time
     def zero_grad(self) -> None:
         """Fills the bound gradients with zeros."""
-        for p in self._parameters:
+        bound = [p for p in self._parameters if p.g is not None]
+        if not bound:
+            raise ValueError("grads: none bound; bind them at construction with grads=")
+        for p in bound:
+            if p.g is not None and not p.g.flags.writeable:
+                raise ValueError(f"{p.labels()[1]}: read-only, but zero_grad writes to it")
+        for p in bound:
             if p.g is not None:
                 p.g.fill(0)
 
-    def _add(self, group: Mapping[str, Any]) -> None:
+    def _add(self, group: Mapping[str, Any]) -> list[Parameter]:
+        """Takes a group in: its hyperparameters, its parameters and their state."""
         if not isinstance(group, Mapping) or "params" not in group:
             raise TypeError('group: pass a mapping with "params" and what differs')
-        options = {key: v for key, v in group.items() if key not in ("params", "no_decay")}
-        no_decay = group.get("no_decay") or (lambda name, x: False)
-        made = Group(type(self), options)
+        apart = ("params", "grads", "no_decay")
+        made = Group(type(self), {name: v for name, v in group.items() if name not in apart})
+        no_decay = group.get("no_decay")
+        if not (no_decay is None or callable(no_decay)):
+            raise TypeError(f"no_decay: {no_decay!r} is no function of a name and an array")
         tree, arrays = flatten(listed(group["params"]), len(self._parameters))
         taken = {p.name for p in self._parameters}
         start = self.initial(made)
         for name, x in arrays.items():
             if name in taken:
                 raise ValueError(f"{label('params', name)}: two groups have this name; rename one")
-            state = {key: np.zeros_like(x, subok=False) for key in made.states}
+            _core.require_parameter(x, label("params", name))
+            state = {key: np.zeros_like(x, subok=False) for key in made.settings.states}
             for key, value in start.items():
                 state[key].fill(value)
-            made.members.append(
-                Parameter(name, x, None, state, len(self._groups), not no_decay(name, x))
-            )
-        self._groups = [*self._groups, made]
+            decays = no_decay is None or not no_decay(name, x)
+            made.members.append(Parameter(name, x, None, state, len(self._groups), decays))
+        if group.get("grads") is not None:
+            own = gather(tree, group["grads"], "grads") if made.members else []
+            for p, g in zip(made.members, own, strict=True):
+                p.g = g
+        self._groups = (*self._groups, made)
         self._trees = [*self._trees, tree]
         self._parameters = [*self._parameters, *made.members]
+        return made.members
 
-    def _gather(self, grads: Any, role: str = "grads") -> list[Any]:
+    def _gather(self, values: Any, role: str) -> list[Any]:
         """Gradients, or other arrays in the structure of params, in the parameters' order."""
         if not self._grouped:
-            return gather(self._trees[0], grads, role)
-        if isinstance(grads, Mapping):
-            names: Tree = {p.name: number for number, p in enumerate(self._parameters)}
-            return gather(names, grads, role)
-        return gather(self._trees, grads, role)
+            return gather(self._trees[0], values, role)
+        if isinstance(values, Mapping):
+            return gather({p.name: i for i, p in enumerate(self._parameters)}, values, role)
+        if is_groups(values):
+            values = [group["params"] for group in values]
+        return gather(self._trees, values, role)
 
     # ---- The step
 
@@ -261,18 +316,17 @@ class Optimizer(Declared):
                 "grads: none given and none bound; pass them, or bind them with grads="
             )
         plan = self._plan
-        values = [
-            group.at(plan.iterations) for group in self._groups
-        ]  # the user's callables run here
-        flat = None if grads is None else self._gather(grads)
-        sets = []
-        for key, count in plan.check(flat):
-            group, decays = divmod(key, 2)
-            kernel, h = self._groups[group].kernel, values[group]
-            sets.append(self.scalar_set(kernel, h, count + 1, bool(decays), scale, self.subnormals))
+        settings = [group.settings for group in self._groups]
+        values = [s.at(plan.iterations) for s in settings]  # the user's callables run here
+        flat = None if grads is None else self._gather(grads, "grads")
+        sets = [
+            self.scalar_set(settings[g], values[g], t + 1, decays, scale, self.subnormals)
+            for g, decays, t in plan.begin(flat)
+        ]
         if self.backend == "compiled":
             plan.run([s.packed() for s in sets])
         else:
+            plan.check()
             gradients: list[Any] = [p.g for p in self._parameters] if flat is None else flat
             for i, number_of_set in plan.active():
                 p = self._parameters[i]
@@ -283,7 +337,7 @@ class Optimizer(Declared):
     @classmethod
     def scalar_set(
         cls,
-        kernel: str,
+        settings: Settings,
         h: Mapping[str, Any],
         t: int,
         decays: bool,
@@ -294,7 +348,7 @@ class Optimizer(Declared):
         decay = h["weight_decay"] if decays else 0.0
         coupled = h["decay_mode"] == "l2"
         return ScalarSet(
-            kernel,
+            settings.kernel,
             cls.scalars(h, t),
             scale=(-1.0 if h["maximize"] else 1.0) / grad_scale,
             l2=decay if coupled else 0.0,
@@ -310,7 +364,7 @@ class Optimizer(Declared):
     @property
     def current_learning_rate(self) -> float:
         """The learning rate of the coming step, of the first group."""
-        rate: float = self._groups[0].at(self.iterations)["lr"]
+        rate: float = self.hyperparameters["lr"].at(self._groups[0]["lr"], self.iterations)
         return rate
 
     # ---- State
@@ -318,54 +372,67 @@ class Optimizer(Declared):
     @property
     def state(self) -> States:
         """Each parameter's finished steps and its live state: `opt.state["w1"]["exp_avg"]`."""
-        counts = self._plan.counts()
-        pairs = zip(self._parameters, counts, strict=True)
-        return States({p.name: {"step": count, **p.state} for p, count in pairs})
+        with self._lock:
+            pairs = zip(self._parameters, self._plan.counts(), strict=True)
+            return States({p.name: {"step": count, **p.state} for p, count in pairs})
 
     @one_at_a_time
     def state_dict(self) -> dict[str, Any]:
         """A copy of what a resumed run needs, by name: numbers and arrays.
 
-        Of a callable it holds the value of the coming step.
+        A callable isn't in it: None stands in its place.
         """
-        n = self.iterations
         return {
-            "state": copy.deepcopy(dict(self.state)),
-            "param_groups": [{"params": g["param_names"], **g.at(n)} for g in self._groups],
-            "iterations": n,
+            "state": {
+                name: {key: copy.copy(value) for key, value in own.items()}
+                for name, own in self.state.items()
+            },
+            "param_groups": [
+                {
+                    "params": g["param_names"],
+                    **{k: h.saved(g[k]) for k, h in self.hyperparameters.items()},
+                }
+                for g in self._groups
+            ],
+            "iterations": self.iterations,
         }
 
     @one_at_a_time
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Goes on where `state_dict` was taken; callables that are set here stay.
 
-        The arrays are copied into this optimizer's. Raises ValueError that lists every difference
-        in names, shapes and types; nothing has changed then.
+        The arrays are copied into this optimizer's. Raises TypeError or ValueError that lists every
+        difference in names, shapes and types; nothing has changed then.
         """
-        state, groups = state_dict["state"], state_dict["param_groups"]
+        state, groups = state_dict.get("state"), state_dict.get("param_groups")
+        if not isinstance(state, Mapping) or not isinstance(groups, list | tuple):
+            raise TypeError(
+                'state_dict: wanted a mapping with "state", "param_groups", "iterations"'
+            )
         wrong = differences(self.state, state)
         if [list(g["params"]) for g in groups] != [g["param_names"] for g in self._groups]:
             wrong.append("param_groups: other parameters")
         if wrong:
             raise ValueError(f"state_dict: {'; '.join(wrong)}")
-        merged = [
-            own.merged({k: v for k, v in g.items() if k != "params" and not own.scheduled(k)})
-            for own, g in zip(self._groups, groups, strict=True)
-        ]
-        counts = [
-            check_int(f'state["{p.name}"]["step"]', state[p.name]["step"], 0)
-            for p in self._parameters
-        ]
-        iterations = check_int("iterations", state_dict["iterations"], 0)
+        changed = []
+        for own, group in zip(self._groups, groups, strict=True):
+            given = {name: value for name, value in group.items() if name != "params"}
+            known = given.keys() & self.hyperparameters.keys()
+            given |= {k: self.hyperparameters[k].loaded(given[k], own[k]) for k in known}
+            changed.append(own.changed(given))
+        most = 2**62  # a counter has room for as many steps again
+        counts = [check_int(f"{n!r} step", s["step"], 0, most) for n, s in state.items()]
+        of = dict(zip(state, counts, strict=True))
+        iterations = check_int("iterations", state_dict.get("iterations"), 0, most)
+        arrays = [(p.state[k], state[p.name][k].copy()) for p in self._parameters for k in p.state]
+        planned(self._parameters)  # notices an array that can't be written any more
 
-        for own, values in zip(self._groups, merged, strict=True):
-            own.take(values)
-        for p in self._parameters:
-            for key, array in p.state.items():
-                array[...] = state[p.name][key]
-        self._plan.restore(iterations, counts)
+        for own, settings in zip(self._groups, changed, strict=True):
+            own.settings = settings
+        for array, value in arrays:
+            array[...] = value
+        self._plan.restore(iterations, [of[p.name] for p in self._parameters])
 
-    @one_at_a_time
     def __getstate__(self) -> dict[str, Any]:
         own = {k: v for k, v in vars(self).items() if k not in ("_plan", "_lock", "_busy")}
         return own | {"counters": (self._plan.iterations, self._plan.counts())}
@@ -377,18 +444,31 @@ class Optimizer(Declared):
         self._plan.restore(iterations, counts)
         self._free()
 
+    def __copy__(self) -> Optimizer:
+        raise TypeError("copy.copy would share the arrays but not the counters; use copy.deepcopy")
+
     def __repr__(self) -> str:
         groups = "".join(f"\n  {group!r}," for group in self._groups)
         return f"{type(self).__name__}({groups}\n)"
 
 
-class States(dict[str | int, dict[str, Any]]):
+class States(Mapping[str | int, Mapping[str, Any]]):
     """State by parameter name; in a flat sequence the number itself works too."""
 
-    def __missing__(self, key: object) -> dict[str, Any]:
-        if isinstance(key, int) and str(key) in self:
-            return self[str(key)]
-        raise KeyError(key)
+    def __init__(self, by_name: Mapping[str, dict[str, Any]]) -> None:
+        self.by_name = {name: MappingProxyType(own) for name, own in by_name.items()}
+
+    def __getitem__(self, key: str | int) -> Mapping[str, Any]:
+        return self.by_name[key if isinstance(key, str) else str(key)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.by_name)
+
+    def __len__(self) -> int:
+        return len(self.by_name)
+
+    def __repr__(self) -> str:
+        return repr({name: dict(own) for name, own in self.by_name.items()})
 
 
 def is_groups(params: Any) -> bool:
@@ -400,26 +480,21 @@ def is_groups(params: Any) -> bool:
     )
 
 
-def described(x: Any) -> str:
-    """What has to stay the same when an array takes another's place."""
-    if not isinstance(x, np.ndarray):
-        return type(x).__name__
-    order = "C" if x.flags.c_contiguous else "Fortran" if x.flags.f_contiguous else "no contiguous"
-    return f"{x.dtype} of shape {x.shape} in {order} order"
-
-
 def differences(own: Mapping[Any, Any], other: Mapping[str, Any]) -> list[str]:
     """How a saved state differs from this one in names, shapes and types."""
     found = [f"missing {name!r}" for name in own if name not in other]
     found += [f"unknown {name!r}" for name in other if name not in own]
-    for name in own.keys() & other.keys():
-        for key in own[name].keys() | other[name].keys():
-            mine, theirs = own[name].get(key), other[name].get(key)
-            kind = (np.shape(mine), getattr(mine, "dtype", None))
-            if mine is None or theirs is None:
-                found.append(f"{'unknown' if mine is None else 'missing'} {name!r} {key}")
-            elif key != "step" and (np.shape(theirs), getattr(theirs, "dtype", None)) != kind:
-                found.append(f"{name!r} {key}: {described(theirs)}, wanted {described(mine)}")
+    for name in [name for name in own if name in other]:
+        if not isinstance(other[name], Mapping):
+            found.append(f"{name!r}: {type(other[name]).__name__}, wanted a mapping")
+            continue
+        mine, theirs = own[name], other[name]
+        found += [f"missing {name!r} {key}" for key in mine if key not in theirs]
+        found += [f"unknown {name!r} {key}" for key in theirs if key not in mine]
+        for key in [key for key in mine if key in theirs and key != "step"]:
+            a, b = mine[key], theirs[key]
+            if not isinstance(b, np.ndarray) or (a.shape, a.dtype) != (b.shape, b.dtype):
+                found.append(f"{name!r} {key}: {described(b)}, wanted {described(a)}")
     return found
 
 
@@ -430,7 +505,7 @@ def planned(parameters: list[Parameter], before: _core.Plan | None = None) -> _c
     """
     plan = _core.Plan()
     for p in parameters:
-        plan.add(p.labels(), p.x, list(p.state.values()), p.g, 2 * p.group + p.decays)
+        plan.add(p.labels(), p.x, list(p.state.values()), p.g, p.group, p.decays)
     plan.require_disjoint()
     if before is not None:
         counts = before.counts()

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 from schuss import _core, reference
 from schuss.hyperparameters import Number, choice, constant, flag, number, numbers
-from schuss.kernels import NAMES
 from schuss.optimizer import Optimizer
+from schuss.scalars import NAMES
 
 
 class SGD(Optimizer):
@@ -31,7 +31,6 @@ class SGD(Optimizer):
     weight_decay    in [0, inf), default 0
     decay_mode      "l2" (default): g = g + weight_decay*x;
                     "decoupled": x = (1 - lr*weight_decay)*x
-    maximize        ascends, default False
 
     State: momentum_buffer (b). Options of every rule: see Optimizer.
     Source: Polyak 1964; Nesterov 1983 in the form of Sutskever et al. 2013, section 2.
@@ -49,7 +48,6 @@ class SGD(Optimizer):
     lr_in_buffer: bool = flag(default=False)
     weight_decay: Number = number("[0, inf)", default=0.0)
     decay_mode: str = choice("l2", "decoupled", default="l2")
-    maximize: bool = flag(default=False)
 
     @staticmethod
     def kernel(h: Mapping[str, Any]) -> str:
@@ -78,7 +76,6 @@ class Adagrad(Optimizer):
     eps                         in [0, inf), default 1e-10
     decay_mode                  "l2" (default): g = g + weight_decay*x;
                                 "decoupled": x = (1 - lr*weight_decay)*x
-    maximize                    ascends, default False
 
     State: sum (s). Options of every rule: see Optimizer.
     Source: Duchi, Hazan, Singer 2011, JMLR 12, section 1.1 (the diagonal form).
@@ -91,7 +88,6 @@ class Adagrad(Optimizer):
     initial_accumulator_value: float = constant("[0, inf)", default=0.0)
     eps: Number = number("[0, inf)", default=1e-10)
     decay_mode: str = choice("l2", "decoupled", default="l2")
-    maximize: bool = flag(default=False)
 
     @staticmethod
     def kernel(h: Mapping[str, Any]) -> str:
@@ -122,7 +118,6 @@ class RMSprop(Optimizer):
     centered       divides by an estimate of the standard deviation, default False
     decay_mode     "l2" (default): g = g + weight_decay*x;
                    "decoupled": x = (1 - lr*weight_decay)*x
-    maximize       ascends, default False
 
     State: square_avg (v), grad_avg (a), momentum_buffer (b). Options of every rule: see Optimizer.
     Source: Tieleman and Hinton 2012, lecture 6e; centered: Graves 2013, arXiv 1308.0850, eq. 38-41.
@@ -141,7 +136,6 @@ class RMSprop(Optimizer):
     momentum: Number = number("[0, inf)", default=0.0)
     centered: bool = flag(default=False)
     decay_mode: str = choice("l2", "decoupled", default="l2")
-    maximize: bool = flag(default=False)
 
     @staticmethod
     def kernel(h: Mapping[str, Any]) -> str:
@@ -176,7 +170,6 @@ class Adam(Optimizer):
     amsgrad        default False
     decay_mode     "l2" (default): g = g + weight_decay*x;
                    "decoupled": x = (1 - lr*weight_decay)*x
-    maximize       ascends, default False
 
     State: exp_avg (m), exp_avg_sq (v), max_exp_avg_sq. Options of every rule: see Optimizer.
     Source: Kingma and Ba 2015, arXiv 1412.6980, algorithm 1; amsgrad: Reddi et al. 2018, algorithm
@@ -193,7 +186,6 @@ class Adam(Optimizer):
     weight_decay: Number = number("[0, inf)", default=0.0)
     amsgrad: bool = flag(default=False)
     decay_mode: str = choice("l2", "decoupled", default="l2")
-    maximize: bool = flag(default=False)
 
     @staticmethod
     def kernel(h: Mapping[str, Any]) -> str:

@@ -58,30 +58,38 @@ def flatten(value: Any, number: int = 0) -> tuple[Tree, dict[str, np.ndarray]]:
     return tree, arrays
 
 
-def gather(tree: Tree, grads: Any, path: str = "grads") -> list[Any]:
-    """The members of `grads` in the tree's order; ValueError where its structure is another."""
+def described(x: Any) -> str:
+    """What has to stay the same when an array takes another's place."""
+    if not isinstance(x, np.ndarray):
+        return type(x).__name__
+    order = "C" if x.flags.c_contiguous else "Fortran" if x.flags.f_contiguous else "no contiguous"
+    return f"{x.dtype} of shape {x.shape} in {order} order"
+
+
+def gather(tree: Tree, values: Any, role: str, path: tuple[str, ...] = ()) -> list[Any]:
+    """The members of `values` in the tree's order; ValueError where its structure is another."""
     if isinstance(tree, int):
-        return [grads]
-    grads = listed(grads)
+        return [values]
+    values = listed(values)
+    name = label(role, ".".join(path)) if path else role
     if isinstance(tree, dict):
-        if not isinstance(grads, Mapping):
-            raise ValueError(f"{path}: {type(grads).__name__} where params has a mapping")
-        if grads.keys() != tree.keys():
-            wrong = [f"missing {key!r}" for key in tree if key not in grads]
-            wrong += [f"unknown {key!r}" for key in grads if key not in tree]
-            raise ValueError(f"{path}: {', '.join(wrong)}; pass None where there is no gradient")
-        pairs = ((key, inner, grads[key]) for key, inner in tree.items())
+        if not isinstance(values, Mapping):
+            raise ValueError(f"{name}: {type(values).__name__} where params has a mapping")
+        if values.keys() != tree.keys():
+            wrong = [f"missing {key!r}" for key in tree if key not in values]
+            wrong += [f"unknown {key!r}" for key in values if key not in tree]
+            raise ValueError(f"{name}: {', '.join(wrong)}; wanted the keys of params")
+        pairs = ((key, inner, values[key]) for key, inner in tree.items())
     else:
-        if not is_sequence(grads):
-            raise ValueError(f"{path}: {type(grads).__name__} where params has a sequence")
-        if len(grads) != len(tree):
-            counts = f"{len(grads)} where params has {len(tree)}"
-            raise ValueError(f"{path}: {counts}; pass None where there is no gradient")
-        pairs = ((i, inner, grads[i]) for i, inner in enumerate(tree))
+        if not is_sequence(values):
+            raise ValueError(f"{name}: {type(values).__name__} where params has a sequence")
+        if len(values) != len(tree):
+            raise ValueError(f"{name}: {len(values)} where params has {len(tree)}")
+        pairs = ((i, inner, values[i]) for i, inner in enumerate(tree))
     found: list[Any] = []
-    for key, inner, g in pairs:
+    for key, inner, value in pairs:
         if isinstance(inner, int):
-            found.append(g)
+            found.append(value)
         else:
-            found += gather(inner, g, f"{path}[{key!r}]")
+            found += gather(inner, value, role, (*path, str(key)))
     return found

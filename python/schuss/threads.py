@@ -82,14 +82,14 @@ def _quota(folder: Path) -> list[int]:
     """The limit that one group sets, if any."""
     version_1 = [*_lines(folder / "cpu.cfs_quota_us"), *_lines(folder / "cpu.cfs_period_us")]
     match " ".join(_lines(folder / "cpu.max") or version_1).split():
-        case [quota, period] if quota.isdecimal() and period.isdecimal():  # "max" and -1: no limit
+        case [quota, period] if quota.isdecimal() and period.isdecimal() and int(period):  # "max" and -1: no limit
             return [math.ceil(int(quota) / int(period))]
     return []
 
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text().splitlines()
+        return path.read_text(errors="replace").splitlines()
     except OSError:
         return []
 

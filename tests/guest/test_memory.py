@@ -73,7 +73,8 @@ CASES = {
         """,
     "a copy whose original is gone": """
         trial = Trial().step()
-        trial.optimizer = copy.copy(trial.optimizer)
+        trial.optimizer = copy.deepcopy(trial.optimizer)
+        trial.params = trial.optimizer.param_groups[0]["params"]
         gc.collect()
         assert trial.step().bits == Trial(backend="numpy").step(2).bits
         """,

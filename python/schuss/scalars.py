@@ -38,11 +38,11 @@ class ScalarSet(NamedTuple):
         return (*stages, *[rule[name] for name in NAMES[self.kernel]])
 
     def step(self, x: np.ndarray, g: np.ndarray, state: list[np.ndarray]) -> None:
-        """One array's step, in NumPy."""
+        """One array's step, in NumPy: on the plain array behind a subclass."""
         reference.step(
             getattr(reference, self.kernel),
-            x,
-            g,
+            np.asarray(x),
+            np.asarray(g),
             state,
             {name: self.rule[name] for name in NAMES[self.kernel]},
             scale=self.scale,
