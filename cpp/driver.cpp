@@ -94,8 +94,11 @@ bool& forked() {
 std::atomic<int> everywhere{0}, from_environment{0}, quota{0};
 thread_local int here = 0;
 
-// Two threads break even between 16k and 32k elements of Adam in float32, 28 bytes each.
-std::atomic<std::ptrdiff_t> grain{16384 * 28};
+// Bytes of the arrays that are worth another thread. Repeated at once, a step breaks even at 8k to
+// 16k elements of AdamW in float32, 16 bytes each; where OpenMP's threads have gone to sleep and
+// are woken, only at 262k (bench/threshold.py, Zen 4). Two threads from 131k on lie between the
+// two.
+std::atomic<std::ptrdiff_t> grain{1 << 20};
 std::atomic<int> widest{0};
 
 int processors() {

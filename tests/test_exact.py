@@ -267,7 +267,8 @@ def options_for(rule: type[Optimizer], kernel: str) -> dict[str, Any]:
     while True:
         row = random_row(rule, rng, layout="few", absent=False, bound=False)
         assert row
-        if rule.kernel(row) == kernel and row["lr"] == rule.hyperparameters["lr"].default:
+        default_rate = row["lr"] == rule.hyperparameters["lr"].default
+        if rule.kernel(row) == kernel and default_rate and row.get("eps") != 0:
             return row
 
 

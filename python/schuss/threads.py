@@ -81,10 +81,10 @@ def cgroup_quota(root: Path = Path("/")) -> int:
 def _quota(folder: Path) -> list[int]:
     """The limit that one group sets, if any."""
     version_1 = [*_lines(folder / "cpu.cfs_quota_us"), *_lines(folder / "cpu.cfs_period_us")]
-    match " ".join(_lines(folder / "cpu.max") or version_1).split():
-        case [quota, period] if quota.isdecimal() and period.isdecimal() and int(period):  # "max" and -1: no limit
-            return [math.ceil(int(quota) / int(period))]
-    return []
+    numbers = " ".join(_lines(folder / "cpu.max") or version_1).split()
+    if len(numbers) != 2 or not all(n.isdecimal() and int(n) for n in numbers):
+        return []  # no limit is "max", or -1
+    return [math.ceil(int(numbers[0]) / int(numbers[1]))]
 
 
 def _lines(path: Path) -> list[str]:
