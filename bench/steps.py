@@ -93,7 +93,7 @@ class Result:
             f"{self.rule:<9}{self.workload:<20}{self.seconds * 1e6:>9.1f}{self.spread:>8.0%}"
             f"{self.cold * 1e6:>9.1f}{self.seconds / self.elements * 1e9:>9.3f}"
             f"{self.bytes / self.seconds / 1e9:>7.1f}"
-        ) + "".join(f"{self.ratios[p]:>13.1f}" if p in self.ratios else f"{'-':>13}" for p in PEERS)
+        ) + "".join(f"{self.ratios[p]:>19.1f}" if p in self.ratios else f"{'-':>19}" for p in PEERS)
 
 
 def arrays(workload: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -201,7 +201,7 @@ def main() -> None:
     print(f"{processor()}, {options.threads} thread(s), {schuss.show_config()['isa']['chosen']}")
     print(f"schuss {schuss.__version__}, numpy {np.__version__}", end=", ")
     print(f"torch {torch.__version__}" if torch else "torch left out: not installed")
-    print(Result.header + "".join(f"{f'{p} /ours':>13}" for p in PEERS))
+    print(Result.header + "".join(f"{f'{p} /ours':>19}" for p in PEERS))
     if torch:
         torch.set_num_threads(options.threads)
     done = []

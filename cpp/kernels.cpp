@@ -30,7 +30,8 @@ template <class T, class Rule, class... State>
 [[gnu::always_inline]] inline void apply(const Rule& rule, T scale, T keep, [[maybe_unused]] T tiny,
                                          std::ptrdiff_t n, T* __restrict x, const T* __restrict g,
                                          State* __restrict... state) {
-#pragma GCC ivdep  // __restrict isn't heeded on a parameter pack: each loop would have a checked twin
+  // gcc 12 doesn't heed __restrict on a parameter pack: without this each loop has a checked twin.
+#pragma GCC ivdep
   for (std::ptrdiff_t i = 0; i < n; ++i) {
     const T u = rule(x[i], scale * g[i], state[i]...);
     ((state[i] = std::fabs(state[i]) < tiny ? T(0) : state[i]), ...);

@@ -45,6 +45,7 @@ class Settings(NamedTuple):
 
     rule: type[Optimizer]
     values: dict[str, Any]
+    scheduled: tuple[str, ...]  # those with a callable
     kernel: str
     states: tuple[str, ...]
 
@@ -52,12 +53,15 @@ class Settings(NamedTuple):
     def checked(cls, rule: type[Optimizer], values: dict[str, Any]) -> Settings:
         """Raises where the values don't go together."""
         kernel = rule.kernel(values)
-        return cls(rule, values, kernel, rule.states[kernel])
+        scheduled = (k for k, h in rule.hyperparameters.items() if h.saved(values[k]) != values[k])
+        return cls(rule, values, tuple(scheduled), kernel, rule.states[kernel])
 
     def at(self, iterations: int) -> dict[str, Any]:
         """The plain value of each hyperparameter after so many finished steps."""
-        declared = self.rule.hyperparameters
-        return {name: declared[name].at(value, iterations) for name, value in self.values.items()}
+        if not self.scheduled:
+            return self.values
+        declared, values = self.rule.hyperparameters, self.values
+        return values | {k: declared[k].at(values[k], iterations) for k in self.scheduled}
 
 
 class Group(MutableMapping[str, Any]):
@@ -88,7 +92,7 @@ class Group(MutableMapping[str, Any]):
 
     def changed(self, values: Mapping[str, Any]) -> Settings:
         """The settings with these values; raises and changes nothing where they can't be."""
-        rule, old, _, states = self.settings
+        rule, old, _, _, states = self.settings
         new = self.read(rule, values)
         for name, value in new.items():
             if rule.hyperparameters[name].fixed and value != old[name]:
