@@ -26,10 +26,13 @@ struct candidate {
 // The compiler's own test reads CPUID, and XGETBV for whether the system saves the wider registers.
 #if defined(__x86_64__)
 bool sse2_supported() { return true; }
-bool avx2_supported() { return __builtin_cpu_supports("avx2") != 0; }
+bool avx2_supported() {
+  return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("f16c") != 0;
+}
 bool avx512_supported() {
-  return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512dq") != 0 &&
-         __builtin_cpu_supports("avx512bw") != 0 && __builtin_cpu_supports("avx512vl") != 0;
+  return avx2_supported() && __builtin_cpu_supports("avx512f") != 0 &&
+         __builtin_cpu_supports("avx512dq") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
+         __builtin_cpu_supports("avx512vl") != 0;
 }
 #elif defined(__aarch64__)
 bool neon_supported() { return true; }

@@ -184,6 +184,25 @@ int team_for(std::ptrdiff_t bytes) {
   return static_cast<int>(std::min<std::ptrdiff_t>(shares, threads().threads));
 }
 
+// Calls work(span, first, last) for all elements of all spans: one region, balanced by bytes.
+template <class Bytes, class Work> void over(const std::vector<span>& spans,
+                                             const Bytes& bytes_per_element,
+                                             const Work& work) noexcept {
+  std::ptrdiff_t total = 0;
+  for (const span& a : spans) total += a.size * bytes_per_element(a);
+
+  parallel_for(team_for(total), [&](int rank, int team) {
+    const default_environment environment;
+    std::ptrdiff_t before = 0;
+    for (const span& a : spans) {
+      const std::ptrdiff_t bytes = bytes_per_element(a);
+      const auto [first, last] = share(a.size, bytes, before, total, rank, team);
+      if (first < last) work(a, first, last);
+      before += a.size * bytes;
+    }
+  });
+}
+
 }  // namespace
 
 thread_limit threads() {
@@ -231,25 +250,37 @@ void run(const table& kernels, const std::vector<span>& spans,
     return kernels.rules[sets[a.set].rule];
   };
   const auto bytes_per_element = [&](const span& a) {
-    std::ptrdiff_t bytes = a.x.width + a.g.width;
+    std::ptrdiff_t bytes = 0;
+    for (const stream* s : {&a.x, &a.g, &a.master, &a.average, &a.low, &a.high}) bytes += s->width;
     for (int s = 0; s < rule_of(a).states; ++s) bytes += a.state[s].width;
     return bytes;
   };
-  std::ptrdiff_t total = 0;
-  for (const span& a : spans) total += a.size * bytes_per_element(a);
-
-  parallel_for(team_for(total), [&](int rank, int team) {
-    const default_environment environment;
-    std::ptrdiff_t before = 0;
-    for (const span& a : spans) {
-      const std::ptrdiff_t bytes = bytes_per_element(a);
-      const auto [first, last] = share(a.size, bytes, before, total, rank, team);
-      if (first < last)
-        (a.x.kind == kind::float32 ? rule_of(a).float32 : rule_of(a).float64)(a, first, last,
-                                                                              sets[a.set]);
-      before += a.size * bytes;
-    }
+  over(spans, bytes_per_element, [&](const span& a, std::ptrdiff_t first, std::ptrdiff_t last) {
+    const kernel update = a.x.kind == kind::float64 ? rule_of(a).float64 : rule_of(a).float32;
+    update(a, first, last, sets[a.set]);
   });
+}
+
+std::ptrdiff_t chunks(std::ptrdiff_t size) noexcept { return (size + chunk - 1) / chunk; }
+
+measure norm(const table& kernels, const std::vector<span>& spans,
+             std::vector<double>& sums) noexcept {
+  std::atomic<bool> finite{true};
+  const auto bytes_per_element = [](const span& a) { return a.g.width; };
+  over(spans, bytes_per_element, [&](const span& a, std::ptrdiff_t first, std::ptrdiff_t last) {
+    if (!kernels.add_squares(a.g, first, last, sums.data() + a.chunk + first / chunk))
+      finite = false;
+  });
+  double total = 0;
+  for (const span& a : spans) {
+    double* const own = sums.data() + a.chunk;
+    for (std::ptrdiff_t n = chunks(a.size); n > 1; n = (n + 1) / 2) {
+      for (std::ptrdiff_t k = 0; k < n / 2; ++k) own[k] = own[2 * k] + own[2 * k + 1];
+      if (n % 2 == 1) own[n / 2] = own[n - 1];
+    }
+    if (a.size > 0) total += own[0];
+  }
+  return {total, finite};
 }
 
 }  // namespace schuss

@@ -16,6 +16,17 @@ namespace schuss {
 void run(const table& kernels, const std::vector<span>& spans,
          const std::vector<scalars>& sets) noexcept;
 
+// The squared norm of all gradients of the spans, in double and in an order of its own: blocks of
+// `chunk` elements fold pairwise by index, then arrays are added in their order. `sums` is
+// room for the chunks of all spans.
+struct measure {
+  double squares;
+  bool finite;
+};
+measure norm(const table& kernels, const std::vector<span>& spans,
+             std::vector<double>& sums) noexcept;
+std::ptrdiff_t chunks(std::ptrdiff_t size) noexcept;
+
 // The part of a span of `size` elements that thread `rank` of `team` takes, when `before` bytes lie
 // in earlier spans and `total` in all: the step's bytes in equal shares, cut where an array may be
 // cut. The parts of all ranks follow one another without a gap.

@@ -8,10 +8,10 @@
 namespace schuss {
 
 // How the elements of a stream are stored. Kinds narrower than the compute type are brought to it,
-// block by block.
-enum class kind : unsigned char { float32, float64 };
+// block by block. `none` is a stream that isn't there.
+enum class kind : unsigned char { none, float32, float64, float16, bfloat16 };
 
-// One array of a span. The compute type is that of the parameter.
+// One array of a span. The compute type is that of the parameter: float64, or else float32.
 struct stream {
   void* data;
   schuss::kind kind;
@@ -22,21 +22,36 @@ constexpr int most_states = 4;    // state arrays of one rule
 constexpr int most_scalars = 12;  // members of one rule
 
 // One set of scalars: every span of the same group and step count shares it. Computed in double,
-// rounded once to the compute type.
+// rounded once to the compute type. The stages are in the order of a step; with the value in
+// brackets a stage changes nothing, and is passed over.
 struct scalars {
-  int rule;      // its place in the table
-  double scale;  // g = scale*g: 1/grad_scale, negative to maximize
-  double l2;     // g = g + l2*x
-  double keep;   // x = keep*x - u: decoupled weight decay
-  double flush;  // not 0: a state element below the smallest normal number is stored as 0
+  int rule;           // its place in the table
+  double scale;       // g = scale*g: 1/grad_scale, negative to maximize [1]
+  double clip;        // g = clamp(g, -clip, clip) [infinite]
+  double l2, l1;      // g = (g + l2*x) + l1*sign(x) [0]
+  double keep;        // x = keep*x - u: decoupled weight decay [1]
+  double masked;      // not 0: x = x - u where u and x differ in sign [0]
+  double after;       // x = after*x: proximal weight decay [1]
+  double threshold;   // x = sign(x)*max(|x| - threshold, 0) [0]
+  double low, high;   // x = clamp(x, low, high), where the span has no bounds of its own [infinite]
+  double average;     // e = e + average*(x - e), where the span has an average
+  double flush;       // not 0: a state element below the smallest normal number is stored as 0
+  double zero_grad;   // not 0: g = 0 when all is done
+  double stochastic;  // not 0: x is rounded stochastically to its 16 bits
+  double key;         // of this step's random numbers: a whole number below 2^32
   double rule_scalars[most_scalars];
 };
 
 // One array of parameters with its gradient and its state.
 struct span {
   stream x, g, state[most_states];
-  std::ptrdiff_t size;  // elements
-  std::size_t set;      // number of its set of scalars
+  stream master;            // what x is rounded from, in the compute type
+  stream average;           // the running mean of x
+  stream low, high;         // bounds of each element
+  std::ptrdiff_t size;      // elements
+  std::ptrdiff_t position;  // elements of the arrays before it, for the random numbers
+  std::ptrdiff_t chunk;     // chunks of the arrays before it, for the norm
+  std::size_t set;          // number of its set of scalars
 };
 
 // Updates the elements first <= i < last of a span; first is a multiple of the block.
@@ -48,11 +63,16 @@ struct rule {
   kernel float32, float64;
 };
 
-// All rules of one instruction set, in the order of rules.hpp.
+// Writes the sum of the squares of each chunk of a stream, of the elements first <= i < last;
+// returns whether all of them are finite.
+using squares = bool (*)(const stream&, std::ptrdiff_t first, std::ptrdiff_t last, double* sum);
+
+// All rules of one instruction set, in the order of rules.hpp, and what all of them share.
 struct table {
   const char* isa;
   const rule* rules;
   int size;
+  squares add_squares;
 };
 
 // Elements of a block, counted from the array's start: 256 cost nothing against a direct loop from

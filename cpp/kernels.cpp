@@ -6,10 +6,14 @@
 // illegal instruction on an older processor.
 #include "kernel.hpp"
 #include "rules.hpp"
+#include "storage.hpp"
 
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
+#include <cstring>
 #include <limits>
+#include <type_traits>
 #include <utility>
 
 namespace schuss {
@@ -22,22 +26,175 @@ struct states_of<T (Rule::*)(T, T, State&...) const> {
   using type = std::make_index_sequence<sizeof...(State)>;
 };
 
-template <class T> T* at(const stream& s, std::ptrdiff_t i) { return static_cast<T*>(s.data) + i; }
+// ---- One element, stage by stage. A NaN comes through every one of them.
 
-// The one loop over elements: the rule, with the stages that cost nothing around it. Scaling by 1
-// and keeping 1 change no bit.
-template <class T, class Rule, class... State>
+template <class T> T sign(T a) {
+  const T below = a < 0 ? T(-1) : a;
+  return a > 0 ? T(1) : below;
+}
+
+template <class T> T clamp(T a, T low, T high) {
+  const T above = a < low ? low : a;
+  return above > high ? high : above;
+}
+
+template <class T> T shrink(T a, T threshold) {
+  const T size = maximum(std::fabs(a) - threshold, T(0));
+  return a < 0 ? -size : size;
+}
+
+// 32 random bits of a position and a step's key: two rounds of a mixer whose every output bit
+// depends on every input bit ("lowbias32", Wellons 2018).
+inline std::uint32_t mix(std::uint32_t h) {
+  h = (h ^ (h >> 16)) * 0x7feb352d;
+  h = (h ^ (h >> 15)) * 0x846ca68b;
+  return h ^ (h >> 16);
+}
+
+// x rounded to what 16 bits can hold: up with the probability of its distance from below. Where
+// the spacing is that of float16's subnormal numbers, 2^-24, the sum with 1/2 does the rounding.
+inline float dither(float x, std::uint32_t random, bool half) {
+  const std::uint32_t dropped = half ? 0x1fff : 0xffff, u = bits_of(x);
+  const float normal = float_of((u + (random & dropped)) & ~dropped);
+  const float offset = static_cast<float>(static_cast<std::int32_t>(random >> 8) - 0x800000);
+  const float sum = (std::fabs(x) + offset * 0x1p-48f) + 0.5f;
+  const float small = float_of(bits_of(sum - 0.5f) | (u & 0x80000000));
+  const float finite = half && std::fabs(x) < 0x1p-14f ? small : normal;
+  return std::fabs(x) <= std::numeric_limits<float>::max() ? finite : x;
+}
+
+// ---- Blocks of the compute type
+
+void* address(const stream& s, std::ptrdiff_t i) {
+  return static_cast<char*>(s.data) + i * s.width;
+}
+
+// Elements of a stream from i on: where they lie, or widened into the buffer.
+template <class T> T* open(const stream& s, std::ptrdiff_t i, std::ptrdiff_t n, T* buffer) {
+  if (s.width != 2) return static_cast<T*>(address(s, i));
+  if constexpr (std::is_same_v<T, float>) widen_block(s.kind, address(s, i), n, buffer);
+  return buffer;
+}
+
+// Puts them back where they were widened.
+template <class T> void close(const stream& s, std::ptrdiff_t i, std::ptrdiff_t n, const T* from) {
+  if constexpr (std::is_same_v<T, float>)
+    if (s.width == 2) narrow_block(s.kind, from, n, address(s, i));
+}
+
+// A stage: out = stage(out, in...), element by element.
+template <class T, class Stage, class... Stream>
+[[gnu::always_inline]] inline void each(std::ptrdiff_t n, const Stage stage, T* __restrict out,
+                                        const Stream* __restrict... in) {
+#pragma GCC ivdep
+  for (std::ptrdiff_t i = 0; i < n; ++i) out[i] = stage(out[i], in[i]...);
+}
+
+// x rounded stochastically, with the random numbers of its elements' positions.
+inline void dithered(std::ptrdiff_t n, const float* x, std::ptrdiff_t position, std::uint32_t key,
+                     kind to, float* out) {
+  const bool half = to == kind::float16;
+  const auto start = static_cast<std::uint32_t>(position);
+  for (std::ptrdiff_t i = 0; i < n; ++i)
+    out[i] = dither(x[i], mix(mix(start + static_cast<std::uint32_t>(i)) + key), half);
+}
+
+template <class T>
+void add_lanes(std::ptrdiff_t n, const T* __restrict g, double* __restrict lanes) {
+  std::ptrdiff_t i = 0;
+  for (; i + 16 <= n; i += 16)
+    for (int l = 0; l < 16; ++l)
+      lanes[l] += static_cast<double>(g[i + l]) * static_cast<double>(g[i + l]);
+  for (int l = 0; i + l < n; ++l)
+    lanes[l] += static_cast<double>(g[i + l]) * static_cast<double>(g[i + l]);
+}
+
+// The rule, with the stages that cost nothing around it: scaling by 1 and keeping 1 change no bit.
+// Split, it leaves the update to a stage behind it.
+template <bool split, class T, class Rule, class... State>
 [[gnu::always_inline]] inline void apply(const Rule& rule, T scale, T keep, [[maybe_unused]] T tiny,
                                          std::ptrdiff_t n, T* __restrict x, const T* __restrict g,
+                                         [[maybe_unused]] T* __restrict update,
                                          State* __restrict... state) {
   // gcc 12 doesn't heed __restrict on a parameter pack: without this each loop has a checked twin.
 #pragma GCC ivdep
   for (std::ptrdiff_t i = 0; i < n; ++i) {
     const T u = rule(x[i], scale * g[i], state[i]...);
     ((state[i] = std::fabs(state[i]) < tiny ? T(0) : state[i]), ...);
-    x[i] = keep * x[i] - u;
+    if constexpr (split)
+      update[i] = u;
+    else
+      x[i] = keep * x[i] - u;
   }
 }
+
+// The stages around the rule, once for all rules, with their scalars rounded to the compute type.
+template <class T> struct stages {
+  const span& a;
+  const scalars& c;
+  T scale, keep, tiny;
+  bool masked, prepares, finishes;
+
+  stages(const span& array, const scalars& set)
+      : a(array),
+        c(set),
+        scale(static_cast<T>(c.scale)),
+        keep(static_cast<T>(c.keep)),
+        tiny(c.flush != 0 ? std::numeric_limits<T>::min() : T(0)),
+        masked(c.masked != 0),
+        prepares(clips() || c.l2 != 0 || c.l1 != 0),
+        finishes(masked || c.after != 1 || c.threshold != 0 || bounded() || is(a.low) ||
+                 is(a.average) || a.x.width == 2 || c.zero_grad != 0) {}
+
+  static bool is(const stream& s) { return s.kind != kind::none; }
+  bool clips() const { return c.clip < std::numeric_limits<double>::infinity(); }
+  bool bounded() const {
+    constexpr double inf = std::numeric_limits<double>::infinity();
+    return c.low > -inf || c.high < inf;
+  }
+
+  // Stages 1 to 3: the gradient of a block that the rule is to see, in the buffer.
+  [[gnu::noinline]] void prepare(std::ptrdiff_t n, const T* g, const T* x, T* buffer) const {
+    if (g != buffer) std::memcpy(buffer, g, static_cast<std::size_t>(n) * sizeof(T));
+    each(n, [this_scale = scale](T d) { return this_scale * d; }, buffer);
+    const T clip = static_cast<T>(c.clip), l2 = static_cast<T>(c.l2), l1 = static_cast<T>(c.l1);
+    if (clips()) each(n, [clip](T d) { return clamp(d, -clip, clip); }, buffer);
+    if (l2 != 0) each(n, [l2](T d, T w) { return d + l2 * w; }, buffer, x);
+    if (l1 != 0) each(n, [l1](T d, T w) { return d + l1 * sign(w); }, buffer, x);
+  }
+
+  // Stages 5 to 11, of the block from i on: what the rule's loop has left of the parameter.
+  [[gnu::noinline]] void finish(std::ptrdiff_t i, std::ptrdiff_t n, T* x, const T* update) const {
+    const T kept = keep, after = static_cast<T>(c.after), threshold = static_cast<T>(c.threshold);
+    if (masked) each(n, [kept](T w, T u) { return (u * w > 0 ? kept : T(1)) * w - u; }, x, update);
+    if (c.after != 1) each(n, [after](T w) { return after * w; }, x);
+    if (c.threshold != 0) each(n, [threshold](T w) { return shrink(w, threshold); }, x);
+    T one[block], other[block];
+    if (is(a.low)) {
+      each(
+          n, [](T w, T low, T high) { return clamp(w, low, high); }, x, open(a.low, i, n, one),
+          open(a.high, i, n, other));
+    } else if (bounded()) {
+      const T low = static_cast<T>(c.low), high = static_cast<T>(c.high);
+      each(n, [low, high](T w) { return clamp(w, low, high); }, x);
+    }
+    if (is(a.average)) {
+      const T share = static_cast<T>(c.average), smallest = tiny;
+      const auto follow = [share, smallest](T e, T w) {
+        const T moved = e + share * (w - e);
+        return std::fabs(moved) < smallest ? T(0) : moved;
+      };
+      each(n, follow, static_cast<T*>(address(a.average, i)), x);
+    }
+    if constexpr (std::is_same_v<T, float>)
+      if (a.x.width == 2) {
+        const auto key = static_cast<std::uint32_t>(c.key);
+        if (c.stochastic != 0) dithered(n, x, a.position + i, key, a.x.kind, one);
+        narrow_block(a.x.kind, c.stochastic != 0 ? one : x, n, address(a.x, i));
+      }
+    if (c.zero_grad != 0) std::memset(address(a.g, i), 0, static_cast<std::size_t>(n * a.g.width));
+  }
+};
 
 // The block loop: brings each block of each stream to the compute type, prepares the gradient,
 // applies the rule, finishes the parameter and puts it back. What is not asked for costs one
@@ -47,22 +204,60 @@ template <class T, class Rule, std::size_t... S, std::size_t... C>
                                           const scalars& c, std::index_sequence<S...>,
                                           std::index_sequence<C...>) {
   const Rule rule{static_cast<T>(c.rule_scalars[C])...};
-  const T l2 = static_cast<T>(c.l2), keep = static_cast<T>(c.keep);
-  const T tiny = c.flush != 0 ? std::numeric_limits<T>::min() : T(0);
-  T prepared[block];
+  const stages<T> around(a, c);
+  const T keep = around.keep, tiny = around.tiny;
+  alignas(64) T x_buffer[block], g_buffer[block], update[block];
+  [[maybe_unused]] alignas(64) T buffers[sizeof...(S) + 1][block];
 
   for (std::ptrdiff_t i = first; i < last; i += block) {
     const std::ptrdiff_t n = last - i < block ? last - i : block;
-    T* const x = at<T>(a.x, i);
-    const T* g = at<T>(a.g, i);
-    T scale = static_cast<T>(c.scale);
-    if (c.l2 != 0) {
-      for (std::ptrdiff_t j = 0; j < n; ++j) prepared[j] = scale * g[j] + l2 * x[j];
-      g = prepared;
+    T* const x = open(a.master.kind == kind::none ? a.x : a.master, i, n, x_buffer);
+    const T* g = open(a.g, i, n, g_buffer);
+    T* const state[] = {open(a.state[S], i, n, buffers[S])..., nullptr};
+    T scale = around.scale;
+    if (around.prepares) {
+      around.prepare(n, g, x, g_buffer);
+      g = g_buffer;
       scale = 1;
     }
-    apply(rule, scale, keep, tiny, n, x, g, at<T>(a.state[S], i)...);
+    if (around.masked)
+      apply<true>(rule, scale, keep, tiny, n, x, g, update, state[S]...);
+    else
+      apply<false>(rule, scale, keep, tiny, n, x, g, update, state[S]...);
+    (close(a.state[S], i, n, state[S]), ...);
+    if (around.finishes) around.finish(i, n, x, update);
   }
+}
+
+// ---- The norm
+
+// Blocks of `chunk` elements from the array's start: element i adds its square, in double, to lane
+// i mod 16, in order; lanes fold 8-4-2-1. Writes the sum of each block, returns whether all is
+// finite. A sum of finite doubles may still overflow, so that only then each element is asked.
+bool add_squares(const stream& s, std::ptrdiff_t first, std::ptrdiff_t last, double* sums) {
+  const auto over = [&](auto zero) {
+    using T = decltype(zero);
+    bool finite = true;
+    for (std::ptrdiff_t from = first; from < last; from += chunk) {
+      const std::ptrdiff_t to = last - from < chunk ? last : from + chunk;
+      double lanes[16] = {};
+      T buffer[block] = {};
+      for (std::ptrdiff_t i = from; i < to; i += block) {
+        const std::ptrdiff_t n = to - i < block ? to - i : block;
+        add_lanes(n, open(s, i, n, buffer), lanes);
+      }
+      for (int half = 8; half > 0; half /= 2)
+        for (int l = 0; l < half; ++l) lanes[l] = lanes[l] + lanes[l + half];
+      if (lanes[0] - lanes[0] != 0)
+        for (std::ptrdiff_t i = from; i < to; ++i) {
+          const T d = *open(s, i, 1, buffer);
+          finite = finite && d - d == 0;
+        }
+      *sums++ = lanes[0];
+    }
+    return finite;
+  };
+  return s.kind == kind::float64 ? over(double()) : over(float());
 }
 
 template <template <class> class Rule> struct kernels_of {
@@ -91,7 +286,7 @@ constexpr rule rules[] = {
 #define SCHUSS_EXPORT(isa) SCHUSS_TABLE(isa)
 #define SCHUSS_TABLE(isa)                  \
   extern const table schuss_kernels_##isa; \
-  const table schuss_kernels_##isa = {#isa, rules, sizeof(rules) / sizeof(rule)};
+  const table schuss_kernels_##isa = {#isa, rules, sizeof(rules) / sizeof(rule), add_squares};
 SCHUSS_EXPORT(SCHUSS_ISA)
 
 }  // namespace schuss

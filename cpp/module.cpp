@@ -53,16 +53,37 @@ py::ssize_t size_of(const shape_t& shape) {
   return size;
 }
 
-// The storage kind of an array's dtype, if it is one of ours.
+// The storage kind of an array's dtype, if it is one of ours. bfloat16 comes from a package of its
+// own, which need not be there: its dtype is known by name, and once seen by address.
 std::optional<kind> kind_of(py::handle a) {
+  static const void* bfloat16 = nullptr;
+  const void* descr = fields(a)->descr;
   const py::detail::PyArrayDescr_Proxy* d = py::detail::array_descriptor_proxy(fields(a)->descr);
+  constexpr int half = 23, user_types = 256;  // of NumPy's C interface
   if (d->byteorder == '>') return std::nullopt;
   if (d->type_num == py::detail::npy_api::NPY_FLOAT_) return kind::float32;
   if (d->type_num == py::detail::npy_api::NPY_DOUBLE_) return kind::float64;
-  return std::nullopt;
+  if (d->type_num == half) return kind::float16;
+  if (descr == bfloat16) return kind::bfloat16;
+  if (d->type_num < user_types) return std::nullopt;
+  const py::object dtype = a.attr("dtype");
+  if (!py::str(dtype).equal(py::str("bfloat16"))) return std::nullopt;
+  bfloat16 = dtype.inc_ref().ptr();  // for ever, so that no other dtype takes its address
+  return kind::bfloat16;
 }
 
-stream stream_of(py::handle a, kind k) { return {fields(a)->data, k, k == kind::float32 ? 4 : 8}; }
+stream stream_of(py::handle a, kind k) {
+  constexpr std::ptrdiff_t widths[] = {0, 4, 8, 2, 2};
+  return {fields(a)->data, k, widths[static_cast<int>(k)]};
+}
+stream stream_of(py::handle a) {
+  return a.is_none() ? stream{nullptr, kind::none, 0} : stream_of(a, *kind_of(a));
+}
+
+// Whether an array of one kind may stand beside a parameter of another: all in float64, or none.
+bool goes_with(std::optional<kind> k, kind parameter) {
+  return k && (*k == kind::float64) == (parameter == kind::float64);
+}
 
 // ---- Messages. Each names the array, says what was wrong and what is wanted.
 
@@ -97,7 +118,8 @@ void require_array(py::handle a, const std::string& label) {
     wrong_type(label, "a masked array, whose mask would be ignored; pass its .data");
   if (!kind_of(a)) {
     if (a.attr("dtype").attr("isnative").cast<bool>())
-      wrong_type(label, "dtype " + dtype_text(a) + " is not supported; wanted float32 or float64");
+      wrong_type(label, "dtype " + dtype_text(a) +
+                            " is not supported; wanted float32, float64, float16 or bfloat16");
     wrong_value(label, "not in native byte order (dtype " + text(a.attr("dtype").attr("str")) +
                            "); pass a.astype(a.dtype.newbyteorder('='))");
   }
@@ -120,18 +142,37 @@ void require_parameter(py::handle a, const std::string& label) {
 
 // ---- The plan of a step.
 
+// An array that stays beside a parameter, and its place in the span.
+struct kept {
+  py::array array;
+  kind type;
+  stream* (*place)(span&, std::size_t);
+  bool written;
+};
+
+// The places by the role that Python names: "state" for those of the rule.
+const std::map<std::string, std::pair<stream* (*)(span&, std::size_t), bool>> places = {
+    {"state", {[](span& a, std::size_t s) { return &a.state[s]; }, true}},
+    {"master", {[](span& a, std::size_t) { return &a.master; }, true}},
+    {"average", {[](span& a, std::size_t) { return &a.average; }, true}},
+    {"low", {[](span& a, std::size_t) { return &a.low; }, false}},
+    {"high", {[](span& a, std::size_t) { return &a.high; }, false}},
+};
+
 // One parameter with its gradient and its state: what is registered, and so what each step must
 // find again.
 struct member {
   std::vector<std::string> labels;  // how messages name x, g and each state array
   py::array x;
-  std::vector<py::array> state;
-  py::object g;  // bound, or None
+  std::vector<kept> keeps;  // the rule's state arrays, then others
+  py::object g;             // bound, or None
   shape_t shape;
   kind type;
+  py::ssize_t position, chunk;  // elements and chunks of the members before it
   py::object gradient_class;    // the class of a gradient that was looked at and found good
   py::ssize_t group;            // of the arrays that share hyperparameters
   bool decays;                  // whether its group's weight decay is for it, too
+  std::size_t states = 0;       // arrays that are the rule's
   std::int64_t count = 0;       // finished steps of this array
   void* gradient_at = nullptr;  // where the last gradient lay that overlapped nothing
 };
@@ -146,13 +187,12 @@ struct range {
   bool operator<(const range& other) const { return first < other.first; }
 };
 
-// Updates without the GIL. Not gil_scoped_release: at the interpreter's end CPython ends a daemon
+// Works without the GIL. Not gil_scoped_release: at the interpreter's end CPython ends a daemon
 // thread that asks for the GIL, by unwinding it, and on the way it would meet destructors that need
 // the GIL or may not throw. So it waits here for the process to end.
-void run_freely(const table& kernels, const std::vector<span>& spans,
-                const std::vector<scalars>& sets) {
+template <class Work> void freely(const Work& work) {
   PyThreadState* const thread = PyEval_SaveThread();
-  run(kernels, spans, sets);
+  work();
 #if defined(__GLIBCXX__)
   try {
     PyEval_RestoreThread(thread);
@@ -166,11 +206,13 @@ void run_freely(const table& kernels, const std::vector<span>& spans,
 
 class plan {
  public:
-  // Takes a parameter in; nothing is changed where it can't be.
-  void add(std::vector<std::string> labels, py::object x, std::vector<py::object> state,
-           py::object g, py::ssize_t group, bool decays) {
-    if (labels.size() != state.size() + 2 || state.size() > most_states)
-      throw py::value_error("labels: one for x, g and each state array");
+  // Takes a parameter in, with the arrays that stay beside it by role; nothing is changed where it
+  // can't be.
+  void add(std::vector<std::string> labels, py::object x,
+           std::vector<std::pair<std::string, py::object>> keeps, py::object g, py::ssize_t group,
+           bool decays) {
+    if (labels.size() != keeps.size() + 2)
+      throw py::value_error("labels: one for x, g and each array beside them");
     require_parameter(x, labels[0]);
     member m{std::move(labels),
              py::reinterpret_borrow<py::array>(x),
@@ -178,15 +220,23 @@ class plan {
              std::move(g),
              shape_of(x),
              *kind_of(x),
+             elements_,
+             static_cast<py::ssize_t>(sums_.size()),
              py::none(),
              group,
              decays};
-    for (std::size_t s = 0; s < state.size(); ++s) {
-      require_like(m, state[s], m.labels[s + 2], "state");
-      require_writeable(state[s], m.labels[s + 2]);
-      m.state.push_back(py::reinterpret_borrow<py::array>(state[s]));
+    for (std::size_t s = 0; s < keeps.size(); ++s) {
+      const auto& [role, a] = keeps[s];
+      const auto [place, written] = places.at(role);
+      require_like(m, a, m.labels[s + 2], role.c_str());
+      if (written) require_writeable(a, m.labels[s + 2]);
+      if (role == "state") ++m.states;
+      m.keeps.push_back({py::reinterpret_borrow<py::array>(a), *kind_of(a), place, written});
     }
+    if (m.states > most_states) throw py::value_error("state: too many arrays");
     if (!m.g.is_none()) require_like(m, m.g, m.labels[1], "gradient");
+    elements_ += size_of(m.shape);
+    sums_.resize(sums_.size() + static_cast<std::size_t>(chunks(size_of(m.shape))));
     members_.push_back(std::move(m));
     ranges_.clear();
     spans_.reserve(members_.size());
@@ -195,8 +245,10 @@ class plan {
   }
 
   // Begins a step with these gradients (None: the bound ones): says which sets of scalars it takes.
-  std::vector<key> begin(const py::object& grads) {
+  // With zero_grad the step writes to them.
+  std::vector<key> begin(const py::object& grads, bool zero_grad) {
     end();
+    zero_grad_ = zero_grad;
     const bool given = !grads.is_none();
     const py::sequence list =
         given ? py::reinterpret_borrow<py::sequence>(grads) : py::sequence(py::tuple());
@@ -237,10 +289,19 @@ class plan {
         member& m = members_[active_[k].first];
         if (spans_[k].g.data != m.gradient_at) require_apart(m, gradients_[k]);
       }
+      if (zero_grad_) require_gradients_apart();
     } catch (...) {
       end();
       throw;
     }
+  }
+
+  // The sum of the squares of the gradients, and whether all are finite.
+  std::pair<double, bool> measure_gradients() {
+    check();
+    measure found{};
+    freely([&] { found = norm(kernels(), spans_, sums_); });
+    return {found.squares, found.finite};
   }
 
   // Updates what fits, with a set of scalars for each key that begin returned, and moves the
@@ -253,11 +314,11 @@ class plan {
     for (const auto& [i, set] : active_) {
       if (set >= sets_.size()) throw py::value_error("run: a set of scalars for each key");
       const int states = in_use.rules[sets_[set].rule].states;
-      if (static_cast<std::size_t>(states) != members_[i].state.size())
+      if (static_cast<std::size_t>(states) != members_[i].states)
         throw py::value_error("run: the rule has other state arrays");
     }
     check();
-    run_freely(in_use, spans_, sets_);
+    freely([&] { schuss::run(in_use, spans_, sets_); });
     advance();
   }
 
@@ -303,15 +364,20 @@ class plan {
 
  private:
   static scalars read_scalars(const table& in_use, const py::tuple& values) {
-    constexpr std::size_t stages = 5;  // the rule's number, scale, l2, keep, flush
-    if (values.size() < stages) throw py::value_error("scalars: too few");
-    scalars c{values[0].cast<int>(),    values[1].cast<double>(), values[2].cast<double>(),
-              values[3].cast<double>(), values[4].cast<double>(), {}};
+    scalars c{};
+    std::size_t i = 0;
+    const auto next = [&] { return values[i++].cast<double>(); };
+    double* const stages[] = {&c.scale,   &c.clip,  &c.l2,        &c.l1,         &c.keep,
+                              &c.masked,  &c.after, &c.threshold, &c.low,        &c.high,
+                              &c.average, &c.flush, &c.zero_grad, &c.stochastic, &c.key};
+    if (values.size() <= std::size(stages)) throw py::value_error("scalars: too few");
+    c.rule = values[i++].cast<int>();
+    for (double* stage : stages) *stage = next();
     if (c.rule < 0 || c.rule >= in_use.size) throw py::value_error("scalars: no such rule");
-    if (values.size() - stages != static_cast<std::size_t>(in_use.rules[c.rule].scalars))
+    if (values.size() - i != static_cast<std::size_t>(in_use.rules[c.rule].scalars))
       throw py::value_error("scalars: the rule has another number of them");
-    for (std::size_t i = stages; i < values.size(); ++i)
-      c.rule_scalars[i - stages] = values[i].cast<double>();
+    for (double& own : c.rule_scalars)
+      if (i < values.size()) own = next();
     return c;
   }
 
@@ -321,9 +387,11 @@ class plan {
     const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(a.ptr()));
     return (type == reinterpret_cast<PyObject*>(Py_TYPE(m.x.ptr())) || type == ndarray() ||
             type == m.gradient_class.ptr()) &&
-           kind_of(a) == m.type && (fields(a)->flags & flags) == flags && has_shape(a, m.shape) &&
+           (fields(a)->flags & flags) == flags && has_shape(a, m.shape) &&
            (fields(a)->flags & fields(m.x)->flags & (c_order | f_order)) != 0;
   }
+
+  static int flags_of(const kept& k) { return k.written ? aligned | writeable : aligned; }
 
   // Fills the spans from the arrays as they are now; false where one doesn't fit.
   bool fill() {
@@ -331,11 +399,22 @@ class plan {
     for (std::size_t k = 0; k < active_.size(); ++k) {
       const member& m = members_[active_[k].first];
       const py::handle g = gradients_[k];
-      if (!fits(m, m.x, aligned | writeable) || !fits(m, g, aligned)) return false;
-      span a{stream_of(m.x, m.type), stream_of(g, m.type), {}, size_of(m.shape), active_[k].second};
-      for (std::size_t s = 0; s < m.state.size(); ++s) {
-        if (!fits(m, m.state[s], aligned | writeable)) return false;
-        a.state[s] = stream_of(m.state[s], m.type);
+      if (!fits(m, m.x, aligned | writeable) || kind_of(m.x) != m.type) return false;
+      if (!fits(m, g, zero_grad_ ? aligned | writeable : aligned)) return false;
+      const std::optional<kind> g_kind = kind_of(g);
+      if (!goes_with(g_kind, m.type)) return false;
+      span a{};
+      a.x = stream_of(m.x, m.type);
+      a.g = stream_of(g, *g_kind);
+      a.size = size_of(m.shape);
+      a.position = m.position;
+      a.chunk = m.chunk;
+      a.set = active_[k].second;
+      for (std::size_t s = 0; s < m.keeps.size(); ++s) {
+        const kept& beside = m.keeps[s];
+        if (!fits(m, beside.array, flags_of(beside)) || kind_of(beside.array) != beside.type)
+          return false;
+        *beside.place(a, s) = stream_of(beside.array, beside.type);
       }
       spans_.push_back(a);
     }
@@ -347,17 +426,22 @@ class plan {
   void explain() {
     for (std::size_t k = 0; k < active_.size(); ++k) {
       member& m = members_[active_[k].first];
-      require_unchanged(m, m.x, m.labels[0]);
-      for (std::size_t s = 0; s < m.state.size(); ++s)
-        require_unchanged(m, m.state[s], m.labels[s + 2]);
+      require_unchanged(m, m.x, m.type, aligned | writeable, m.labels[0]);
+      for (std::size_t s = 0; s < m.keeps.size(); ++s) {
+        const kept& beside = m.keeps[s];
+        require_unchanged(m, beside.array, beside.type, flags_of(beside), m.labels[s + 2]);
+      }
       require_like(m, gradients_[k], m.labels[1], "gradient");
+      if (zero_grad_) require_writeable(gradients_[k], m.labels[1]);
       m.gradient_class = py::type::of(gradients_[k]);
     }
   }
 
-  static void require_unchanged(const member& m, py::handle a, const std::string& label) {
-    if (fits(m, a, aligned | writeable)) return;
-    require_parameter(a, label);
+  static void require_unchanged(const member& m, py::handle a, kind type, int flags,
+                                const std::string& label) {
+    if (fits(m, a, flags) && kind_of(a) == type) return;
+    require_array(a, label);
+    if ((flags & writeable) != 0) require_writeable(a, label);
     if (!has_shape(a, m.shape))
       wrong_value(label, "shape " + shape_text(shape_of(a)) + " is no longer the registered " +
                              shape_text(m.shape) + "; restore it, or rebind arrays of that shape");
@@ -373,10 +457,12 @@ class plan {
     if (!has_shape(a, m.shape))
       wrong_value(label, "shape " + shape_text(shape_of(a)) + ", but " + m.labels[0] +
                              " has shape " + shape_text(m.shape));
-    if (kind_of(a) != m.type)
+    if (!goes_with(kind_of(a), m.type)) {
+      const std::string wanted = m.type == kind::float64 ? "float64" : "float32";
       wrong_type(label, dtype_text(a) + ", but " + m.labels[0] + " is " + dtype_text(m.x) +
-                            "; pass the " + role + " as .astype(np." + dtype_text(m.x) +
+                            "; pass the " + role + " as .astype(np." + wanted +
                             "), or make the parameter " + dtype_text(a));
+    }
     if ((fields(a)->flags & fields(m.x)->flags & (c_order | f_order)) == 0) {
       const bool c = (fields(m.x)->flags & c_order) != 0;
       wrong_value(label, std::string("in ") + (c ? "Fortran" : "C") + " order, but " + m.labels[0] +
@@ -396,7 +482,7 @@ class plan {
     for (const member& m : members_) {
       if (moved) break;
       look(m.x);
-      for (const py::array& s : m.state) look(s);
+      for (const kept& beside : m.keeps) look(beside.array);
     }
     if (!moved) return;
     ranges_.clear();
@@ -404,16 +490,24 @@ class plan {
     for (member& m : members_) {
       m.gradient_at = nullptr;
       take(m.x, m.labels[0]);
-      for (std::size_t s = 0; s < m.state.size(); ++s) take(m.state[s], m.labels[s + 2]);
+      for (std::size_t s = 0; s < m.keeps.size(); ++s) take(m.keeps[s].array, m.labels[s + 2]);
     }
-    std::sort(ranges_.begin(), ranges_.end());
-    for (std::size_t i = 1; i < ranges_.size(); ++i) {
-      if (ranges_[i - 1].last <= ranges_[i].first) continue;
-      const std::string one = *ranges_[i].label, other = *ranges_[i - 1].label;
+    try {
+      require_apart_in(ranges_);
+    } catch (...) {
       ranges_.clear();
-      wrong_value(one, "overlaps " + other +
-                           ", and the step writes to both; pass arrays that share no memory");
+      throw;
     }
+  }
+
+  // Sorts what is written, and says where two arrays share memory.
+  static void require_apart_in(std::vector<range>& written) {
+    std::sort(written.begin(), written.end());
+    for (std::size_t i = 1; i < written.size(); ++i)
+      if (written[i - 1].last > written[i].first)
+        wrong_value(*written[i].label, "overlaps " + *written[i - 1].label +
+                                           ", and the step writes to both; pass arrays that share "
+                                           "no memory");
   }
 
   void take(const py::array& a, const std::string& label) {
@@ -426,13 +520,25 @@ class plan {
   // writes.
   void require_apart(member& m, py::handle g) {
     const char* first = fields(g)->data;
-    const char* last = first + size_of(m.shape) * stream_of(g, m.type).width;
+    const char* last = first + size_of(m.shape) * stream_of(g).width;
     auto after = std::lower_bound(ranges_.begin(), ranges_.end(), range{last, last, nullptr});
     if (first < last && after != ranges_.begin() && std::prev(after)->last > first)
       wrong_value(m.labels[1],
                   "overlaps " + *std::prev(after)->label +
                       ", which the step writes to; pass a gradient with memory of its own");
     m.gradient_at = fields(g)->data;
+  }
+
+  // Gradients that are zeroed may not overlap one another either: one would be zeroed before the
+  // other is read.
+  void require_gradients_apart() {
+    std::vector<range> found;
+    for (std::size_t k = 0; k < active_.size(); ++k) {
+      const char* first = fields(gradients_[k])->data;
+      const py::ssize_t bytes = spans_[k].size * spans_[k].g.width;
+      if (bytes > 0) found.push_back({first, first + bytes, &members_[active_[k].first].labels[1]});
+    }
+    require_apart_in(found);
   }
 
   std::vector<member> members_;
@@ -442,8 +548,10 @@ class plan {
   std::vector<scalars> sets_;
   std::vector<std::pair<std::size_t, std::size_t>> active_;  // member, and number of its set
   std::vector<py::object> gradients_;                        // of the active members
+  std::vector<double> sums_;                                 // room for the norm's
+  py::ssize_t elements_ = 0;
   std::int64_t iterations_ = 0;
-  bool begun_ = false;
+  bool begun_ = false, zero_grad_ = false;
 };
 
 }  // namespace
@@ -455,10 +563,11 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<plan>(m, "Plan", "The arrays of a step, their contract and their counters.")
       .def(py::init<>())
-      .def("add", &plan::add, py::arg("labels"), py::arg("x"), py::arg("state"), py::arg("g"),
+      .def("add", &plan::add, py::arg("labels"), py::arg("x"), py::arg("keeps"), py::arg("g"),
            py::arg("group"), py::arg("decays"))
       .def("require_disjoint", &plan::require_disjoint)
-      .def("begin", &plan::begin, py::arg("grads"))
+      .def("begin", &plan::begin, py::arg("grads"), py::arg("zero_grad"))
+      .def("measure", &plan::measure_gradients)
       .def("check", &plan::check)
       .def("run", &plan::run, py::arg("sets"))
       .def("advance", &plan::advance)

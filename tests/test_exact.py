@@ -14,11 +14,21 @@ import random
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from schuss import _core, functional, reference, rules, threads
-from schuss.hyperparameters import Bounded, Choice, Flag, Scheduled, Several
+from schuss.hyperparameters import (
+    Bounded,
+    Choice,
+    Flag,
+    Pair,
+    Scheduled,
+    Several,
+    Storage,
+    Whole,
+)
 from schuss.optimizer import Optimizer
 
 STEPS = 20
@@ -47,6 +57,7 @@ LAYOUTS = {
     "few": spread([257, 0, 33, 4100]),
 }
 PAD = 64
+FENCE = 1232.0  # a number of every type
 
 
 class Arrays:
@@ -57,7 +68,7 @@ class Arrays:
         self.buffers = []
         self.views = []
         for size, offset in zip(layout.sizes, layout.offsets, strict=True):
-            buffer = np.full(size + 3 * PAD, 1234.5, dtype)
+            buffer = np.full(size + 3 * PAD, FENCE, dtype)
             start = (-buffer.ctypes.data // buffer.itemsize) % PAD + offset
             self.buffers.append((buffer, start, size))
             self.views.append(buffer[start : start + size])
@@ -65,24 +76,27 @@ class Arrays:
 
     def untouched(self) -> bool:
         return all(
-            (buffer[:start] == 1234.5).all() and (buffer[start + size :] == 1234.5).all()
+            (buffer[:start] == FENCE).all() and (buffer[start + size :] == FENCE).all()
             for buffer, start, size in self.buffers
         )
 
 
-def nasty(rng: np.random.Generator, size: int, dtype: str, step: int) -> np.ndarray:
+def nasty(
+    rng: np.random.Generator, size: int, dtype: str, step: int, wild: bool = True
+) -> np.ndarray:
     """Ordinary numbers of many magnitudes, zeros, and one element in 8 from the edges.
 
     NaN and infinity stay in lanes of their own, since they make all that follows a NaN.
     """
-    info = np.finfo(dtype)
+    info = ml_dtypes.finfo(dtype)
+    smallest, largest = float(info.smallest_normal), float(info.max)
     values = rng.standard_normal(size) * 10.0 ** rng.integers(-3, 3, size)
     values[rng.random(size) < 0.1] = 0
-    subnormal = [info.smallest_subnormal * 3, -info.smallest_normal / 5]
-    edges = [info.max, -info.max / 3, info.max**0.5 * 2, info.smallest_normal, info.tiny**0.5, -0.0]
+    subnormal = [float(info.smallest_subnormal) * 3, -smallest / 5]
+    edges = [largest, -largest / 3, largest**0.5 * 2, smallest, smallest**0.5, -0.0]
     finite = np.array([*edges, *subnormal])
     for lane, odd in ((5, [np.nan, np.inf, -np.inf, *finite]), (11, finite)):
-        special = np.arange(size) % 16 == lane
+        special = (np.arange(size) % 16 == lane) & wild
         values[special] = rng.choice(odd, special.sum())
     if step % 7 == 6:
         values[:] = 0
@@ -90,12 +104,23 @@ def nasty(rng: np.random.Generator, size: int, dtype: str, step: int) -> np.ndar
         return values.astype(dtype)
 
 
-@functools.lru_cache(maxsize=8)
-def gradients(layout: str, dtype: str) -> list[list[np.ndarray]]:
-    """The gradients of each step, with offsets of their own."""
+@functools.lru_cache(maxsize=32)
+def gradients(layout: str, dtype: str, wild: str) -> list[list[np.ndarray]]:
+    """The gradients of each step, with offsets of their own; wild ones "always", "never" or
+    "sometimes", in every fourth step.
+    """
     rng = np.random.default_rng(99)
     places = list(zip(*LAYOUTS[layout], strict=True))
-    return [[shifted(nasty(rng, n, dtype, t), 63 - o) for n, o in places] for t in range(STEPS)]
+    return [
+        [
+            shifted(
+                nasty(rng, n, dtype, t, wild == "always" or (wild == "sometimes" and t % 4 == 0)),
+                63 - o,
+            )
+            for n, o in places
+        ]
+        for t in range(STEPS)
+    ]
 
 
 def shifted(a: np.ndarray, offset: int) -> np.ndarray:
@@ -116,28 +141,40 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
 # ---- Combinations
 
 
-def values_of(h: Any) -> list[Any]:
+def values_of(h: Any) -> list[Any]:  # noqa: PLR0911  one for each kind of declaration
     """The values of an option that the tests go through, from its declaration alone."""
     if isinstance(h, Flag):
         return [False, True]
     if isinstance(h, Choice):
         return list(h.choices)
+    if isinstance(h, Storage):
+        return [None, "float16", "bfloat16"]
+    if isinstance(h, Pair):
+        return [None, (-0.5, 0.7), (-np.inf, 0.0)]
+    if isinstance(h, Whole):
+        return [0, 2**40 + 1]
     if isinstance(h, Several):
         return [h.default, tuple(0.5 * v for v in h.default), (0.0,) * len(h.default)]
     assert isinstance(h, Bounded)
-    values = [v for v in dict.fromkeys([h.default, 0.0, 0.37]) if v in h.interval]
+    values = [v for v in dict.fromkeys([h.default, 0.0, 0.37]) if v is None or v in h.interval]
     return [*values, ramp] if isinstance(h, Scheduled) else values
 
 
-def ramp(n: int) -> float:
+class Ramp:
     """A schedule whose values every option allows."""
-    return 0.5 / (n + 1)
 
+    peak = 0.5
+
+    def __call__(self, n: int) -> float:
+        return 0.5 / (n + 1)
+
+
+ramp = Ramp()
 
 SURROUNDINGS: dict[str, list[Any]] = {
-    "dtype": ["float32", "float64"],
-    "grad_scale": [1.0, 0.3, 65536.0],
-    "subnormals": ["zero", "keep"],
+    "dtype": ["float32", "float64", "float16", "bfloat16"],
+    "gradient": ["as the parameter", "float32", "float16", "bfloat16"],
+    "wild": ["always", "sometimes", "never"],
     "bound": [False, True],
     "absent": [False, True],
     "isa": ISAS,
@@ -147,16 +184,35 @@ SURROUNDINGS: dict[str, list[Any]] = {
 OUTSIDE = ("isa", "threads")  # what must not change a bit, and so doesn't enter the reference's run
 
 
-def factors(rule: type[Optimizer]) -> dict[str, list[Any]]:
-    return SURROUNDINGS | {name: values_of(h) for name, h in rule.hyperparameters.items()}
+@functools.cache
+def factors(rule: Any) -> dict[str, list[Any]]:
+    own = {name: values_of(h) for name, h in rule.hyperparameters.items()}
+    options = {name: values_of(o.declared) for name, o in rule.options.items() if name not in DONE}
+    return SURROUNDINGS | own | options
+
+
+DONE = ("backend",)  # what is compared with what
 
 
 def valid(rule: type[Optimizer], row: Mapping[str, Any]) -> bool:
+    """Whether the values go together."""
+    double = row["dtype"] == "float64"
+    if double and (row["gradient"] != "as the parameter" or row["state_dtype"]):
+        return False
+    if (row["master"] and row["stochastic_rounding"]) or (
+        row["clip_norm"] < np.inf and row["clip_value"] != np.inf
+    ):
+        return False
     try:
         rule.kernel(row)
     except ValueError:
         return False
     return True
+
+
+def gradient_dtype(row: Mapping[str, Any]) -> str:
+    of: str = row["dtype"] if row["gradient"] == "as the parameter" else row["gradient"]
+    return of
 
 
 def random_row(rule: type[Optimizer], random: random.Random, **fixed: Any) -> dict[str, Any] | None:
@@ -181,13 +237,21 @@ def pairwise(rule: type[Optimizer]) -> Iterator[dict[str, Any]]:
         (a, i), (b, j) = min(open_pairs, key=str)
         fixed = {a: factors(rule)[a][i], b: factors(rule)[b][j]}
         rows = [row for _ in range(10) if (row := random_row(rule, rng, **fixed))]
-        if not rows:  # no combination holds the two: it is for Nesterov's step to say so
-            assert {a, b} <= {"nesterov", "momentum", "dampening"}
+        if not rows:  # no combination holds the two, for a reason
+            assert any({a, b} <= reason for reason in APART), (a, b)
             open_pairs.discard(((a, i), (b, j)))
             continue
         best: dict[str, Any] = max(rows, key=lambda row: len(open_pairs & pairs_of(rule, row)))
         open_pairs -= pairs_of(rule, best)
         yield best
+
+
+APART: list[set[str]] = [
+    {"nesterov", "momentum", "dampening"},
+    {"master", "stochastic_rounding"},
+    {"clip_norm", "clip_value"},
+    {"dtype", "gradient", "state_dtype"},
+]
 
 
 def pairs_of(rule: type[Optimizer], row: Mapping[str, Any]) -> set[Any]:
@@ -199,35 +263,37 @@ def pairs_of(rule: type[Optimizer], row: Mapping[str, Any]) -> set[Any]:
 
 
 class End(NamedTuple):
-    """What a run ends on."""
+    """What a run ends on: parameters, the gradients that each step left, and the last norm."""
 
-    params: list[np.ndarray]
+    arrays: list[np.ndarray]
     state: list[dict[str, Any]]
 
 
 def run(rule: type[Optimizer], row: Mapping[str, Any], backend: str) -> End:
     """STEPS steps of one combination."""
     arrays = Arrays(LAYOUTS[row["layout"]], row["dtype"], seed=1)
-    options = {name: row[name] for name in rule.hyperparameters}
-    buffers = [np.zeros_like(x) for x in arrays.views]
-    opt = rule(
-        arrays.views,
-        grads=buffers if row["bound"] else None,
-        grad_scale=row["grad_scale"],
-        subnormals=row["subnormals"],
-        backend=backend,
-        **options,
-    )
-    for t, step in enumerate(gradients(row["layout"], row["dtype"])):
-        given: list[np.ndarray | None] = list(step)
-        if row["bound"]:
-            for buffer, g in zip(buffers, step, strict=True):
-                buffer[:] = g
-        elif row["absent"] and t > 2:
+    options = {name: row[name] for name in (*rule.hyperparameters, *rule.options) if name in row}
+    steps = gradients(row["layout"], gradient_dtype(row), row["wild"])
+    buffers = [np.zeros_like(g) for g in steps[0]]
+    bound = buffers if row["bound"] else None
+    opt = rule(arrays.views, grads=bound, backend=backend, **options)
+    left = []
+    for t, step in enumerate(steps):
+        for buffer, g in zip(buffers, step, strict=True):
+            buffer[:] = g
+        given: list[np.ndarray | None] = list(buffers)
+        if row["absent"] and t > 2:
             given[t % len(given)] = None
-        assert opt.step(None if row["bound"] else given)
+        try:
+            stepped = opt.step(None if row["bound"] else given)
+            assert stepped or row["nonfinite"] == "skip"
+        except FloatingPointError:
+            assert row["nonfinite"] == "raise"
+        left += [buffer.copy() for buffer in buffers]
+        assert opt.grad_norm is None or opt.grad_norm >= 0 or np.isnan(opt.grad_norm)
     assert arrays.untouched()
-    return End(arrays.views, [dict(s) for s in opt.state.values()])
+    norm = np.array([np.nan if opt.grad_norm is None else opt.grad_norm])
+    return End([*arrays.views, *left, norm], [dict(s) for s in opt.state.values()])
 
 
 @functools.lru_cache(maxsize=64)
@@ -239,21 +305,18 @@ def compare(rule: type[Optimizer], row: Mapping[str, Any]) -> None:
     """The compiled run against the reference's."""
     inside = tuple((name, value) for name, value in row.items() if name not in OUTSIDE)
     want = expected(rule, inside)  # type: ignore[arg-type]
-    before = [[g.copy() for g in step] for step in gradients(row["layout"], row["dtype"])]
     _core.use_isa(row["isa"])
     _core.widest_region()
     with threads(row["threads"]):
         got = run(rule, row, "compiled")
     assert _core.widest_region() == (row["threads"] if row["threads"] > 1 else 0)
-    for x, y in zip(got.params, want.params, strict=True):
+    for x, y in zip(got.arrays, want.arrays, strict=True):
         assert same_bits(x, y), f"parameter of {x.size}: {row}"
     for mine, theirs in zip(got.state, want.state, strict=True):
         assert mine.keys() == theirs.keys()
         assert mine["step"] == theirs["step"]
         for name in mine.keys() - {"step"}:
             assert same_bits(mine[name], theirs[name]), f"{name} of {mine[name].size}: {row}"
-    for step, kept in zip(gradients(row["layout"], row["dtype"]), before, strict=True):
-        assert all(same_bits(g, k) for g, k in zip(step, kept, strict=True))
 
 
 FIXED = {n for rule in rules.RULES for n, h in rule.hyperparameters.items() if h.fixed}
@@ -261,11 +324,21 @@ FIXED = {n for rule in rules.RULES for n, h in rule.hyperparameters.items() if h
 pytestmark = pytest.mark.usefixtures("many_threads", "any_isa")
 
 
+PLAIN: dict[str, Any] = {
+    "gradient": "as the parameter",
+    "wild": "always",
+    "nonfinite": "propagate",
+    "clip_norm": np.inf,
+    "state_dtype": None,
+    "master": False,
+}
+
+
 def options_for(rule: type[Optimizer], kernel: str) -> dict[str, Any]:
     """Options, the same in every run, that choose a kernel."""
     rng = random.Random(3)
     while True:
-        row = random_row(rule, rng, layout="few", absent=False, bound=False)
+        row = random_row(rule, rng, layout="few", absent=False, bound=False, **PLAIN)
         assert row
         default_rate = row["lr"] == rule.hyperparameters["lr"].default
         if rule.kernel(row) == kernel and default_rate and row.get("eps") != 0:
@@ -281,7 +354,7 @@ def test_sizes_and_offsets(rule: type[Optimizer], kernel: str, dtype: str, layou
         compare(rule, row | {"isa": isa, "threads": n})
 
 
-@pytest.mark.parametrize("dtype", SURROUNDINGS["dtype"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize(("rule", "kernel"), KERNELS, ids=lambda v: getattr(v, "__name__", v))
 def test_above_a_million(rule: type[Optimizer], kernel: str, dtype: str) -> None:
     row = options_for(rule, kernel) | {"dtype": dtype, "layout": "mixed"}
@@ -343,13 +416,13 @@ def test_functional(rule: type[Optimizer], backend: str, rng: np.random.Generato
         options = {name: row[name] for name in rule.hyperparameters}
         x = nasty(rng, 300, "float32", step=0)
         y = x.copy()
-        options |= {name: row[name] for name in ("grad_scale", "subnormals")}
+        options |= {name: row[name] for name in functional.STATELESS if name != "backend"}
         opt = rule(x, **options)
         options = {n: v for n, v in options.items() if n not in FIXED}
         state = {s: shifted(a, len(s)) for s, a in opt.state[0].items() if s != "step"}
         for t in range(1, 6):
             g = nasty(rng, 300, "float32", t)
-            opt.step(g)
+            opt.step(g.copy())  # zero_grad may be among the options
             call(y, g, **state, step=t, backend=backend, **options)
         assert same_bits(x, y)
         assert all(same_bits(opt.state[0][s], a) for s, a in state.items())

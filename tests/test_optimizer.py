@@ -506,4 +506,4 @@ def test_many_counts_cost_no_more_than_many_arrays() -> None:
     opt = schuss.SGD([np.zeros(1) for _ in range(n)])
     counts = list(range(n))
     opt._plan.restore(n, counts)
-    assert opt._plan.begin([np.ones(1)] * n) == [(0, True, t) for t in counts]
+    assert opt._plan.begin([np.ones(1)] * n, False) == [(0, True, t) for t in counts]

@@ -72,8 +72,11 @@ def test_documented(rule: type[Optimizer]) -> None:
     assert getattr(schuss, rule.__name__) is rule, "export it in __init__.py"
     live = {name for name, h in rule.hyperparameters.items() if not h.fixed}
     call = inspect.signature(getattr(functional, rule.__name__.lower()))
-    assert call.parameters.keys() >= {"param", "grad", "step", *live, *rule.options}
-    assert inspect.signature(rule).parameters.keys() >= {"params", "grads", *rule.hyperparameters}
+    assert call.parameters.keys() >= {"param", "grad", "step", *live, *functional.STATELESS}
+    shown = inspect.signature(rule).parameters.keys()
+    assert shown >= {"params", "grads", *rule.hyperparameters, *rule.options}
+    common = Optimizer.__doc__ or ""
+    assert all(re.search(rf"\b{name}\b", common) for name in rule.options)
 
 
 def test_a_class_that_does_not_match_its_kernel_fails_at_import(

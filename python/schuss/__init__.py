@@ -25,6 +25,7 @@ if _isa := _os.environ.get("SCHUSS_ISA"):
         raise ValueError(f"SCHUSS_ISA: {_error}") from None
 
 from schuss import functional, reference, schedules
+from schuss.loss_scale import LossScale
 from schuss.optimizer import Optimizer
 from schuss.rules import SGD, Adagrad, Adam, AdamW, RMSprop
 from schuss.threads import get_num_threads, set_num_threads, threads
@@ -34,6 +35,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "LossScale",
     "Optimizer",
     "RMSprop",
     "functional",

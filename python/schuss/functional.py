@@ -15,9 +15,12 @@ from typing import Any
 import numpy as np
 
 from schuss import _core, rules
-from schuss.groups import Group
+from schuss.groups import Group, Parameter
 from schuss.hyperparameters import check_int
 from schuss.optimizer import NEEDED, Optimizer, signature
+
+# The options of an optimizer that a single call has, too.
+STATELESS = ("grad_scale", "zero_grad", "stochastic_rounding", "seed", "subnormals", "backend")
 
 
 def stateless(rule: type[Optimizer]) -> Callable[..., None]:
@@ -30,6 +33,7 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:
         grad: np.ndarray,
         *state: np.ndarray | None,
         step: int,
+        master: np.ndarray | None = None,
         **options: Any,
     ) -> None:
         if len(state) > len(every_state):
@@ -40,7 +44,7 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:
                 raise TypeError(f"{name}: {key} is given twice")
             arrays[key] = options.pop(key, arrays.get(key))
         arrays = {key: array for key, array in arrays.items() if array is not None}
-        around = {key: o.check(options.pop(key, o.default)) for key, o in rule.options.items()}
+        around = {key: o.check(options.pop(key, o.default)) for key, o in live.items()}
         for key in [key for key in options if key in fixed]:
             raise TypeError(f"{name}: {key} is for the class; give the state its start yourself")
         settings = Group(rule, options).settings
@@ -53,28 +57,34 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:
             settings.at(step - 1),
             step,
             True,
-            around["grad_scale"],
-            around["subnormals"],
+            1.0 / around["grad_scale"],
+            {f"_{key}": value for key, value in (defaults | around).items()},
         )
-        ordered: list[Any] = [arrays[key] for key in settings.states]
+        own: dict[str, Any] = {key: arrays[key] for key in settings.states}
+        beside = {} if master is None else {"master": master}
+        p = Parameter(name, param, grad, own, beside, group=0, decays=True, position=0)
+        labels = ["param", "grad", *own, *p.beside]
         plan = _core.Plan()
-        plan.add(["param", "grad", *settings.states], param, ordered, grad, 0, True)
-        plan.begin(None)
+        plan.add(labels, param, p.keeps(), grad, 0, True)
+        plan.begin(None, around["zero_grad"])
         if around["backend"] == "compiled":
             plan.run([scalars.packed()])
         else:
             plan.check()
-            scalars.step(param, grad, ordered)
+            scalars.step(p, grad)
 
     fixed = [key for key, h in rule.hyperparameters.items() if h.fixed]
     needed = min(map(len, rule.states.values()))
     arguments: dict[str, Any] = {"param": NEEDED, "grad": NEEDED}
     arguments |= {s: NEEDED if i < needed else None for i, s in enumerate(every_state)}
-    defaults = {key: v for key, v in rule.defaults().items() if key not in fixed}
+    live = {key: rule.options[key] for key in STATELESS}
+    defaults = {key: o.default for key, o in rule.options.items()}
+    shown = {key: h.default for key, h in rule.hyperparameters.items() if key not in fixed}
+    shown |= {key: o.default for key, o in live.items()}
     step_once.__name__ = step_once.__qualname__ = name
     step_once.__doc__ = rule.__doc__
     step_once.__signature__ = signature(  # type: ignore[attr-defined]
-        arguments, {"step": NEEDED, **defaults}
+        arguments, {"step": NEEDED, "master": None, **shown}
     )
     return step_once
 

@@ -22,21 +22,33 @@ class Parameter:
     name: str
     x: np.ndarray
     g: np.ndarray | None  # bound, or none
-    state: dict[str, np.ndarray]
+    state: dict[str, np.ndarray]  # of the rule
+    beside: dict[str, np.ndarray]  # of the stages, by role: master, average, low, high
     group: int
     decays: bool  # whether its group's weight decay is for it, too
+    position: int  # elements of the parameters before it
     kind: str = field(init=False)  # what an array in its place has to be
 
     def __post_init__(self) -> None:
         self.kind = described(self.x)
 
+    @property
+    def saved(self) -> dict[str, np.ndarray]:
+        """The arrays that a resumed run needs, under the names that the user sees."""
+        names = {"master": "master", "average": "ema"}
+        return self.state | {names[k]: a for k, a in self.beside.items() if k in names}
+
+    def keeps(self) -> list[tuple[str, np.ndarray]]:
+        """All arrays beside x and its gradient, each with its role in a step."""
+        return [*(("state", a) for a in self.state.values()), *self.beside.items()]
+
     def labels(self) -> list[str]:
-        """How messages name the array, its gradient and its state."""
+        """How messages name the array, its gradient and what is beside them."""
         state = label("state", self.name)
         return [
             label("params", self.name),
             label("grads", self.name),
-            *(f'{state}["{key}"]' for key in self.state),
+            *(f'{state}["{key}"]' for key in (*self.state, *self.beside)),
         ]
 
 
@@ -53,7 +65,7 @@ class Settings(NamedTuple):
     def checked(cls, rule: type[Optimizer], values: dict[str, Any]) -> Settings:
         """Raises where the values don't go together."""
         kernel = rule.kernel(values)
-        scheduled = (k for k, h in rule.hyperparameters.items() if h.saved(values[k]) != values[k])
+        scheduled = (k for k, h in rule.hyperparameters.items() if h.scheduled(values[k]))
         return cls(rule, values, tuple(scheduled), kernel, rule.states[kernel])
 
     def at(self, iterations: int) -> dict[str, Any]:
@@ -95,7 +107,7 @@ class Group(MutableMapping[str, Any]):
         rule, old, _, _, states = self.settings
         new = self.read(rule, values)
         for name, value in new.items():
-            if rule.hyperparameters[name].fixed and value != old[name]:
+            if rule.hyperparameters[name].fixes(old[name], value):
                 raise ValueError(f"{name}: {value!r} comes too late; fixed at construction")
         settings = Settings.checked(rule, old | new)
         if settings.states != states:

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import math
 import numbers as abstract
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from schuss.loss_scale import LossScale
 
 if TYPE_CHECKING:
     from schuss.optimizer import Optimizer
@@ -77,6 +79,14 @@ class Hyperparameter:
         """The value as it is stored; raises TypeError or ValueError."""
         raise NotImplementedError
 
+    def scheduled(self, value: Any) -> bool:
+        """Whether a stored value changes by itself from step to step."""
+        return False
+
+    def fixes(self, old: Any, new: Any) -> bool:
+        """Whether a change comes too late once there are arrays."""
+        return self.fixed and bool(old != new)
+
     def saved(self, value: Any) -> Any:
         """What a state dictionary holds of a stored value: None in place of a callable."""
         return value
@@ -91,13 +101,15 @@ class Hyperparameter:
 
 
 class Bounded(Hyperparameter):
-    """A number in an interval."""
+    """A number in an interval; None too, where that is the default."""
 
-    def __init__(self, interval: str, *, default: float) -> None:
+    def __init__(self, interval: str, *, default: float | None) -> None:
         super().__init__(default)
         self.interval = Interval(interval)
 
     def check(self, value: Any) -> Any:
+        if value is None and self.default is None:
+            return None
         return self.interval.check(self.name, value)
 
 
@@ -112,6 +124,9 @@ class Scheduled(Bounded):
 
     def check(self, value: Any) -> Any:
         return value if callable(value) else super().check(value)
+
+    def scheduled(self, value: Any) -> bool:
+        return callable(value)
 
     def saved(self, value: Any) -> Any:
         return None if callable(value) else value
@@ -145,6 +160,9 @@ class Several(Hyperparameter):
             wanted = f"{len(self.parts)} numbers in {self.interval}"
             raise TypeError(f"{self.name}: {value!r} is not {wanted}")
         return tuple(part.check(v) for part, v in zip(self.parts, value, strict=True))
+
+    def scheduled(self, value: Any) -> bool:
+        return any(map(callable, value))
 
     def saved(self, value: Any) -> Any:
         return tuple(part.saved(v) for part, v in zip(self.parts, value, strict=True))
@@ -180,21 +198,105 @@ class Choice(Hyperparameter):
         return value
 
 
+class Pair(Hyperparameter):
+    """Lower and upper bound, each a number or an array; or None."""
+
+    def check(self, value: Any) -> Any:
+        if value is None:
+            return None
+        if not isinstance(value, tuple | list) or len(value) != 2:
+            raise TypeError(f"{self.name}: {value!r} is not a pair (low, high)")
+        anything = Interval("[-inf, inf]")
+        low, high = (
+            v if isinstance(v, np.ndarray) and v.ndim else anything.check(self.name, v)
+            for v in value
+        )
+        if not np.all(np.asarray(low) <= np.asarray(high)):
+            raise ValueError(f"{self.name}: {value!r} has a lower bound above the upper one")
+        return low, high
+
+    @staticmethod
+    def has_arrays(value: Any) -> bool:
+        """Whether the bounds are arrays, which are laid beside the parameters at construction."""
+        return value is not None and any(isinstance(v, np.ndarray) for v in value)
+
+    def fixes(self, old: Any, new: Any) -> bool:
+        return self.has_arrays(old) or self.has_arrays(new)
+
+    def saved(self, value: Any) -> Any:
+        return None if self.has_arrays(value) else value
+
+    def loaded(self, value: Any, own: Any) -> Any:
+        return own if value is None else value
+
+
+class Storage(Hyperparameter):
+    """The types that state is stored in: one for all, or one for each name; None for the usual."""
+
+    TYPES = ("float32", "float16", "bfloat16")
+
+    def check(self, value: Any) -> Any:
+        if value is None:
+            return {}
+        given = value if isinstance(value, Mapping) else {"": value}
+        return {name: self.read(v) for name, v in given.items()}
+
+    def read(self, value: Any) -> np.dtype[Any]:
+        """The dtype of a name; bfloat16 is ml_dtypes', which is asked for only here."""
+        try:
+            name = str(np.dtype(value)) if value != "bfloat16" else value
+        except TypeError:
+            name = repr(value)
+        if name not in self.TYPES:
+            raise ValueError(f"{self.name}: {name} is unknown; wanted {' or '.join(self.TYPES)}")
+        if name != "bfloat16":
+            return np.dtype(name)
+        try:
+            from ml_dtypes import bfloat16  # noqa: PLC0415  an optional package
+        except ImportError:
+            raise ValueError(f"{self.name}: bfloat16 needs the package ml_dtypes") from None
+        found: np.dtype[Any] = np.dtype(bfloat16)
+        return found
+
+
+class Whole(Hyperparameter):
+    """A whole number, not negative."""
+
+    def check(self, value: Any) -> Any:
+        return check_int(self.name, value, 0, 2**63 - 1)
+
+
+class LossScaleOrNumber(Bounded):
+    """A number in an interval, or a LossScale."""
+
+    def check(self, value: Any) -> Any:
+        return value if isinstance(value, LossScale) else super().check(value)
+
+
 class Option:
     """An option of the whole optimizer, declared and checked like a hyperparameter."""
 
-    def __init__(self, declared: Hyperparameter) -> None:
+    def __init__(self, declared: Hyperparameter, fixed: bool, argument: str) -> None:
         self.declared = declared
         self.default = declared.default
+        self.fixed = fixed
+        self.argument = argument
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self.declared.name = name
+        self.declared.name = self.argument = self.argument or name
 
     def __get__(self, optimizer: Optimizer | None, owner: type) -> Any:
-        return self if optimizer is None else vars(optimizer)[self.declared.name]
+        return self if optimizer is None else vars(optimizer)[self.key]
 
     def __set__(self, optimizer: Optimizer, value: Any) -> None:
-        vars(optimizer)[self.declared.name] = self.check(value)
+        if self.fixed and self.key in vars(optimizer):
+            raise ValueError(f"{self.argument}: {value!r} comes too late; fixed at construction")
+        vars(optimizer)[self.key] = self.check(value)
+
+    @property
+    def key(self) -> str:
+        """Where an optimizer keeps the value: a method may have the argument's name."""
+        return f"_{self.argument}"
 
     def check(self, value: Any) -> Any:
         """The value as it is stored; raises TypeError or ValueError."""
@@ -225,8 +327,18 @@ def choice(*choices: str, default: str) -> Any:
     return Choice(*choices, default=default)
 
 
-def option(kind: type[Bounded | Choice], *allowed: str, default: Any) -> Any:
-    return Option(kind(*allowed, default=default))
+def pair(*, default: None) -> Any:
+    return Pair(default)
+
+
+def option(
+    kind: Callable[..., Hyperparameter],
+    *allowed: str,
+    default: Any,
+    fixed: bool = False,
+    argument: str = "",
+) -> Any:
+    return Option(kind(*allowed, default=default), fixed, argument)
 
 
 def check_int(name: str, value: Any, low: int, high: float = math.inf) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import InitVar
 from types import MappingProxyType
 from typing import (
@@ -23,14 +25,19 @@ from weakref import WeakSet
 
 import numpy as np
 
-from schuss import _core
+from schuss import _core, reference
 from schuss.groups import Group, Parameter, Settings
 from schuss.hyperparameters import (
+    Bounded,
     Choice,
-    Constant,
+    Flag,
     Hyperparameter,
+    LossScaleOrNumber,
     Number,
     Option,
+    Pair,
+    Storage,
+    Whole,
     check_int,
     choice,
     constant,
@@ -38,7 +45,9 @@ from schuss.hyperparameters import (
     number,
     numbers,
     option,
+    pair,
 )
+from schuss.loss_scale import LossScale
 from schuss.scalars import ScalarSet
 from schuss.structure import Tree, described, flatten, gather, is_sequence, label, listed
 
@@ -90,7 +99,7 @@ def argument(*, default: Any = None, kw_only: bool = True) -> Any:
 
 @dataclass_transform(
     kw_only_default=True,
-    field_specifiers=(number, numbers, constant, flag, choice, option, argument),
+    field_specifiers=(number, numbers, constant, flag, choice, pair, option, argument),
 )
 class Declared:
     """Tells type checkers that what a class declares are its constructor's arguments."""
@@ -103,8 +112,36 @@ class Optimizer(Declared):
                  mappings with "params" and what differs from the other groups
     grads        gradient arrays that stay, in the structure of params; then `step()` needs none
     no_decay     a function of a parameter's name and array: True takes it out of the weight decay
+
+    Options of a group, live, in the order of a step (reference.step):
+
     maximize     ascends, default False
-    grad_scale   the loss scale, in (0, inf), default 1: gradients are multiplied by 1/grad_scale
+    clip_value   each gradient element is brought into [-clip_value, clip_value], in (0, inf],
+                 default inf
+    l2, l1       g + l2*x + l1*sign(x) takes the place of g, in [0, inf), default 0
+    l1_mode      "coupled" (default), or "prox": x is brought closer to 0 by lr*l1 after the step,
+                 and is exactly 0 where it was closer
+    bounds       (low, high), numbers or arrays, which are copied: x is kept within; default None
+
+    Options of the optimizer:
+
+    grad_scale   the loss scale, in (0, inf), default 1: gradients are multiplied by 1/grad_scale;
+                 or a LossScale
+    clip_norm    gradients are scaled down together to this norm, in (0, inf], default inf; needs
+                 one read of them more
+    nonfinite    what becomes of a step with a gradient that is not finite: "propagate" (default),
+                 "skip", or "raise"; the last two need one read of the gradients more
+    zero_grad    fills the gradients with zeros in the same pass, default False
+    ema          opt.ema[name] is the running mean of each parameter, with this decay, in [0, 1);
+                 default None: no mean
+    state_dtype  "float32" (default), "float16" or "bfloat16" for the state of parameters that are
+                 not float64, or a mapping from the state's name to one of them. A second moment in
+                 bfloat16 never decays: 0.999*v rounds back to v
+    master       a float32 copy of each 16-bit parameter is what steps, and the parameter is rounded
+                 from it; default False
+    stochastic_rounding    rounds 16-bit parameters without a master up or down by chance, so that
+                 small steps are not lost; default False
+    seed         of the stochastic rounding, default 0
     subnormals   "zero" (default) stores a state element below the smallest normal number as zero;
                  "keep" keeps it, and each step of such an element costs 20 to 50 times as much
     backend      "compiled" (default), or "numpy": the same bits, in readable Python
@@ -125,8 +162,23 @@ class Optimizer(Declared):
         lr: Number = argument(default=None)
         weight_decay: Number = argument(default=None)
         decay_mode: str = argument(default=None)
+        ema: InitVar[float | None] = argument(default=None)
+        zero_grad: InitVar[bool] = argument(default=False)
     maximize: bool = flag(default=False)
-    grad_scale: float = option(Constant, "(0, inf)", default=1.0)
+    clip_value: Number = number("(0, inf]", default=math.inf)
+    l2: Number = number("[0, inf)", default=0.0)
+    l1: Number = number("[0, inf)", default=0.0)
+    l1_mode: str = choice("coupled", "prox", default="coupled")
+    bounds: tuple[Any, Any] | None = pair(default=None)
+    grad_scale: float | LossScale = option(LossScaleOrNumber, "(0, inf)", default=1.0)
+    clip_norm: float = option(Bounded, "(0, inf]", default=math.inf)
+    nonfinite: str = option(Choice, "propagate", "skip", "raise", default="propagate")
+    ema_decay = option(Bounded, "[0, 1)", default=None, fixed=True, argument="ema")
+    zeroes_grad = option(Flag, default=False, argument="zero_grad")
+    state_dtype: Any = option(Storage, default=None, fixed=True)
+    master: bool = option(Flag, default=False, fixed=True)
+    stochastic_rounding: bool = option(Flag, default=False)
+    seed: int = option(Whole, default=0)
     subnormals: str = option(Choice, "zero", "keep", default="zero")
     backend: str = option(Choice, "compiled", "numpy", default="compiled")
 
@@ -134,7 +186,7 @@ class Optimizer(Declared):
         order = [*reversed(cls.__mro__[: cls.__mro__.index(Optimizer)]), Optimizer]
         declared = {name: d for c in order for name, d in vars(c).items()}
         cls.hyperparameters = {k: d for k, d in declared.items() if isinstance(d, Hyperparameter)}
-        cls.options = {k: d for k, d in declared.items() if isinstance(d, Option)}
+        cls.options = {d.argument: d for d in declared.values() if isinstance(d, Option)}
         cls.__signature__ = signature(  # type: ignore[attr-defined]
             {"params": NEEDED},
             {"grads": None, "no_decay": None, **cls.defaults()},
@@ -154,7 +206,9 @@ class Optimizer(Declared):
         **hyperparameters: Any,
     ) -> None:
         for name, declared in self.options.items():
-            setattr(self, name, hyperparameters.pop(name, declared.default))
+            declared.__set__(self, hyperparameters.pop(name, declared.default))
+        self.grad_norm: float | None = None  # the last one, where one was asked for
+        self.skipped_steps = 0
         self._groups: tuple[Group, ...] = ()
         self._trees: list[Tree] = []
         self._parameters: list[Parameter] = []
@@ -168,13 +222,17 @@ class Optimizer(Declared):
             for p, g in zip(self._parameters, self._gather(grads, "grads"), strict=True):
                 p.g = g
         self._bound = any(p.g is not None for p in self._parameters)
+        if self.master and self.stochastic_rounding:
+            raise ValueError("stochastic_rounding: not with master, which needs no chance")
+        if isinstance(self.grad_scale, LossScale) and self.nonfinite != "skip":
+            raise ValueError('grad_scale: a LossScale needs nonfinite="skip"')
         self._plan = planned(self._parameters)
         self._free()
 
     def _free(self) -> None:
         """Nobody is in a call: at the start, and in a forked child, which has no other thread."""
         self._lock = threading.RLock()
-        self._busy = False
+        self._busy = self._swapped = False
         for group in self._groups:
             group.lock = self._lock
         alive.add(self)
@@ -242,7 +300,7 @@ class Optimizer(Declared):
         for old, new in zip(self._parameters, fresh, strict=True):
             old.x = new.x
 
-    @one_at_a_time
+    @one_at_a_time  # type: ignore[misc]
     def zero_grad(self) -> None:
         """Fills the bound gradients with zeros."""
         bound = [p for p in self._parameters if p.g is not None]
@@ -266,16 +324,23 @@ class Optimizer(Declared):
             raise TypeError(f"no_decay: {no_decay!r} is no function of a name and an array")
         tree, arrays = flatten(listed(group["params"]), len(self._parameters))
         taken = {p.name for p in self._parameters}
-        start = self.initial(made)
         for name, x in arrays.items():
             if name in taken:
                 raise ValueError(f"{label('params', name)}: two groups have this name; rename one")
             _core.require_parameter(x, label("params", name))
-            state = {key: np.zeros_like(x, subok=False) for key in made.settings.states}
-            for key, value in start.items():
-                state[key].fill(value)
-            decays = no_decay is None or not no_decay(name, x)
-            made.members.append(Parameter(name, x, None, state, len(self._groups), decays))
+            before = [*self._parameters[-1:], *made.members[-1:]]
+            made.members.append(
+                Parameter(
+                    name,
+                    x,
+                    None,
+                    self._state(x, made),
+                    self._beside(x, made, name),
+                    len(self._groups),
+                    no_decay is None or not no_decay(name, x),
+                    before[-1].position + before[-1].x.size if before else 0,
+                )
+            )
         if group.get("grads") is not None:
             own = gather(tree, group["grads"], "grads") if made.members else []
             for p, g in zip(made.members, own, strict=True):
@@ -284,6 +349,40 @@ class Optimizer(Declared):
         self._trees = [*self._trees, tree]
         self._parameters = [*self._parameters, *made.members]
         return made.members
+
+    def _state(self, x: np.ndarray, group: Group) -> dict[str, np.ndarray]:
+        """The state arrays of a parameter, as they are at the start."""
+        computing = computing_type(x)
+        chosen = self.state_dtype
+        unknown = chosen.keys() - {"", *group.settings.states}
+        if unknown or (chosen and computing == np.float64):
+            what = f"no state {', '.join(sorted(unknown))}" if unknown else "float64 for a float64"
+            raise ValueError(f"state_dtype: {what} parameter has {group.settings.states}")
+        start = self.initial(group)
+        state = {}
+        for key in group.settings.states:
+            dtype = chosen.get(key, chosen.get("", computing))
+            state[key] = np.zeros_like(x, dtype=dtype, subok=False)
+            if start.get(key):
+                state[key].fill(start[key])
+        return state
+
+    def _beside(self, x: np.ndarray, group: Group, name: str) -> dict[str, np.ndarray]:
+        """The arrays that the stages want beside a parameter, in the type that it computes in."""
+        computing = computing_type(x)
+        beside = {}
+        if self.master and x.dtype.itemsize == 2:
+            beside["master"] = np.asarray(x).astype(computing)
+        if self.ema_decay is not None:
+            beside["average"] = np.asarray(x).astype(computing)
+        if Pair.has_arrays(group["bounds"]):
+            for role, bound in zip(("low", "high"), group["bounds"], strict=True):
+                if np.shape(bound) not in ((), x.shape):
+                    of = label("params", name)
+                    raise ValueError(f"bounds: shape {np.shape(bound)}, but {of} has {x.shape}")
+                beside[role] = np.empty_like(x, dtype=computing, subok=False)
+                beside[role][...] = bound
+        return beside
 
     def _gather(self, values: Any, role: str) -> list[Any]:
         """Gradients, or other arrays in the structure of params, in the parameters' order."""
@@ -308,31 +407,66 @@ class Optimizer(Declared):
         Everything is validated before anything changes. Raises TypeError or ValueError that name
         the array, and RuntimeError when a callable calls it from within a step.
         """
+        if self._swapped:
+            raise RuntimeError("step: the parameters hold their means; leave opt.averaged() first")
+        if grads is None and not self._bound:
+            raise ValueError("grads: none given and none bound; pass them, or bind them")
         scale = self.grad_scale
         if grad_scale is not None:
             scale = self.options["grad_scale"].check(grad_scale)
-        if grads is None and not self._bound:
-            raise ValueError(
-                "grads: none given and none bound; pass them, or bind them with grads="
-            )
+        if self.clip_norm < math.inf and any(g["clip_value"] != math.inf for g in self._groups):
+            raise ValueError("clip_value: not with clip_norm; choose one of the two")
         plan = self._plan
         settings = [group.settings for group in self._groups]
         values = [s.at(plan.iterations) for s in settings]  # the user's callables run here
-        flat = None if grads is None else self._gather(grads, "grads")
+        bound: list[Any] = [p.g for p in self._parameters]
+        flat = bound if grads is None else self._gather(grads, "grads")
+        keys = plan.begin(flat, self.zeroes_grad)
+        factor = 1.0 / float(scale)
+        if self.clip_norm < math.inf or self.nonfinite != "propagate":
+            squares, finite = self._measured(flat)
+            self.grad_norm = math.sqrt(squares) * factor
+            if self.nonfinite != "propagate" and not finite:
+                self._leave_undone(flat)
+                if isinstance(scale, LossScale):
+                    scale.update(False)
+                return False
+            clip = self.clip_norm / (self.grad_norm + 1e-6)
+            factor = factor if clip > 1.0 else factor * clip
         sets = [
-            self.scalar_set(settings[g], values[g], t + 1, decays, scale, self.subnormals)
-            for g, decays, t in plan.begin(flat)
+            self.scalar_set(settings[g], values[g], t + 1, decays, factor, vars(self))
+            for g, decays, t in keys
         ]
         if self.backend == "compiled":
             plan.run([s.packed() for s in sets])
         else:
             plan.check()
-            gradients: list[Any] = [p.g for p in self._parameters] if flat is None else flat
             for i, number_of_set in plan.active():
-                p = self._parameters[i]
-                sets[number_of_set].step(p.x, gradients[i], list(p.state.values()))
+                sets[number_of_set].step(self._parameters[i], flat[i])
             plan.advance()
+        if isinstance(scale, LossScale):
+            scale.update(True)
         return True
+
+    def _measured(self, flat: list[Any]) -> tuple[float, bool]:
+        """The sum of the squares of the gradients, and whether all of them are finite."""
+        if self.backend == "compiled":
+            return self._plan.measure()
+        self._plan.check()
+        return reference.norm_squared([g for g in flat if g is not None])
+
+    def _leave_undone(self, flat: list[Any]) -> None:
+        """What is left of a step whose gradients are not finite."""
+        self._plan.end()
+        if self.nonfinite == "raise":
+            pairs = zip(self._parameters, flat, strict=True)
+            bad = [p for p, g in pairs if g is not None and not np.isfinite(g).all()]
+            raise FloatingPointError(f"{bad[0].labels()[1]}: has elements that are not finite")
+        self.skipped_steps += 1
+        if self.zeroes_grad:  # or a buffer that accumulates would stay infinite
+            for g in flat:
+                if g is not None:
+                    g.fill(0)
 
     @classmethod
     def scalar_set(
@@ -341,20 +475,43 @@ class Optimizer(Declared):
         h: Mapping[str, Any],
         t: int,
         decays: bool,
-        grad_scale: float,
-        subnormals: str,
+        scale: float,
+        options: Mapping[str, Any],
     ) -> ScalarSet:
-        """The scalars of an array's step t, counted from 1: the rule's and those of the stages."""
-        decay = h["weight_decay"] if decays else 0.0
-        coupled = h["decay_mode"] == "l2"
-        return ScalarSet(
-            settings.kernel,
-            cls.scalars(h, t),
-            scale=(-1.0 if h["maximize"] else 1.0) / grad_scale,
-            l2=decay if coupled else 0.0,
-            keep=1.0 if coupled else 1.0 - h["lr"] * decay,
-            flush=subnormals == "zero",
+        """The scalars of an array's step t, counted from 1: the rule's and those of the stages.
+
+        h is the group's, `options` the optimizer's, with an underscore before their names.
+        """
+        rule = cls.scalars(h, t)
+        lr, decay, mode = h["lr"], h["weight_decay"] if decays else 0.0, h["decay_mode"]
+        prox = h["l1_mode"] == "prox"
+        keep = 1.0
+        if mode in ("decoupled", "masked"):
+            keep = 1.0 - lr * decay
+        elif mode in ("decoupled_unscaled", "corrected"):
+            share = lr / peak(settings.values["lr"]) if lr else 0.0
+            keep = 1.0 - (share if mode == "decoupled_unscaled" else lr * share) * decay
+        low, high = (-math.inf, math.inf) if h["bounds"] is None else h["bounds"]
+        arrays = Pair.has_arrays(h["bounds"])
+        decay_of_mean = options["_ema"]
+        around = reference.Stages(
+            scale=-scale if h["maximize"] else scale,
+            clip=h["clip_value"],
+            l2=h["l2"] + (decay if mode == "l2" else 0.0),
+            l1=0.0 if prox else h["l1"],
+            keep=keep,
+            masked=mode == "masked" and keep != 1.0,
+            after=1.0 / (1.0 + lr * decay) if mode == "proximal" else 1.0,
+            threshold=lr * h["l1"] if prox else 0.0,
+            low=-math.inf if arrays else low,
+            high=math.inf if arrays else high,
+            average=0.0 if decay_of_mean is None else 1.0 - decay_of_mean,
+            flush=options["_subnormals"] == "zero",
+            zero_grad=options["_zero_grad"],
+            stochastic=options["_stochastic_rounding"],
+            key=step_key(options["_seed"], t),
         )
+        return ScalarSet(settings.kernel, rule, around)
 
     @property
     def iterations(self) -> int:
@@ -374,7 +531,35 @@ class Optimizer(Declared):
         """Each parameter's finished steps and its live state: `opt.state["w1"]["exp_avg"]`."""
         with self._lock:
             pairs = zip(self._parameters, self._plan.counts(), strict=True)
-            return States({p.name: {"step": count, **p.state} for p, count in pairs})
+            return States({p.name: {"step": count, **p.saved} for p, count in pairs})
+
+    @property  # type: ignore[misc]
+    def ema(self) -> dict[str, np.ndarray]:
+        """The running mean of each parameter, live."""
+        return {p.name: p.beside["average"] for p in self._parameters if "average" in p.beside}
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within a `with`, the parameters hold their means; afterwards the same bits as before."""
+        if self.ema_decay is None:
+            raise ValueError("ema: no running means; ask for them at construction with ema=")
+        with self._lock:
+            kept = [p.x.copy(order="K") for p in self._parameters]
+            self._swapped = True
+            for p in self._parameters:
+                p.x[...] = p.beside["average"]
+        try:
+            yield
+        finally:
+            with self._lock:
+                for p, x in zip(self._parameters, kept, strict=True):
+                    p.x[...] = x
+                self._swapped = False
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all arrays that the optimizer has allocated."""
+        return sum(a.nbytes for p in self._parameters for _, a in p.keeps())
 
     @one_at_a_time
     def state_dict(self) -> dict[str, Any]:
@@ -382,6 +567,7 @@ class Optimizer(Declared):
 
         A callable isn't in it: None stands in its place.
         """
+        scale = self.grad_scale
         return {
             "state": {
                 name: {key: copy.copy(value) for key, value in own.items()}
@@ -395,6 +581,8 @@ class Optimizer(Declared):
                 for g in self._groups
             ],
             "iterations": self.iterations,
+            "skipped_steps": self.skipped_steps,
+            "loss_scale": dict(vars(scale)) if isinstance(scale, LossScale) else None,
         }
 
     @one_at_a_time
@@ -424,7 +612,9 @@ class Optimizer(Declared):
         counts = [check_int(f"{n!r} step", s["step"], 0, most) for n, s in state.items()]
         of = dict(zip(state, counts, strict=True))
         iterations = check_int("iterations", state_dict.get("iterations"), 0, most)
-        arrays = [(p.state[k], state[p.name][k].copy()) for p in self._parameters for k in p.state]
+        skipped = check_int("skipped_steps", state_dict.get("skipped_steps", 0), 0, most)
+        own_arrays = [(p.name, k, a) for p in self._parameters for k, a in p.saved.items()]
+        arrays = [(a, state[name][k].copy()) for name, k, a in own_arrays]
         planned(self._parameters)  # notices an array that can't be written any more
 
         for own, settings in zip(self._groups, changed, strict=True):
@@ -432,6 +622,9 @@ class Optimizer(Declared):
         for array, value in arrays:
             array[...] = value
         self._plan.restore(iterations, [of[p.name] for p in self._parameters])
+        self.skipped_steps = skipped
+        if isinstance(self.grad_scale, LossScale) and state_dict.get("loss_scale"):
+            vars(self.grad_scale).update(state_dict["loss_scale"])
 
     def __getstate__(self) -> dict[str, Any]:
         own = {k: v for k, v in vars(self).items() if k not in ("_plan", "_lock", "_busy")}
@@ -480,6 +673,30 @@ def is_groups(params: Any) -> bool:
     )
 
 
+def computing_type(x: np.ndarray) -> np.dtype[Any]:
+    """What a parameter's step is computed in, and its state stored in unless told otherwise."""
+    return np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
+
+
+def peak(lr: Any) -> float:
+    """The largest learning rate of a schedule; a number is its own."""
+    if not callable(lr):
+        return float(lr)
+    found = getattr(lr, "peak", None)
+    if found is None:
+        raise ValueError("lr: this decay_mode needs the schedule's largest value as its `peak`")
+    return float(found)
+
+
+def step_key(seed: int, t: int) -> int:
+    """32 bits of a seed and a step, for the step's random numbers."""
+    h = np.uint32(0)
+    with np.errstate(over="ignore"):
+        for word in (seed & 0xFFFFFFFF, seed >> 32, t & 0xFFFFFFFF, t >> 32):
+            h = reference.mix(np.array([h ^ np.uint32(word)], np.uint32))[0] + np.uint32(1)
+    return int(h)
+
+
 def differences(own: Mapping[Any, Any], other: Mapping[str, Any]) -> list[str]:
     """How a saved state differs from this one in names, shapes and types."""
     found = [f"missing {name!r}" for name in own if name not in other]
@@ -505,7 +722,7 @@ def planned(parameters: list[Parameter], before: _core.Plan | None = None) -> _c
     """
     plan = _core.Plan()
     for p in parameters:
-        plan.add(p.labels(), p.x, list(p.state.values()), p.g, p.group, p.decays)
+        plan.add(p.labels(), p.x, p.keeps(), p.g, p.group, p.decays)
     plan.require_disjoint()
     if before is not None:
         counts = before.counts()

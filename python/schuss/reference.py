@@ -9,7 +9,7 @@ Only + - * / sqrt, comparison and selection occur: each is correctly rounded on 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -19,45 +19,181 @@ if TYPE_CHECKING:
     Array = NDArray[np.floating]
 
 
+class Stages(NamedTuple):
+    """The numbers of the stages around a rule, in the order of a step; idle by default."""
+
+    scale: float = 1.0  # 1/grad_scale, negative to maximize
+    clip: float = np.inf
+    l2: float = 0.0
+    l1: float = 0.0
+    keep: float = 1.0  # 1 - lr*weight_decay where the decay is decoupled
+    masked: bool = False
+    after: float = 1.0  # 1/(1 + lr*weight_decay) where it is proximal
+    threshold: float = 0.0
+    low: float = -np.inf
+    high: float = np.inf
+    average: float = 0.0  # the share of x in its running mean
+    flush: bool = True
+    zero_grad: bool = False
+    stochastic: bool = False
+    key: int = 0  # of the step's random numbers, below 2**32
+
+
 def step(
     rule: Callable[..., Array],
     x: Array,
     g: Array,
     state: Sequence[Array],
     scalars: Mapping[str, float],
+    around: Stages,
     *,
-    scale: float = 1.0,
-    l2: float = 0.0,
-    keep: float = 1.0,
-    flush: bool = True,
+    master: Array | None = None,
+    average: Array | None = None,
+    low: Array | None = None,
+    high: Array | None = None,
+    position: int = 0,
 ) -> None:
     """One step of one array, in the order that decides the bits.
 
-        g = scale*g
-        g = g + l2*x                    where l2 is not 0
-        u = rule(x, g, state)           the state is updated
-        state = 0                       where it is below the smallest normal number
-        x = keep*x - u
+         1  g = scale*g
+         2  g = clamp(g, -clip, clip)
+         3  g = g + l2*x;  g = g + l1*sign(x)
+         4  u = rule(x, g, state)               the state is updated
+         5  x = keep*x - u                      masked: keep only where u and x have the same sign
+         6  x = after*x
+         7  x = shrink(x, threshold)
+         8  x = clamp(x, low, high)
+         9  average = average + share*(x - average)
+        10  x is rounded to its type, to nearest even or stochastically
+        11  g = 0                               where zero_grad
 
-    rule      a function of this module
-    x, g      parameter (written) and gradient (read), of one shape and type: float32 or float64
-    state     the rule's state arrays (written)
-    scalars   the rule's keyword arguments, in double; each is rounded to the type of x once
-    scale     1/grad_scale, negative to maximize, default 1
-    l2        the coupled weight decay, default 0
-    keep      1 - lr*weight_decay where the decay is decoupled, default 1
-    flush     False keeps subnormal state, default True
+    rule            a function of this module
+    x, g            parameter (written) and gradient (read): of one shape, in float64 both, or each
+                    in float32, float16 or bfloat16
+    state           the rule's state arrays (written)
+    scalars         the rule's keyword arguments, in double
+    around          the numbers of the stages, in double
+    master          in float32: stands in for a 16-bit x, which is rounded from it (written)
+    average         the running mean of x (written)
+    low, high       bounds of each element, in place of those of the stages
+    position        number of x's first element among those of all arrays
+
+    Computed in float64 for float64, else in float32; each scalar is rounded to that type once. What
+    is stored in a narrower type is rounded to nearest even. State and average below the smallest
+    normal number of the computing type are stored as 0 where `around.flush`.
     """
-    number = x.dtype.type
+    number: Any = np.float64 if x.dtype == np.float64 else np.float32
+    computing = np.dtype(number)
+    tiny = np.finfo(computing).smallest_normal if around.flush else number(0)
     with np.errstate(all="ignore"):
-        g = number(scale) * g
-        if l2 != 0:
-            g = g + number(l2) * x
-        u = rule(x, g, *state, **{name: number(value) for name, value in scalars.items()})
-        if flush:
-            for s in state:
-                s[np.abs(s) < np.finfo(s.dtype).smallest_normal] = 0
-        x[...] = number(keep) * x - u
+        w = (x if master is None else master).astype(computing, copy=False)
+        d = number(around.scale) * g.astype(computing, copy=False)
+        if around.clip < np.inf:
+            d = clamp(d, number(-around.clip), number(around.clip))
+        if around.l2 != 0:
+            d = d + number(around.l2) * w
+        if around.l1 != 0:
+            d = d + number(around.l1) * sign(w)
+        wide = [s.astype(computing, copy=False) for s in state]
+        u = rule(w, d, *wide, **{name: number(value) for name, value in scalars.items()})
+        for s, new in zip(state, wide, strict=True):
+            s[...] = np.where(np.abs(new) < tiny, number(0), new)
+        keep = number(around.keep)
+        w = (np.where(u * w > 0, keep, number(1)) if around.masked else keep) * w - u
+        if around.after != 1:
+            w = number(around.after) * w
+        if around.threshold != 0:
+            w = shrink(w, number(around.threshold))
+        if low is not None and high is not None:
+            w = clamp(w, low.astype(computing), high.astype(computing))
+        elif around.low > -np.inf or around.high < np.inf:
+            w = clamp(w, number(around.low), number(around.high))
+        if average is not None:
+            moved = average + number(around.average) * (w - average)
+            average[...] = np.where(np.abs(moved) < tiny, number(0), moved)
+        if master is not None:
+            master[...] = w
+        if around.stochastic and x.dtype.itemsize == 2:
+            w = dither(w, random_bits(w.shape, position, around.key, x), x.dtype.name == "float16")
+        x[...] = w
+    if around.zero_grad:
+        g.fill(0)
+
+
+def norm_squared(gradients: Sequence[Array]) -> tuple[float, bool]:
+    """The sum of the squares of all gradients, in double, and whether all elements are finite.
+
+    Blocks of 4096 elements from each array's start: element i adds its square to lane i mod 16, in
+    order; lanes fold 8-4-2-1; blocks fold pairwise by index; arrays are added in their order.
+    """
+    total, finite = 0.0, True
+    with np.errstate(all="ignore"):
+        for g in gradients:
+            flat = np.asarray(g).ravel(order="K").astype(np.float64)
+            finite = finite and bool(np.isfinite(flat).all())
+            squares = np.zeros(-(-flat.size // 4096) * 4096)
+            squares[: flat.size] = flat * flat
+            rows = squares.reshape(-1, 256, 16)
+            lanes = np.zeros((len(rows), 16))
+            for i in range(256):
+                lanes = lanes + rows[:, i]
+            for half in (8, 4, 2, 1):
+                lanes = lanes[:, :half] + lanes[:, half : 2 * half]
+            sums = lanes[:, 0]
+            while sums.size > 1:
+                rest = sums[sums.size // 2 * 2 :]
+                sums = np.concatenate([sums[: sums.size - rest.size : 2] + sums[1::2], rest])
+            if sums.size:
+                total += float(sums[0])
+    return total, finite
+
+
+def sign(a: Array) -> Array:
+    """1, -1, or the number itself where it is 0 or NaN."""
+    return np.where(a > 0, 1, np.where(a < 0, -1, a)).astype(a.dtype)
+
+
+def clamp(a: Array, low: Array | float, high: Array | float) -> Array:
+    """The number, or the bound that it is beyond; a NaN comes through."""
+    above = np.where(a < low, low, a)
+    return np.where(above > high, high, above).astype(a.dtype)
+
+
+def shrink(a: Array, threshold: float) -> Array:
+    """Closer to 0 by the threshold, and 0 where it is closer already."""
+    size = maximum(np.abs(a) - threshold, 0.0)
+    return np.where(a < 0, -size, size).astype(a.dtype)
+
+
+def mix(h: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """32 bits in which every bit depends on every bit of `h` (Wellons 2018, "lowbias32")."""
+    h = (h ^ (h >> np.uint32(16))) * np.uint32(0x7FEB352D)
+    h = (h ^ (h >> np.uint32(15))) * np.uint32(0x846CA68B)
+    return h ^ (h >> np.uint32(16))
+
+
+def random_bits(shape: tuple[int, ...], position: int, key: int, x: Array) -> NDArray[np.uint32]:
+    """32 random bits of each element: of its place, counted from `position`, and a key."""
+    order: Any = "C" if x.flags.c_contiguous else "F"
+    places = (np.arange(x.size, dtype=np.uint64) + np.uint64(position)).astype(np.uint32)
+    return mix(mix(places) + np.uint32(key)).reshape(shape, order=order)
+
+
+def dither(x: Array, random: NDArray[np.uint32], half: bool) -> Array:
+    """X rounded to what 16 bits can hold: up with the probability of its distance from below.
+
+    bfloat16 drops the last 16 bits, float16 13. Where float16's spacing is that of its subnormal
+    numbers, 2^-24, the sum with 1/2 does the rounding.
+    """
+    dropped = np.uint32(0x1FFF if half else 0xFFFF)
+    bits = x.view(np.uint32)
+    normal = ((bits + (random & dropped)) & ~dropped).view(np.float32)
+    offset = ((random >> np.uint32(8)).astype(np.int32) - np.int32(0x800000)).astype(np.float32)
+    total = (np.abs(x) + offset * np.float32(2.0**-48)) + np.float32(0.5)
+    size = (total - np.float32(0.5)).view(np.uint32)
+    small = (size | (bits & np.uint32(0x80000000))).view(np.float32)
+    finite = np.where(np.abs(x) < np.float32(2.0**-14), small, normal) if half else normal
+    return np.where(np.abs(x) <= np.finfo(np.float32).max, finite, x).astype(np.float32)
 
 
 def maximum(a: Array, b: Array | float) -> Array:

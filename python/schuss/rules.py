@@ -15,6 +15,15 @@ from schuss.hyperparameters import Number, choice, constant, flag, number, numbe
 from schuss.optimizer import Optimizer
 from schuss.scalars import NAMES
 
+# How weight_decay, wd below, works on x; lr is the step's, peak the schedule's largest:
+#   l2                    g = g + wd*x, before everything
+#   decoupled             x = (1 - lr*wd)*x
+#   decoupled_unscaled    x = (1 - lr/peak*wd)*x        Loshchilov and Hutter 2019, algorithm 2
+#   corrected             x = (1 - lr*lr/peak*wd)*x     the decay fades with the square of lr
+#   proximal              x = x/(1 + lr*wd), after the update
+#   masked                x = (1 - lr*wd)*x where update and x have the same sign
+DECAY_MODES = ("l2", "decoupled", "decoupled_unscaled", "corrected", "proximal", "masked")
+
 
 class SGD(Optimizer):
     """Stochastic gradient descent, with momentum and Nesterov's step.
@@ -29,8 +38,7 @@ class SGD(Optimizer):
     lr_in_buffer    default False; True: b = mu*b + lr*(1 - dampening)*g; x = x - b, which is equal
                     while lr is constant
     weight_decay    in [0, inf), default 0
-    decay_mode      "l2" (default): g = g + weight_decay*x;
-                    "decoupled": x = (1 - lr*weight_decay)*x
+    decay_mode      "l2" (default), or another of DECAY_MODES
 
     State: momentum_buffer (b). Options of every rule: see Optimizer.
     Source: Polyak 1964; Nesterov 1983 in the form of Sutskever et al. 2013, section 2.
@@ -47,7 +55,7 @@ class SGD(Optimizer):
     nesterov: bool = flag(default=False)
     lr_in_buffer: bool = flag(default=False)
     weight_decay: Number = number("[0, inf)", default=0.0)
-    decay_mode: str = choice("l2", "decoupled", default="l2")
+    decay_mode: str = choice(*DECAY_MODES, default="l2")
 
     @staticmethod
     def kernel(h: Mapping[str, Any]) -> str:
@@ -74,8 +82,7 @@ class Adagrad(Optimizer):
     weight_decay                in [0, inf), default 0
     initial_accumulator_value   s at the start, in [0, inf), default 0
     eps                         in [0, inf), default 1e-10
-    decay_mode                  "l2" (default): g = g + weight_decay*x;
-                                "decoupled": x = (1 - lr*weight_decay)*x
+    decay_mode                  "l2" (default), or another of DECAY_MODES
 
     State: sum (s). Options of every rule: see Optimizer.
     Source: Duchi, Hazan, Singer 2011, JMLR 12, section 1.1 (the diagonal form).
@@ -87,7 +94,7 @@ class Adagrad(Optimizer):
     weight_decay: Number = number("[0, inf)", default=0.0)
     initial_accumulator_value: float = constant("[0, inf)", default=0.0)
     eps: Number = number("[0, inf)", default=1e-10)
-    decay_mode: str = choice("l2", "decoupled", default="l2")
+    decay_mode: str = choice(*DECAY_MODES, default="l2")
 
     @staticmethod
     def kernel(h: Mapping[str, Any]) -> str:
@@ -116,8 +123,7 @@ class RMSprop(Optimizer):
     weight_decay   in [0, inf), default 0
     momentum       mu, in [0, inf), default 0: no buffer
     centered       divides by an estimate of the standard deviation, default False
-    decay_mode     "l2" (default): g = g + weight_decay*x;
-                   "decoupled": x = (1 - lr*weight_decay)*x
+    decay_mode     "l2" (default), or another of DECAY_MODES
 
     State: square_avg (v), grad_avg (a), momentum_buffer (b). Options of every rule: see Optimizer.
     Source: Tieleman and Hinton 2012, lecture 6e; centered: Graves 2013, arXiv 1308.0850, eq. 38-41.
@@ -135,7 +141,7 @@ class RMSprop(Optimizer):
     weight_decay: Number = number("[0, inf)", default=0.0)
     momentum: Number = number("[0, inf)", default=0.0)
     centered: bool = flag(default=False)
-    decay_mode: str = choice("l2", "decoupled", default="l2")
+    decay_mode: str = choice(*DECAY_MODES, default="l2")
 
     @staticmethod
     def kernel(h: Mapping[str, Any]) -> str:
@@ -168,8 +174,7 @@ class Adam(Optimizer):
     eps            in [0, inf), default 1e-8
     weight_decay   in [0, inf), default 0
     amsgrad        default False
-    decay_mode     "l2" (default): g = g + weight_decay*x;
-                   "decoupled": x = (1 - lr*weight_decay)*x
+    decay_mode     "l2" (default), or another of DECAY_MODES
 
     State: exp_avg (m), exp_avg_sq (v), max_exp_avg_sq. Options of every rule: see Optimizer.
     Source: Kingma and Ba 2015, arXiv 1412.6980, algorithm 1; amsgrad: Reddi et al. 2018, algorithm
@@ -185,7 +190,7 @@ class Adam(Optimizer):
     eps: Number = number("[0, inf)", default=1e-8)
     weight_decay: Number = number("[0, inf)", default=0.0)
     amsgrad: bool = flag(default=False)
-    decay_mode: str = choice("l2", "decoupled", default="l2")
+    decay_mode: str = choice(*DECAY_MODES, default="l2")
 
     @staticmethod
     def kernel(h: Mapping[str, Any]) -> str:
@@ -211,7 +216,7 @@ class AdamW(Adam):
         x = (1 - lr*weight_decay)*x, then Adam with the gradient as it is
 
     weight_decay   in [0, inf), default 1e-2
-    decay_mode     "decoupled" (default); "l2": g = g + weight_decay*x
+    decay_mode     "decoupled" (default), or another of DECAY_MODES
 
     Everything else as Adam.
     Source: Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2, the decay scaled by lr as in
@@ -219,7 +224,7 @@ class AdamW(Adam):
     """
 
     weight_decay: Number = number("[0, inf)", default=1e-2)
-    decay_mode: str = choice("l2", "decoupled", default="decoupled")
+    decay_mode: str = choice(*DECAY_MODES, default="decoupled")
 
 
 # The list that drives tests, benchmarks, stateless calls and the command line.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from schuss import _core, reference
+
+if TYPE_CHECKING:
+    from schuss.groups import Parameter
 
 NUMBERS = {name: number for number, (name, _, _) in enumerate(_core.rules())}
 
@@ -26,27 +29,22 @@ class ScalarSet(NamedTuple):
 
     kernel: str
     rule: Mapping[str, float]  # what the kernel takes, and perhaps more
-    scale: float
-    l2: float
-    keep: float
-    flush: bool
+    around: reference.Stages
 
     def packed(self) -> tuple[float, ...]:
         """What the compiled driver reads."""
         rule = self.rule
-        stages = (NUMBERS[self.kernel], self.scale, self.l2, self.keep, self.flush)
-        return (*stages, *[rule[name] for name in NAMES[self.kernel]])
+        return (NUMBERS[self.kernel], *self.around, *[rule[name] for name in NAMES[self.kernel]])
 
-    def step(self, x: np.ndarray, g: np.ndarray, state: list[np.ndarray]) -> None:
+    def step(self, p: Parameter, g: np.ndarray) -> None:
         """One array's step, in NumPy: on the plain array behind a subclass."""
         reference.step(
             getattr(reference, self.kernel),
-            np.asarray(x),
+            np.asarray(p.x),
             np.asarray(g),
-            state,
+            list(p.state.values()),
             {name: self.rule[name] for name in NAMES[self.kernel]},
-            scale=self.scale,
-            l2=self.l2,
-            keep=self.keep,
-            flush=self.flush,
+            self.around,
+            position=p.position,
+            **p.beside,
         )

@@ -36,6 +36,11 @@ class cosine:  # noqa: N801  a schedule reads as a function
                 f"warmup: {self.warmup} is out of range; wanted 0 <= warmup < steps ({self.steps})"
             )
 
+    @property
+    def peak(self) -> float:
+        """The largest value."""
+        return max(self.value, self.final)
+
     def __call__(self, n: int) -> float:
         if n < self.warmup:
             return self.value * (n + 1) / self.warmup

@@ -1,0 +1,91 @@
+// float16 and bfloat16 to float and back, a block at a time. Narrowing rounds to nearest even and
+// keeps a NaN a NaN. bfloat16 is plain integer arithmetic, which vectorises everywhere; float16 has
+// instructions of its own, two to five times faster than the integers that stand in for them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+namespace schuss {
+namespace {
+
+inline std::uint32_t bits_of(float f) {
+  std::uint32_t u;
+  __builtin_memcpy(&u, &f, sizeof u);
+  return u;
+}
+
+inline float float_of(std::uint32_t u) {
+  float f;
+  __builtin_memcpy(&f, &u, sizeof f);
+  return f;
+}
+
+inline float widen_bfloat16(std::uint16_t h) {
+  return float_of(static_cast<std::uint32_t>(h) << 16);
+}
+
+inline std::uint16_t narrow_bfloat16(float f) {
+  const std::uint32_t u = bits_of(f);
+  const std::uint32_t rounded = u + 0x7fff + ((u >> 16) & 1);
+  const std::uint32_t kept = f != f ? u | 0x400000 : rounded;
+  return static_cast<std::uint16_t>(kept >> 16);
+}
+
+// The exponent's bias differs by 112; a product with 2^112 brings subnormal halves to their place.
+inline float widen_float16(std::uint16_t h) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(h & 0x8000) << 16;
+  const std::uint32_t rest = static_cast<std::uint32_t>(h & 0x7fff) << 13;
+  const float scaled = float_of(rest) * 0x1p112f;
+  const std::uint32_t special = rest | 0x7f800000;  // infinite or NaN
+  return float_of(sign | (rest >= 0x0f800000 ? special : bits_of(scaled)));
+}
+
+inline std::uint16_t narrow_float16(float f) {
+  const std::uint32_t u = bits_of(f);
+  const std::uint32_t sign = (u >> 16) & 0x8000, rest = u & 0x7fffffff;
+  const std::uint32_t normal = (rest - 0x38000000 + 0xfff + ((rest >> 13) & 1)) >> 13;
+  // Below 2^-14 the sum with 1/2 rounds to a multiple of 2^-24, in the last bits of the sum.
+  const std::uint32_t small = bits_of(float_of(rest) + 0.5f) - 0x3f000000;
+  const std::uint32_t finite = rest < 0x38800000 ? small : normal;
+  const std::uint32_t large = rest > 0x7f800000 ? 0x7e00u : 0x7c00u;
+  return static_cast<std::uint16_t>(sign | (rest >= 0x477ff000 ? large : finite));
+}
+
+inline void widen_block(kind from, const void* data, std::ptrdiff_t n, float* __restrict out) {
+  const auto* h = static_cast<const std::uint16_t*>(data);
+  std::ptrdiff_t i = 0;
+  if (from == kind::bfloat16) {
+    for (; i < n; ++i) out[i] = widen_bfloat16(h[i]);
+    return;
+  }
+#if defined(__F16C__)
+  for (; i + 8 <= n; i += 8)
+    _mm256_storeu_ps(out + i,
+                     _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(h + i))));
+#endif
+  for (; i < n; ++i) out[i] = widen_float16(h[i]);
+}
+
+inline void narrow_block(kind to, const float* __restrict in, std::ptrdiff_t n, void* data) {
+  auto* h = static_cast<std::uint16_t*>(data);
+  std::ptrdiff_t i = 0;
+  if (to == kind::bfloat16) {
+    for (; i < n; ++i) h[i] = narrow_bfloat16(in[i]);
+    return;
+  }
+#if defined(__F16C__)
+  for (; i + 8 <= n; i += 8)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(h + i),
+                     _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT));
+#endif
+  for (; i < n; ++i) h[i] = narrow_float16(in[i]);
+}
+
+}  // namespace
+}  // namespace schuss
