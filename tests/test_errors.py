@@ -353,6 +353,7 @@ def test_python_that_runs_within_the_check_meddles_in_vain() -> None:
 
 # ---- Hyperparameters and options
 
+
 def allowed(h: Any, value: Any) -> bool:
     """Whether an option's range is so wide that it holds the value."""
     return isinstance(value, float) and value in h.interval

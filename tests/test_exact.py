@@ -88,7 +88,7 @@ def nasty(
 
     NaN and infinity stay in lanes of their own, since they make all that follows a NaN.
     """
-    info = ml_dtypes.finfo(dtype)
+    info: Any = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
     smallest, largest = float(info.smallest_normal), float(info.max)
     values = rng.standard_normal(size) * 10.0 ** rng.integers(-3, 3, size)
     values[rng.random(size) < 0.1] = 0
@@ -184,14 +184,13 @@ SURROUNDINGS: dict[str, list[Any]] = {
 OUTSIDE = ("isa", "threads")  # what must not change a bit, and so doesn't enter the reference's run
 
 
-@functools.cache
-def factors(rule: Any) -> dict[str, list[Any]]:
-    own = {name: values_of(h) for name, h in rule.hyperparameters.items()}
-    options = {name: values_of(o.declared) for name, o in rule.options.items() if name not in DONE}
-    return SURROUNDINGS | own | options
-
-
 DONE = ("backend",)  # what is compared with what
+FACTORS = {
+    rule: SURROUNDINGS
+    | {name: values_of(h) for name, h in rule.hyperparameters.items()}
+    | {name: values_of(o.declared) for name, o in rule.options.items() if name not in DONE}
+    for rule in rules.RULES
+}
 
 
 def valid(rule: type[Optimizer], row: Mapping[str, Any]) -> bool:
@@ -218,7 +217,7 @@ def gradient_dtype(row: Mapping[str, Any]) -> str:
 def random_row(rule: type[Optimizer], random: random.Random, **fixed: Any) -> dict[str, Any] | None:
     """A valid combination with these values, or None where there is none to be found."""
     for _ in range(200):
-        row = {name: random.choice(values) for name, values in factors(rule).items()} | fixed
+        row = {name: random.choice(values) for name, values in FACTORS[rule].items()} | fixed
         if valid(rule, row):
             return row
     return None
@@ -229,13 +228,13 @@ def pairwise(rule: type[Optimizer]) -> Iterator[dict[str, Any]]:
     rng = random.Random(5)
     open_pairs = {
         ((a, i), (b, j))
-        for a, b in itertools.combinations(factors(rule), 2)
-        for i in range(len(factors(rule)[a]))
-        for j in range(len(factors(rule)[b]))
+        for a, b in itertools.combinations(FACTORS[rule], 2)
+        for i in range(len(FACTORS[rule][a]))
+        for j in range(len(FACTORS[rule][b]))
     }
     while open_pairs:
         (a, i), (b, j) = min(open_pairs, key=str)
-        fixed = {a: factors(rule)[a][i], b: factors(rule)[b][j]}
+        fixed = {a: FACTORS[rule][a][i], b: FACTORS[rule][b][j]}
         rows = [row for _ in range(10) if (row := random_row(rule, rng, **fixed))]
         if not rows:  # no combination holds the two, for a reason
             assert any({a, b} <= reason for reason in APART), (a, b)
@@ -255,7 +254,7 @@ APART: list[set[str]] = [
 
 
 def pairs_of(rule: type[Optimizer], row: Mapping[str, Any]) -> set[Any]:
-    chosen = [(name, values.index(row[name])) for name, values in factors(rule).items()]
+    chosen = [(name, values.index(row[name])) for name, values in FACTORS[rule].items()]
     return set(itertools.combinations(chosen, 2))
 
 
@@ -365,7 +364,7 @@ def test_above_a_million(rule: type[Optimizer], kernel: str, dtype: str) -> None
 @pytest.mark.parametrize("rule", rules.RULES)
 def test_every_value(rule: type[Optimizer]) -> None:
     rng = random.Random(11)
-    for name, values in factors(rule).items():
+    for name, values in FACTORS[rule].items():
         for value in values:
             row = random_row(rule, rng, **{name: value})
             assert row, f"no valid combination has {name}={value}"

@@ -162,8 +162,8 @@ class Optimizer(Declared):
         lr: Number = argument(default=None)
         weight_decay: Number = argument(default=None)
         decay_mode: str = argument(default=None)
-        ema: InitVar[float | None] = argument(default=None)
-        zero_grad: InitVar[bool] = argument(default=False)
+        ema: Any = argument(default=None)
+        zero_grad: Any = argument(default=False)
     maximize: bool = flag(default=False)
     clip_value: Number = number("(0, inf]", default=math.inf)
     l2: Number = number("[0, inf)", default=0.0)
@@ -300,7 +300,7 @@ class Optimizer(Declared):
         for old, new in zip(self._parameters, fresh, strict=True):
             old.x = new.x
 
-    @one_at_a_time  # type: ignore[misc]
+    @one_at_a_time  # type: ignore[no-redef]
     def zero_grad(self) -> None:
         """Fills the bound gradients with zeros."""
         bound = [p for p in self._parameters if p.g is not None]
@@ -419,8 +419,7 @@ class Optimizer(Declared):
         plan = self._plan
         settings = [group.settings for group in self._groups]
         values = [s.at(plan.iterations) for s in settings]  # the user's callables run here
-        bound: list[Any] = [p.g for p in self._parameters]
-        flat = bound if grads is None else self._gather(grads, "grads")
+        flat = None if grads is None else self._gather(grads, "grads")
         keys = plan.begin(flat, self.zeroes_grad)
         factor = 1.0 / float(scale)
         if self.clip_norm < math.inf or self.nonfinite != "propagate":
@@ -441,30 +440,35 @@ class Optimizer(Declared):
             plan.run([s.packed() for s in sets])
         else:
             plan.check()
+            gradients = self._in_order(flat)
             for i, number_of_set in plan.active():
-                sets[number_of_set].step(self._parameters[i], flat[i])
+                sets[number_of_set].step(self._parameters[i], gradients[i])
             plan.advance()
         if isinstance(scale, LossScale):
             scale.update(True)
         return True
 
-    def _measured(self, flat: list[Any]) -> tuple[float, bool]:
+    def _in_order(self, flat: list[Any] | None) -> list[Any]:
+        """The gradients of a step: those that were given, or the bound ones."""
+        return [p.g for p in self._parameters] if flat is None else flat
+
+    def _measured(self, flat: list[Any] | None) -> tuple[float, bool]:
         """The sum of the squares of the gradients, and whether all of them are finite."""
         if self.backend == "compiled":
             return self._plan.measure()
         self._plan.check()
-        return reference.norm_squared([g for g in flat if g is not None])
+        return reference.norm_squared([g for g in self._in_order(flat) if g is not None])
 
-    def _leave_undone(self, flat: list[Any]) -> None:
+    def _leave_undone(self, flat: list[Any] | None) -> None:
         """What is left of a step whose gradients are not finite."""
         self._plan.end()
+        pairs = list(zip(self._parameters, self._in_order(flat), strict=True))
         if self.nonfinite == "raise":
-            pairs = zip(self._parameters, flat, strict=True)
             bad = [p for p, g in pairs if g is not None and not np.isfinite(g).all()]
             raise FloatingPointError(f"{bad[0].labels()[1]}: has elements that are not finite")
         self.skipped_steps += 1
         if self.zeroes_grad:  # or a buffer that accumulates would stay infinite
-            for g in flat:
+            for _, g in pairs:
                 if g is not None:
                     g.fill(0)
 
@@ -509,7 +513,7 @@ class Optimizer(Declared):
             flush=options["_subnormals"] == "zero",
             zero_grad=options["_zero_grad"],
             stochastic=options["_stochastic_rounding"],
-            key=step_key(options["_seed"], t),
+            key=step_key(options["_seed"], t) if options["_stochastic_rounding"] else 0,
         )
         return ScalarSet(settings.kernel, rule, around)
 
@@ -533,7 +537,7 @@ class Optimizer(Declared):
             pairs = zip(self._parameters, self._plan.counts(), strict=True)
             return States({p.name: {"step": count, **p.saved} for p, count in pairs})
 
-    @property  # type: ignore[misc]
+    @property  # type: ignore[no-redef]
     def ema(self) -> dict[str, np.ndarray]:
         """The running mean of each parameter, live."""
         return {p.name: p.beside["average"] for p in self._parameters if "average" in p.beside}
@@ -689,12 +693,11 @@ def peak(lr: Any) -> float:
 
 
 def step_key(seed: int, t: int) -> int:
-    """32 bits of a seed and a step, for the step's random numbers."""
-    h = np.uint32(0)
-    with np.errstate(over="ignore"):
-        for word in (seed & 0xFFFFFFFF, seed >> 32, t & 0xFFFFFFFF, t >> 32):
-            h = reference.mix(np.array([h ^ np.uint32(word)], np.uint32))[0] + np.uint32(1)
-    return int(h)
+    """32 bits of a seed and a step, for the step's random numbers (splitmix64, Steele 2014)."""
+    z, m = seed + t * 0x9E3779B97F4A7C15, 0xFFFFFFFFFFFFFFFF
+    z = ((z & m) ^ (z & m) >> 30) * 0xBF58476D1CE4E5B9 & m
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & m
+    return (z ^ z >> 31) >> 32
 
 
 def differences(own: Mapping[Any, Any], other: Mapping[str, Any]) -> list[str]:
