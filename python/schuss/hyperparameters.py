@@ -284,6 +284,7 @@ class Option:
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.declared.name = self.argument = self.argument or name
+        self.key = f"_{self.argument}"  # a method of the optimizer may have the argument's name
 
     def __get__(self, optimizer: Optimizer | None, owner: type) -> Any:
         return self if optimizer is None else vars(optimizer)[self.key]
@@ -292,11 +293,6 @@ class Option:
         if self.fixed and self.key in vars(optimizer):
             raise ValueError(f"{self.argument}: {value!r} comes too late; fixed at construction")
         vars(optimizer)[self.key] = self.check(value)
-
-    @property
-    def key(self) -> str:
-        """Where an optimizer keeps the value: a method may have the argument's name."""
-        return f"_{self.argument}"
 
     def check(self, value: Any) -> Any:
         """The value as it is stored; raises TypeError or ValueError."""

@@ -486,36 +486,29 @@ class Optimizer(Declared):
 
         h is the group's, `options` the optimizer's, with an underscore before their names.
         """
-        rule = cls.scalars(h, t)
-        lr, decay, mode = h["lr"], h["weight_decay"] if decays else 0.0, h["decay_mode"]
+        lr, l1, bounds = h["lr"], h["l1"], h["bounds"]
         prox = h["l1_mode"] == "prox"
-        keep = 1.0
-        if mode in ("decoupled", "masked"):
-            keep = 1.0 - lr * decay
-        elif mode in ("decoupled_unscaled", "corrected"):
-            share = lr / peak(settings.values["lr"]) if lr else 0.0
-            keep = 1.0 - (share if mode == "decoupled_unscaled" else lr * share) * decay
-        low, high = (-math.inf, math.inf) if h["bounds"] is None else h["bounds"]
-        arrays = Pair.has_arrays(h["bounds"])
-        decay_of_mean = options["_ema"]
+        l2, keep, masked, after = decayed(settings, h, lr, h["weight_decay"] if decays else 0.0)
+        if bounds is None or Pair.has_arrays(bounds):  # arrays lie beside the parameters
+            bounds = -math.inf, math.inf
+        mean, chance = options["_ema"], options["_stochastic_rounding"]
         around = reference.Stages(
-            scale=-scale if h["maximize"] else scale,
-            clip=h["clip_value"],
-            l2=h["l2"] + (decay if mode == "l2" else 0.0),
-            l1=0.0 if prox else h["l1"],
-            keep=keep,
-            masked=mode == "masked" and keep != 1.0,
-            after=1.0 / (1.0 + lr * decay) if mode == "proximal" else 1.0,
-            threshold=lr * h["l1"] if prox else 0.0,
-            low=-math.inf if arrays else low,
-            high=math.inf if arrays else high,
-            average=0.0 if decay_of_mean is None else 1.0 - decay_of_mean,
-            flush=options["_subnormals"] == "zero",
-            zero_grad=options["_zero_grad"],
-            stochastic=options["_stochastic_rounding"],
-            key=step_key(options["_seed"], t) if options["_stochastic_rounding"] else 0,
+            -scale if h["maximize"] else scale,
+            h["clip_value"],
+            h["l2"] + l2,
+            0.0 if prox else l1,
+            keep,
+            masked,
+            after,
+            lr * l1 if prox else 0.0,
+            *bounds,
+            0.0 if mean is None else 1.0 - mean,
+            options["_subnormals"] == "zero",
+            options["_zero_grad"],
+            chance,
+            step_key(options["_seed"], t) if chance else 0,
         )
-        return ScalarSet(settings.kernel, rule, around)
+        return ScalarSet(settings.kernel, cls.scalars(h, t), around)
 
     @property
     def iterations(self) -> int:
@@ -680,6 +673,21 @@ def is_groups(params: Any) -> bool:
 def computing_type(x: np.ndarray) -> np.dtype[Any]:
     """What a parameter's step is computed in, and its state stored in unless told otherwise."""
     return np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
+
+
+def decayed(
+    settings: Settings, h: Mapping[str, Any], lr: float, decay: float
+) -> tuple[float, float, bool, float]:
+    """What the weight decay's mode makes of it: l2, keep, masked, after."""
+    mode = h["decay_mode"]
+    if mode == "l2" or decay == 0:
+        return decay, 1.0, False, 1.0
+    if mode in ("decoupled", "masked"):
+        return 0.0, 1.0 - lr * decay, mode == "masked", 1.0
+    if mode == "proximal":
+        return 0.0, 1.0, False, 1.0 / (1.0 + lr * decay)
+    share = lr / peak(settings.values["lr"]) if lr else 0.0
+    return 0.0, 1.0 - (share if mode == "decoupled_unscaled" else lr * share) * decay, False, 1.0
 
 
 def peak(lr: Any) -> float:
