@@ -489,8 +489,9 @@ class Optimizer(Declared):
         lr, l1, bounds = h["lr"], h["l1"], h["bounds"]
         prox = h["l1_mode"] == "prox"
         l2, keep, masked, after = decayed(settings, h, lr, h["weight_decay"] if decays else 0.0)
-        if bounds is None or Pair.has_arrays(bounds):  # arrays lie beside the parameters
-            bounds = -math.inf, math.inf
+        low, high = -math.inf, math.inf
+        if not (bounds is None or Pair.has_arrays(bounds)):  # arrays lie beside the parameters
+            low, high = bounds
         mean, chance = options["_ema"], options["_stochastic_rounding"]
         around = reference.Stages(
             -scale if h["maximize"] else scale,
@@ -501,7 +502,8 @@ class Optimizer(Declared):
             masked,
             after,
             lr * l1 if prox else 0.0,
-            *bounds,
+            low,
+            high,
             0.0 if mean is None else 1.0 - mean,
             options["_subnormals"] == "zero",
             options["_zero_grad"],
