@@ -80,13 +80,21 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("demo --seed -1", "--seed: '-1'"),
         ("demo --seed 4294967296", "--seed: '4294967296'"),
         ("demo --threads 0", "--threads: '0'"),
-        ("demo --dtype float16", "--dtype: invalid choice: 'float16'"),
+        ("demo --dtype float8", "--dtype: invalid choice: 'float8'"),
+        ("demo --gradient-dtype int8", "--gradient-dtype: invalid choice: 'int8'"),
+        ("demo --gradient-dtype float64", 'grads["0.w"]: float64, but params["0.w"] is float32'),
+        ("demo --dtype bfloat16 --gradient-dtype float64", 'params["0.w"] is bfloat16'),
+        ("demo --dtype float64 --gradient-dtype float32", 'params["0.w"] is float64'),
+        ("demo --dtype float64 --gradient-dtype bfloat16", 'params["0.w"] is float64'),
+        ("demo --dtype float16 --master --stochastic-rounding", "not with master"),
         ("demo --backend cuda", "--backend: invalid choice: 'cuda'"),
         ("demo --plot picture.txt", "--plot: 'picture.txt' does not end in .png"),
         ("demo --plot picture", "--plot: 'picture' does not end in .png"),
         ("demo --plot missing/picture.png", "--plot: 'missing/picture.png': No such file"),
         ("demo --plot folder.png", "--plot: 'folder.png': Is a directory"),
         ("demo --rule sgd --lr 1e9 --plot picture.png", "a smaller learning rate"),
+        ("demo --rule sgd --lr 1e9 --dtype float16", "a smaller learning rate"),
+        ("demo --rule sgd --lr 1e9 --dtype bfloat16 --backend numpy", "a smaller learning rate"),
     ],
 )
 def test_bad_value_is_one_line_and_status_2(
@@ -111,6 +119,14 @@ def test_picture_is_refused_before_the_training(
 ) -> None:
     monkeypatch.delattr(demo, "train")
     assert status(["demo", "--plot", "missing/picture.png"]) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_combination_is_refused_before_the_training(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(demo, "train")
+    assert status(["demo", "--master", "--stochastic-rounding"]) == 2
     assert capsys.readouterr().out == ""
 
 
@@ -147,7 +163,7 @@ def test_closed_pipe_is_quiet(command: str) -> None:
         assert process.wait() == 1
 
 
-@pytest.mark.parametrize("package", ["sklearn", "rich", "matplotlib"])
+@pytest.mark.parametrize("package", ["sklearn", "rich", "matplotlib", "ml_dtypes"])
 def test_missing_dependency_is_named(package: str) -> None:
     run = python(
         f"import sys; sys.modules[{package!r}] = None\n"
@@ -162,7 +178,9 @@ def test_missing_dependency_is_named(package: str) -> None:
 
 def test_import_is_light() -> None:
     run = python("import sys, schuss.__main__; print(*sys.modules, sep='\\n')")
-    assert not {"sklearn", "rich", "matplotlib", "schuss.demo"} & set(run.stdout.split())
+    assert not {"sklearn", "rich", "matplotlib", "ml_dtypes", "schuss.demo"} & set(
+        run.stdout.split()
+    )
 
 
 def test_module_runs() -> None:

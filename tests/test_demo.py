@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from ml_dtypes import bfloat16
 from rich.console import Console
 
 import schuss
@@ -71,12 +72,32 @@ def small() -> tuple[trainer.Params, trainer.Data]:
 
 
 def test_accuracy(run: Runs, capsys: pytest.CaptureFixture[str]) -> None:
-    final = []
-    for seed in range(5):
-        run("--seed", str(seed))
-        final.append(held_out(capsys.readouterr().out)[-1])
-    assert np.mean(final) >= 97
-    assert min(final) >= 96
+    def final(*options: str) -> list[float]:
+        accuracies = []
+        for seed in range(5):
+            run("--seed", str(seed), *options)
+            accuracies.append(held_out(capsys.readouterr().out)[-1])
+        return accuracies
+
+    float32 = final()
+    assert np.mean(float32) >= 97
+    assert min(float32) >= 96
+    for options in (
+        ("--dtype", "bfloat16", "--master"),
+        ("--dtype", "bfloat16", "--stochastic-rounding"),
+        ("--gradient-dtype", "bfloat16"),
+    ):
+        assert abs(np.mean(final(*options)) - np.mean(float32)) <= 0.5, options
+
+
+def test_16_bits_alone_lose_small_steps(run: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    def loss(*options: str) -> float:
+        run("--dtype", "bfloat16", *options)
+        return float(re.findall(r"loss (\S+)", capsys.readouterr().out)[-1])
+
+    plain = loss()
+    assert loss("--master") < plain / 2
+    assert loss("--stochastic-rounding") < plain / 2
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -142,6 +163,9 @@ def test_default_network(run: Runs) -> None:
         ("--epochs", "1", "--batch-size", "100000"),
         ("--epochs", "1", "--hidden", "8"),
         ("--epochs", "1", "--dtype", "float64"),
+        ("--epochs", "1", "--dtype", "bfloat16", "--gradient-dtype", "float16"),
+        ("--epochs", "1", "--dtype", "float16", "--master"),
+        ("--epochs", "1", "--dtype", "bfloat16", "--stochastic-rounding"),
         ("--epochs", "1", "--seed", "4294967295"),
         ("--epochs", "1", "--lr", "0.01", "--rule", "SGD"),
         ("--epochs", "1", "--threads", "1"),
@@ -191,6 +215,65 @@ def test_options_arrive(run: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     assert seeds[0] != seeds[1] == seeds[2]
 
 
+@pytest.mark.parametrize(
+    ("options", "stored", "gradient", "computed"),
+    [
+        ("", "float32", "float32", "float32"),
+        ("--gradient-dtype bfloat16", "float32", "bfloat16", "float32"),
+        ("--dtype float64", "float64", "float64", "float64"),
+        ("--dtype float16 --master", "float16", "float16", "float32"),
+        ("--dtype bfloat16 --stochastic-rounding", "bfloat16", "bfloat16", "float32"),
+        ("--dtype bfloat16 --gradient-dtype float16", "bfloat16", "float16", "float32"),
+        ("--dtype bfloat16 --gradient-dtype float32 --master", "bfloat16", "float32", "float32"),
+    ],
+)
+def test_storage_options_arrive(
+    run: Runs,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: str,
+    stored: str,
+    gradient: str,
+    computed: str,
+) -> None:
+    optimizers: list[schuss.Optimizer] = []
+    types: dict[str, set[str]] = {"stored": set(), "gradient": set(), "computed": set()}
+
+    class Watched(schuss.SGD):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            optimizers.append(self)
+
+        def step(self, grads: Any = None, **options: Any) -> bool:
+            if grads is not None:
+                types["stored"] |= {x.dtype.name for x in self.param_groups[0]["params"]}
+                types["gradient"] |= {g.dtype.name for layer in grads for g in layer.values()}
+            return super().step(grads, **options)
+
+    def watched(params: trainer.Params, x: np.ndarray) -> Any:
+        inputs, logits = forward(params, x)
+        arrays = [*inputs, logits, *(array for layer in params for array in layer.values())]
+        types["computed"] |= {array.dtype.name for array in arrays}
+        return inputs, logits
+
+    forward = trainer.forward
+    monkeypatch.setattr(trainer, "forward", watched)
+    monkeypatch.setitem(demo.NAMED, "sgd", Watched)
+    run("--rule", "sgd", "--epochs", "1", "--seed", "3", *options.split())
+    assert types == {"stored": {stored}, "gradient": {gradient}, "computed": {computed}}
+    assert len(optimizers) == 4  # the first look, the training, the comparison's two
+    for opt in optimizers:
+        assert opt.master == ("--master" in options)
+        assert opt.stochastic_rounding == ("--stochastic-rounding" in options)
+        assert opt.seed == 3
+        assert ("master" in opt.state["0.w"]) == opt.master
+    shown = capsys.readouterr().out.partition("\n")[0]
+    assert f" {stored} parameters" in shown
+    assert ("master" in shown) == ("--master" in options)
+    assert ("stochastic rounding" in shown) == ("--stochastic-rounding" in options)
+    assert (f"{gradient} gradients" in shown) == ("--gradient-dtype" in options)
+
+
 def test_no_learning_at_rate_zero(run: Runs) -> None:
     start = trainer.network((64, 64, 64, 10), np.random.default_rng(0), "float32")
     assert demo.joined(run("--lr", "0", "--epochs", "1")).tobytes() == demo.joined(start).tobytes()
@@ -212,24 +295,29 @@ class Wrong(schuss.SGD):
         return super().step(*args, **options)
 
 
-def test_comparison_notices_other_bits() -> None:
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", bfloat16])
+def test_comparison_notices_other_bits(dtype: Any) -> None:
     params, data = small()
     _, grads = trainer.loss_and_gradients(params, *data)
+    params, grads = trainer.cast(params, dtype), trainer.cast(grads, dtype)
     with pytest.raises(AssertionError, match=r"Wrong: .* other bits"):
         demo.compare(Wrong, params, grads, seconds=0)
 
 
-def test_comparison_notices_another_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", bfloat16])
+def test_comparison_notices_another_answer(monkeypatch: pytest.MonkeyPatch, dtype: Any) -> None:
     params, data = small()
     _, grads = trainer.loss_and_gradients(params, *data)
+    params, grads = trainer.cast(params, dtype), trainer.cast(grads, dtype)
     monkeypatch.setattr(demo.PythonAdamW, "step", lambda self: None)
     with pytest.raises(AssertionError, match=r"AdamW: .* pure Python"):
         demo.compare(schuss.SGD, params, grads, seconds=0)
 
 
-def test_picture(run: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", demo.DTYPES)
+def test_picture(run: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path, dtype: str) -> None:
     file = tmp_path / "demo.png"
-    run("--epochs", "3", "--plot", file)
+    run("--epochs", "3", "--plot", file, "--dtype", dtype)
     assert file.read_bytes().startswith(b"\x89PNG\r\n")
     output = capsys.readouterr().out
     (figure,) = run.figures

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except ModuleNotFoundError as error:
         message = f"{error}; pip install 'schuss[demo]'"
-    except (ArithmeticError, MemoryError, OSError) as error:
+    except (argparse.ArgumentError, ArithmeticError, MemoryError, OSError) as error:
         message = str(error)
     else:
         return 0

@@ -12,16 +12,18 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from ml_dtypes import bfloat16
 from rich.console import Console
 from rich.progress import track
 
 import schuss
 from schuss.hyperparameters import Interval
 from schuss.rules import RULES
-from schuss.trainer import Epoch, Params, digits, loss_and_gradients, network, train
+from schuss.trainer import Epoch, Params, cast, digits, loss_and_gradients, network, train
 
 # ---- The comparison
 
@@ -58,28 +60,34 @@ def bits(opt: schuss.Optimizer) -> list[bytes]:
 
 
 def compare(
-    rule: type[schuss.Optimizer], params: Params, grads: Params, seconds: float = 2.0
+    rule: type[schuss.Optimizer],
+    params: Params,
+    grads: Params,
+    seconds: float = 2.0,
+    **options: Any,
 ) -> dict[str, float]:
     """The time of one step in ns per parameter: compiled, in NumPy, and of AdamW in pure Python.
 
-    All have their default options and the same gradient. Ten steps touch the memory and check the
-    answers: the compiled kernel and the NumPy reference have to end on the same bits, the floats
-    of pure Python within the rounding of the arrays' type. Then the three take turns, and the
-    median counts.
+    All have the same gradient, and their default options but for the first two's `options`. Ten
+    steps touch the memory and check the answers: the compiled kernel and the NumPy reference have
+    to end on the same bits, the floats of pure Python within the rounding of the type that is
+    computed in. Then the three take turns, and the median counts.
     """
 
-    def optimizer(rule: type[schuss.Optimizer], backend: str) -> schuss.Optimizer:
-        return rule(copy.deepcopy(params), grads=grads, backend=backend)
+    def optimizer(backend: str) -> schuss.Optimizer:
+        return rule(copy.deepcopy(params), grads=grads, backend=backend, **options)
 
-    compiled, reference = optimizer(rule, "compiled"), optimizer(rule, "numpy")
-    adamw = optimizer(schuss.AdamW, "compiled")
-    python = PythonAdamW(joined(params).tolist(), joined(grads).tolist())
+    compiled, reference = optimizer("compiled"), optimizer("numpy")
+    # Rounding to 16 bits would hide more than these steps change.
+    wide = cast(copy.deepcopy(params), np.result_type(joined(params), np.float32))
+    adamw = schuss.AdamW(wide, grads=grads)
+    python = PythonAdamW(joined(cast(params, float)).tolist(), joined(cast(grads, float)).tolist())
     for _ in range(10):
         for opt in (compiled, reference, adamw, python):
             opt.step()
     if bits(compiled) != bits(reference):
         raise AssertionError(f"{rule.__name__}: the kernel ends on other bits than the reference")
-    x = np.concatenate([array.ravel() for array in adamw.param_groups[0]["params"]])
+    x = joined(wide)
     if not np.allclose(x, python.x, rtol=0, atol=100 * np.finfo(x.dtype).eps):
         raise AssertionError("AdamW: the kernel ends elsewhere than pure Python")
 
@@ -140,6 +148,7 @@ def picture(title: str, epochs: Sequence[Epoch], times: dict[str, float]) -> Fig
 
 # ---- The command
 
+DTYPES = {dtype.__name__: dtype for dtype in (np.float32, np.float64, np.float16, bfloat16)}
 NAMED = {rule.__name__.lower(): rule for rule in RULES}
 LEARNING_RATES = {"sgd": 0.3, "adagrad": 0.1, "rmsprop": 3e-3, "adam": 5e-3, "adamw": 5e-3}
 
@@ -189,7 +198,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--hidden", type=width, nargs="+", default=[64, 64], help="widths; default: %(default)s")
     add("--seed", type=number(int, "[0, 4294967295]"), default=0, help="default: %(default)s")
     add("--threads", type=count, help="at most; default: as in schuss info")
-    add("--dtype", choices=("float32", "float64"), default="float32", help="default: %(default)s")
+    add("--dtype", choices=DTYPES, default="float32", help="of parameters; default: %(default)s")
+    add("--gradient-dtype", choices=DTYPES, help="default: as --dtype")
+    add("--master", action="store_true", help="keeps float32 copies of 16-bit parameters")
+    add("--stochastic-rounding", action="store_true", help="of 16-bit parameters without a master")
     add("--backend", choices=("compiled", "numpy"), default="compiled", help="for the training")
     add("--plot", type=png, metavar="FILE.png", help="draws loss, accuracy and the comparison")
 
@@ -214,13 +226,26 @@ def run(args: argparse.Namespace) -> None:
     default = LEARNING_RATES.get(args.rule, rule.hyperparameters["lr"].default)
     lr = default if args.lr is None else args.lr
     threads = args.threads or schuss.get_num_threads()
+    dtype, gradient_dtype = DTYPES[args.dtype], DTYPES[args.gradient_dtype or args.dtype]
+    options = {
+        "master": args.master,
+        "stochastic_rounding": args.stochastic_rounding,
+        "seed": args.seed,
+    }
     rng = np.random.default_rng(args.seed)
-    data, test = digits(args.seed, args.dtype)
-    params = network((data[0].shape[1], *args.hidden, 10), rng, args.dtype)
+    data, test = digits(args.seed, np.result_type(dtype, np.float32))
+    params = network((data[0].shape[1], *args.hidden, 10), rng, dtype)
     fresh = copy.deepcopy(params)
-    _, grads = loss_and_gradients(fresh, *data)
+    grads = cast(loss_and_gradients(cast(params, data[0].dtype), *data)[1], gradient_dtype)
+    try:
+        rule(fresh, grads=grads, **options)
+    except (TypeError, ValueError) as error:  # options that don't go together
+        raise argparse.ArgumentError(None, str(error)) from None
 
     size = f"{joined(params).size} {args.dtype} parameters in {2 * len(params)} arrays"
+    if args.gradient_dtype:
+        size += f", {args.gradient_dtype} gradients"
+    size += ", master" * args.master + ", stochastic rounding" * args.stochastic_rounding
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{rule.__name__}, lr {lr:g}, {args.backend}, threads: {threads}; {size}")
     with schuss.threads(threads):
@@ -232,11 +257,13 @@ def run(args: argparse.Namespace) -> None:
             lr=lr,
             epochs=args.epochs,
             batch_size=args.batch_size,
-            backend=args.backend,
+            gradient_dtype=gradient_dtype,
             rng=rng,
+            backend=args.backend,
+            **options,
         )
         epochs = shown(training, args.epochs, console)
-        times = compare(rule, fresh, grads)
+        times = compare(rule, fresh, grads, **options)
 
     console.print(
         "\nAfter ten steps, compiled and in NumPy: the same bits in parameters and state."

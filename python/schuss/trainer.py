@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
 
@@ -32,7 +33,7 @@ class Epoch(NamedTuple):
 # ---- The data
 
 
-def digits(seed: int, dtype: str) -> tuple[Data, Data]:
+def digits(seed: int, dtype: DTypeLike) -> tuple[Data, Data]:
     """The images to train on, and a held-out fifth with every digit in proportion."""
     images, labels = load_digits(return_X_y=True)
     images = (images / 8 - 1).astype(dtype)  # grey levels 0 ... 16
@@ -45,7 +46,7 @@ def digits(seed: int, dtype: str) -> tuple[Data, Data]:
 # ---- The network
 
 
-def network(widths: Sequence[int], rng: np.random.Generator, dtype: str) -> Params:
+def network(widths: Sequence[int], rng: np.random.Generator, dtype: DTypeLike) -> Params:
     """A multilayer perceptron: weights as in He et al. 2015, eq. 10, biases zero."""
     return [
         {
@@ -53,6 +54,13 @@ def network(widths: Sequence[int], rng: np.random.Generator, dtype: str) -> Para
             "b": np.zeros(after, dtype),
         }
         for before, after in pairwise(widths)
+    ]
+
+
+def cast(params: Params, dtype: DTypeLike) -> Params:
+    """Parameters, or their gradients, in this type; arrays that have it already are not copied."""
+    return [
+        {name: array.astype(dtype, copy=False) for name, array in layer.items()} for layer in params
     ]
 
 
@@ -107,26 +115,30 @@ def train(
     lr: float,
     epochs: int,
     batch_size: int,
-    backend: str,
+    gradient_dtype: DTypeLike,
     rng: np.random.Generator,
+    **options: Any,
 ) -> Iterator[Epoch]:
     """Trains the parameters in place, and yields after every epoch.
 
-    The learning rate climbs to `lr` in a tenth of the steps and falls to 0 in the others. Raises
-    FloatingPointError where the loss is no longer finite.
+    The images' type is what everything is computed in, whatever the parameters and gradients are
+    stored in. The learning rate climbs to `lr` in a tenth of the steps and falls to 0 in the
+    others; the rule has the other options as well. Raises FloatingPointError where the loss is no
+    longer finite.
     """
     x, y = data
     steps = epochs * math.ceil(len(x) / batch_size)
     schedule = schuss.schedules.cosine(lr, steps=steps, warmup=steps // 10)
-    opt = rule(params, lr=schedule, backend=backend)
+    opt = rule(params, lr=schedule, **options)
     for epoch in range(1, epochs + 1):
         with np.errstate(over="ignore", invalid="ignore"):  # the check below says it in words
             order = rng.permutation(len(x))
             for start in range(0, len(x), batch_size):
                 batch = order[start : start + batch_size]
-                _, grads = loss_and_gradients(params, x[batch], y[batch])
-                opt.step(grads)
-            done = Epoch(*evaluate(params, data), *evaluate(params, test))
+                _, grads = loss_and_gradients(cast(params, x.dtype), x[batch], y[batch])
+                opt.step(cast(grads, gradient_dtype))
+            wide = cast(params, x.dtype)
+            done = Epoch(*evaluate(wide, data), *evaluate(wide, test))
         if not math.isfinite(done.loss):
             raise FloatingPointError(
                 f"the loss is {done.loss} after epoch {epoch}; a smaller learning rate may help"
