@@ -51,16 +51,19 @@ inline std::uint32_t mix(std::uint32_t h) {
   return h ^ (h >> 16);
 }
 
-// x rounded to what 16 bits can hold: up with the probability of its distance from below. Where
-// the spacing is that of float16's subnormal numbers, 2^-24, the sum with 1/2 does the rounding.
+// x rounded to what 16 bits can hold: up with the probability of its distance from below, so that
+// what they hold already stays. Where the spacing is that of float16's subnormal numbers, 2^-24,
+// the sum with 1/2 finds the nearest; all that follows is exact.
 inline float dither(float x, std::uint32_t random, bool half) {
   const std::uint32_t dropped = half ? 0x1fff : 0xffff, u = bits_of(x);
   const float normal = float_of((u + (random & dropped)) & ~dropped);
-  const float offset = static_cast<float>(static_cast<std::int32_t>(random >> 8) - 0x800000);
-  const float sum = (std::fabs(x) + offset * 0x1p-48f) + 0.5f;
-  const float small = float_of(bits_of(sum - 0.5f) | (u & 0x80000000));
-  const float finite = half && std::fabs(x) < 0x1p-14f ? small : normal;
-  return std::fabs(x) <= std::numeric_limits<float>::max() ? finite : x;
+  const float size = std::fabs(x), nearest = (size + 0.5f) - 0.5f, beyond = size - nearest;
+  const float least = static_cast<float>(static_cast<std::int32_t>(random >> 8)) * 0x1p-48f;
+  const float up = beyond > least ? 0x1p-24f : 0.0f;
+  const float down = beyond <= least - 0x1p-24f ? 0x1p-24f : 0.0f;
+  const float small = float_of(bits_of((nearest + up) - down) | (u & 0x80000000));
+  const float finite = half && size < 0x1p-14f ? small : normal;
+  return size <= std::numeric_limits<float>::max() ? finite : x;
 }
 
 // ---- Blocks of the compute type

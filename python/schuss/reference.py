@@ -183,17 +183,21 @@ def dither(x: Array, random: NDArray[np.uint32], half: bool) -> Array:
     """X rounded to what 16 bits can hold: up with the probability of its distance from below.
 
     bfloat16 drops the last 16 bits, float16 13. Where float16's spacing is that of its subnormal
-    numbers, 2^-24, the sum with 1/2 does the rounding.
+    numbers, 2^-24, the sum with 1/2 finds the nearest, and all that follows is exact.
     """
     dropped = np.uint32(0x1FFF if half else 0xFFFF)
     bits = x.view(np.uint32)
     normal = ((bits + (random & dropped)) & ~dropped).view(np.float32)
-    offset = ((random >> np.uint32(8)).astype(np.int32) - np.int32(0x800000)).astype(np.float32)
-    total = (np.abs(x) + offset * np.float32(2.0**-48)) + np.float32(0.5)
-    size = (total - np.float32(0.5)).view(np.uint32)
-    small = (size | (bits & np.uint32(0x80000000))).view(np.float32)
-    finite = np.where(np.abs(x) < np.float32(2.0**-14), small, normal) if half else normal
-    return np.where(np.abs(x) <= np.finfo(np.float32).max, finite, x).astype(np.float32)
+    size, spacing, none = np.abs(x), np.float32(2.0**-24), np.float32(0)
+    nearest = (size + np.float32(0.5)) - np.float32(0.5)
+    beyond = size - nearest
+    least = (random >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-48)
+    up = np.where(beyond > least, spacing, none)
+    down = np.where(beyond <= least - spacing, spacing, none)
+    sized = ((nearest + up) - down).view(np.uint32)
+    small = (sized | (bits & np.uint32(0x80000000))).view(np.float32)
+    finite = np.where(size < np.float32(2.0**-14), small, normal) if half else normal
+    return np.where(size <= np.finfo(np.float32).max, finite, x).astype(np.float32)
 
 
 def maximum(a: Array, b: Array | float) -> Array:
