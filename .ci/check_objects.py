@@ -3,8 +3,9 @@
 BUILD holds a build of CMakeLists.txt, configured with -DCMAKE_EXPORT_COMPILE_COMMANDS=ON and
 -DCMAKE_CXX_FLAGS=-fdump-tree-vect-optimized. For every instruction set:
 
-loops          Each loop over elements is vectorised, in full width, for every rule and type: a
-               scalar one gives the same bits, several times slower, so that no test would tell.
+loops          Each loop over elements is vectorised, in full width, in each of its copies for
+               every rule, stage and type: a scalar one gives the same bits, several times slower,
+               so that no test would tell. float16 takes F16C instructions where there are any.
 symbols        An object exports its table and nothing else. A weak copy of a function, which the
                linker picks for all, would be an illegal instruction on an older processor.
 instructions   An object stays within its set; it fuses no product with a sum and estimates no
@@ -16,6 +17,7 @@ The other objects run on any processor, and nothing turns subnormal numbers off 
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import re
 import subprocess
@@ -23,9 +25,10 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-KERNELS = Path(__file__).parent.parent / "cpp" / "kernels.cpp"
-LOOPS_OF = ("apply", "blocks")  # the functions of kernels.cpp that make up a rule's kernel
+CPP = Path(__file__).parent.parent / "cpp"
+SOURCES = (CPP / "kernels.cpp", CPP / "storage.hpp")  # what a kernel's loops are in
 WIDTH = {"sse2": 16, "avx2": 32, "avx512": 64, "neon": 16}  # bytes, unless flags prefer others
 
 # What a compiler calls without being asked: all in the C library, where no set leaks from us.
@@ -45,40 +48,90 @@ def lines(*command: str | Path) -> list[str]:
     ).stdout.splitlines()
 
 
-def element_loops() -> dict[int, int]:
-    """The lines of kernels.cpp with a loop that goes on by one element, and its copies in a kernel.
+def demangled(text: str) -> str:
+    return subprocess.run(
+        "c++filt", check=True, input=text, stdout=subprocess.PIPE, text=True
+    ).stdout
 
-    All is inlined there, so that a function which is called twice has its loop twice.
-    """
-    code = re.sub("//.*", "", KERNELS.read_text())
-    loops = {}
-    function = ""
-    for number, line in enumerate(code.splitlines(), 1):
-        if head := re.search(r"\bvoid (\w+)\(", line):
-            function = head[1]
-        if function in LOOPS_OF and re.search(r"\bfor \(.*\+\+\w+\)", line):
-            loops[number] = max(1, len(re.findall(rf"\b{function}\(", code)) - 1)
+
+class Loop(NamedTuple):
+    """A loop over the elements of a block, in a function of cpp/."""
+
+    at: str  # file:line
+    function: str
+    tail: bool  # behind F16C instructions, which leave it fewer elements than a vector has
+
+
+def functions(path: Path) -> Iterator[tuple[str, int, str]]:
+    """The functions of a source, each with its first line's number and its text to the next."""
+    code = re.sub("//.*", "", path.read_text())
+    heads = list(re.finditer(r"^.*\b(?:void|bool|float|T) (\w+)\((?=.*[,{]$)", code, re.MULTILINE))
+    for head, after in itertools.zip_longest(heads, heads[1:]):
+        text = code[head.start() : after.start() if after else None]
+        yield head[1], code.count("\n", 0, head.start()) + 1, text
+
+
+def element_loops() -> list[Loop]:
+    """All loops over a block's n elements but those of F16C instructions, which are vectors."""
+    loops = []
+    for path in SOURCES:
+        for function, first, text in functions(path):
+            in_f16c = behind_f16c = False
+            for number, line in enumerate(text.splitlines(), first):
+                if "__F16C__" in line:
+                    in_f16c = behind_f16c = True
+                elif line.startswith("#endif"):
+                    in_f16c = False
+                elif re.search(r"\bfor \(.*; i (\+ \d+ )?<=? n;", line) and not in_f16c:
+                    loops.append(Loop(f"{path.name}:{number}", function, behind_f16c))
     return loops
 
 
-def check_loops(report: str, width: int, rules: list[str], loops: dict[int, int]) -> Iterator[str]:
-    """A kernel's loops against the report, which counts what is left over in narrower vectors."""
-    vectorised: Counter[tuple[str, int, int]] = Counter()
-    kernel = ""
+def homes(rules: list[str]) -> dict[str, list[tuple[str, str]]]:
+    """Where each function with such a loop ends up: compiled function, and who calls it there."""
+    types = ("float", "double")
+    return {
+        "apply": [(f"::{rule}>::run<{t}>(", "blocks") for rule in rules for t in types],
+        "each": [(f"::stages<{t}>::{f}(", f) for f in ("prepare", "finish") for t in types],
+        "dithered": [("::stages<float>::finish(", "finish")],
+        "add_lanes": [(f"::operator()<{t}>({t})", "add_squares") for t in types],
+        "widen_block": [("::widen_block(", "")],
+        "narrow_block": [("::narrow_block(", "")],
+    }
+
+
+def check_loops(report: str, width: int, rules: list[str], f16c: bool) -> Iterator[str]:
+    """The loops against the report, which counts what is left over in narrower vectors.
+
+    A function that is called twice is inlined twice, and has its loop twice.
+    """
+    vectorised: dict[str, Counter[tuple[str, int]]] = {}
     for line in report.splitlines():
         if line.startswith(";; Function"):
-            head = re.search(r"(\w+)>::run<(\w+)>", line)
-            kernel = f"{head[1]}<{head[2]}>" if head else ""
-        if loop := re.search(r"kernels\.cpp:(\d+):.*loop vectorized using (\d+) byte", line):
-            vectorised[kernel, int(loop[1]), int(loop[2])] += 1
-    for kernel in (f"{rule}<{number}>" for rule in rules for number in ("float", "double")):
-        for at, copies in loops.items():
-            found = vectorised[kernel, at, width]
-            if found < copies:
+            compiled = vectorised.setdefault(line, Counter())
+        elif loop := re.search(r"(\w+\.\w+:\d+):.*loop vectorized using (\d+) byte", line):
+            compiled[loop[1], int(loop[2])] += 1
+    texts = {name: text for path in SOURCES for name, _, text in functions(path)}
+    loops = element_loops()
+    for function in homes(rules).keys() ^ {loop.function for loop in loops}:
+        yield f"{function}: has loops over elements and no known home, or the reverse"
+    for loop in loops:
+        for home, caller in homes(rules).get(loop.function, []):
+            calls = re.findall(rf"\b{loop.function}(?:<\w+>)?\(", texts[caller]) if caller else [""]
+            found = sum(seen[loop.at, width] for name, seen in vectorised.items() if home in name)
+            if found != len(calls) and not (f16c and loop.tail):
                 yield (
-                    f"{kernel}: the loop in kernels.cpp:{at} is vectorised with"
-                    f" {width} bytes in {found} of {copies} copies"
+                    f"{home.strip(':(')}: the loop of {loop.function} ({loop.at}) is vectorised"
+                    f" with {width} bytes in {found} of {len(calls)} copies"
                 )
+
+
+def check_f16c(built: Path) -> Iterator[str]:
+    """The instructions that convert eight float16 at once, for elements that lie in memory."""
+    code = "\n".join(lines("objdump", "--disassemble", "--no-show-raw-insn", built))
+    for wanted in ("vcvtph2ps .*%ymm", "vcvtps2ph .*%ymm"):
+        if not re.search(wanted, code):
+            yield f"compiled with F16C, but there is no {wanted!r} in the object"
 
 
 def check_symbols(built: Path, isa: str) -> Iterator[str]:
@@ -110,10 +163,8 @@ def check(build: Path) -> Iterator[str]:
     sys.path.insert(0, str(build))
     core = importlib.import_module("_core")
     rules, isas = [name for name, *_ in core.rules()], core.compiled_isas()
-    loops = element_loops()
-    print(f"{len(rules)} rules; {', '.join(isas)}; loops over elements (line: copies): {loops}")
-    if not loops:
-        yield f"kernels.cpp: no loop over elements in {' or '.join(LOOPS_OF)}"
+    loops = ", ".join(f"{loop.function} ({loop.at})" for loop in element_loops())
+    print(f"{len(rules)} rules; {', '.join(isas)}; loops over elements: {loops}")
 
     checked = []
     for entry in json.loads((build / "compile_commands.json").read_text()):
@@ -125,10 +176,14 @@ def check(build: Path) -> Iterator[str]:
         yield from check_instructions(built, isa)
         if kernels:
             checked.append(isa)
-            report = "".join(dump.read_text() for dump in built.parent.glob("kernels.cpp*.vect"))
+            f16c = " -mf16c " in entry["command"]
+            dumps = built.parent.glob("kernels.cpp*.vect")
+            report = demangled("".join(dump.read_text() for dump in dumps))
             preferred = re.search(r"-mprefer-vector-width=(\d+)", entry["command"])
             width = int(preferred[1]) // 8 if preferred else WIDTH[isa]
-            yield from (f"{isa}: {w}" for w in check_loops(report, width, rules, loops))
+            yield from (f"{isa}: {w}" for w in check_loops(report, width, rules, f16c))
+            if f16c:
+                yield from (f"{isa}: {w}" for w in check_f16c(built))
             yield from check_symbols(built, isa)
     if sorted(checked) != sorted(isas):
         yield f"kernels were compiled for {checked}, the module has {isas}"

@@ -67,12 +67,18 @@ struct rule {
 // returns whether all of them are finite.
 using squares = bool (*)(const stream&, std::ptrdiff_t first, std::ptrdiff_t last, double* sum);
 
+// Brings n elements of float16 or bfloat16 to float, and back.
+using widening = void (*)(kind from, const void* data, std::ptrdiff_t n, float* out);
+using narrowing = void (*)(kind to, const float* in, std::ptrdiff_t n, void* data);
+
 // All rules of one instruction set, in the order of rules.hpp, and what all of them share.
 struct table {
   const char* isa;
   const rule* rules;
   int size;
   squares add_squares;
+  widening widen;  // these two for proofs: the kernels call them by themselves
+  narrowing narrow;
 };
 
 // Elements of a block, counted from the array's start: 256 cost nothing against a direct loop from

@@ -140,6 +140,28 @@ void require_parameter(py::handle a, const std::string& label) {
   require_writeable(a, label);
 }
 
+// ---- The conversions of the table in use, for the proof over all numbers (tests/test_storage.py).
+
+kind half_named(const std::string& name) {
+  if (name == "float16") return kind::float16;
+  if (name == "bfloat16") return kind::bfloat16;
+  throw py::value_error("kind: '" + name + "', wanted float16 or bfloat16");
+}
+
+py::array_t<float> widen(const std::string& from,
+                         const py::array_t<std::uint16_t, py::array::c_style>& in) {
+  py::array_t<float> out(in.size());
+  kernels().widen(half_named(from), in.data(), in.size(), out.mutable_data());
+  return out;
+}
+
+py::array_t<std::uint16_t> narrow(const std::string& to,
+                                  const py::array_t<float, py::array::c_style>& in) {
+  py::array_t<std::uint16_t> out(in.size());
+  kernels().narrow(half_named(to), in.data(), in.size(), out.mutable_data());
+  return out;
+}
+
 // ---- The plan of a step.
 
 // An array that stays beside a parameter, and its place in the span.
@@ -589,6 +611,10 @@ PYBIND11_MODULE(_core, m) {
   m.def("found_isas", &found_isas);
   m.def("isa", [] { return std::string(kernels().isa); });
   m.def("use_isa", &use_isa, py::arg("name"));
+  m.def("widen", &widen, py::arg("kind"), py::arg("bits"),
+        "The numbers that these bits of float16 or bfloat16 stand for, as a step reads them.");
+  m.def("narrow", &narrow, py::arg("kind"), py::arg("numbers"),
+        "The bits of these numbers in float16 or bfloat16, as a step stores them.");
 
   m.def("threads", [] {
     const thread_limit limit = threads();
