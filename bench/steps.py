@@ -96,22 +96,22 @@ class Result:
         ) + "".join(f"{self.ratios[p]:>19.1f}" if p in self.ratios else f"{'-':>19}" for p in PEERS)
 
 
-def arrays(workload: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def arrays(shapes: list[tuple[int, ...]]) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Parameters and gradients, away from zero: subnormal numbers are another benchmark."""
     rng = np.random.default_rng(0)
-    params = [rng.uniform(0.5, 1.5, shape).astype(np.float32) for shape in WORKLOADS[workload]]
+    params = [rng.uniform(0.5, 1.5, shape).astype(np.float32) for shape in shapes]
     return params, [p * rng.choice((-1, 1), p.shape).astype(np.float32) for p in params]
 
 
 def with_schuss(rule: type[schuss.Optimizer], workload: str, backend: str) -> Contestant:
-    params, grads = arrays(workload)
+    params, grads = arrays(WORKLOADS[workload])
     opt = rule(params, grads=grads, backend=backend)
     state = [a for s in opt.state.values() for a in s.values() if isinstance(a, np.ndarray)]
     return Contestant(opt.step, params, state)
 
 
 def with_torch(rule: type[schuss.Optimizer], workload: str, **how: bool) -> Contestant:
-    params, grads = arrays(workload)
+    params, grads = arrays(WORKLOADS[workload])
     tensors = [torch.from_numpy(p) for p in params]
     for tensor, grad in zip(tensors, grads, strict=True):
         tensor.grad = torch.from_numpy(grad)
@@ -145,19 +145,22 @@ def check_answers(teams: dict[str, Contestant], case: str) -> None:
                 sys.exit(f"{case}: schuss and {name} differ")
 
 
-def measure(rule: type[schuss.Optimizer], workload: str, budget: float) -> Result:
-    """Rounds of turns for `budget` seconds, each begun by another contestant."""
-    teams = contestants(rule, workload)
-    check_answers(teams, f"{rule.__name__}, {workload}")
-    order = list(teams.values())
-    ours = teams["schuss"]
+def take_turns(order: list[Contestant], budget: float) -> None:
+    """Rounds of turns for `budget` seconds, five at least, each begun by another contestant."""
     gc.disable()
     end = perf_counter() + budget
-    while perf_counter() < end or len(ours.warm) < 5:
+    while perf_counter() < end or len(order[0].warm) < 5:
         for team in order:
             team.turn()
         order = [*order[1:], order[0]]
     gc.enable()
+
+
+def measure(rule: type[schuss.Optimizer], workload: str, budget: float) -> Result:
+    teams = contestants(rule, workload)
+    check_answers(teams, f"{rule.__name__}, {workload}")
+    ours = teams["schuss"]
+    take_turns(list(teams.values()), budget)
     low, middle, high = quantiles(ours.warm, n=4)
     read = sum(p.nbytes for p in ours.params)  # the gradients
     return Result(
