@@ -28,8 +28,8 @@ SIZES = (4096, 65_536, 2**25)
 QUICK = (4096, 65_536, 2**22)
 LARGE = 2**20  # elements: from here on it's the memory that is measured
 
-# Contestants share their memory. Which it is can change a step's time more than a stage does: by a
-# quarter where small arrays begin within a cache line, by half where a virtual machine's pages lie.
+# Contestants share their memory: where arrays lie can change a step's time more than a stage does,
+# small ones within their cache lines, large ones in a virtual machine's pages.
 POOLS = 8
 MOST_ARRAYS = 6
 
