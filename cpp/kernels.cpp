@@ -54,7 +54,7 @@ inline std::uint32_t mix(std::uint32_t h) {
 // x rounded to what 16 bits can hold: up with the probability of its distance from below, so that
 // what they hold already stays. Where the spacing is that of float16's subnormal numbers, 2^-24,
 // the sum with 1/2 finds the nearest; all that follows is exact.
-inline float dither(float x, std::uint32_t random, bool half) {
+template <bool half> float dither(float x, std::uint32_t random) {
   const std::uint32_t dropped = half ? 0x1fff : 0xffff, u = bits_of(x);
   const float normal = float_of((u + (random & dropped)) & ~dropped);
   const float size = std::fabs(x), nearest = (size + 0.5f) - 0.5f, beyond = size - nearest;
@@ -85,21 +85,21 @@ template <class T> void close(const stream& s, std::ptrdiff_t i, std::ptrdiff_t 
     if (s.width == 2) narrow_block(s.kind, from, n, address(s, i));
 }
 
-// A stage: out = stage(out, in...), element by element.
+// A stage: out = stage(in...), element by element; out may be one of them.
 template <class T, class Stage, class... Stream>
-[[gnu::always_inline]] inline void each(std::ptrdiff_t n, const Stage stage, T* __restrict out,
-                                        const Stream* __restrict... in) {
+[[gnu::always_inline]] inline void each(std::ptrdiff_t n, const Stage stage, T* out,
+                                        const Stream*... in) {
 #pragma GCC ivdep
-  for (std::ptrdiff_t i = 0; i < n; ++i) out[i] = stage(out[i], in[i]...);
+  for (std::ptrdiff_t i = 0; i < n; ++i) out[i] = stage(in[i]...);
 }
 
 // x rounded stochastically, with the random numbers of its elements' positions.
-inline void dithered(std::ptrdiff_t n, const float* x, std::ptrdiff_t position, std::uint32_t key,
-                     kind to, float* out) {
-  const bool half = to == kind::float16;
+template <bool half> [[gnu::always_inline]] inline void dithered(std::ptrdiff_t n, const float* x,
+                                                                 std::ptrdiff_t position,
+                                                                 std::uint32_t key, float* out) {
   const auto start = static_cast<std::uint32_t>(position);
   for (std::ptrdiff_t i = 0; i < n; ++i)
-    out[i] = dither(x[i], mix(mix(start + static_cast<std::uint32_t>(i)) + key), half);
+    out[i] = dither<half>(x[i], mix(mix(start + static_cast<std::uint32_t>(i)) + key));
 }
 
 template <class T>
@@ -156,30 +156,39 @@ template <class T> struct stages {
     return c.low > -inf || c.high < inf;
   }
 
-  // Stages 1 to 3: the gradient of a block that the rule is to see, in the buffer.
-  [[gnu::noinline]] void prepare(std::ptrdiff_t n, const T* g, const T* x, T* buffer) const {
-    if (g != buffer) std::memcpy(buffer, g, static_cast<std::size_t>(n) * sizeof(T));
-    each(n, [this_scale = scale](T d) { return this_scale * d; }, buffer);
-    const T clip = static_cast<T>(c.clip), l2 = static_cast<T>(c.l2), l1 = static_cast<T>(c.l1);
-    if (clips()) each(n, [clip](T d) { return clamp(d, -clip, clip); }, buffer);
-    if (l2 != 0) each(n, [l2](T d, T w) { return d + l2 * w; }, buffer, x);
-    if (l1 != 0) each(n, [l1](T d, T w) { return d + l1 * sign(w); }, buffer, x);
+  // Stages 1 to 3: turns g to the gradient of a block that the rule is to see, in the buffer.
+  [[gnu::noinline]] void prepare(std::ptrdiff_t n, const T*& g, const T* x, T* buffer) const {
+    const T by = scale, clip = static_cast<T>(c.clip);
+    const T l2 = static_cast<T>(c.l2), l1 = static_cast<T>(c.l1);
+    if (by != 1 || clips()) {
+      each(n, [by, clip](T d) { return clamp(by * d, -clip, clip); }, buffer, g);
+      g = buffer;
+    }
+    if (l2 != 0) {
+      each(n, [l2](T d, T w) { return d + l2 * w; }, buffer, g, x);
+      g = buffer;
+    }
+    if (l1 != 0) {
+      each(n, [l1](T d, T w) { return d + l1 * sign(w); }, buffer, g, x);
+      g = buffer;
+    }
   }
 
   // Stages 5 to 11, of the block from i on: what the rule's loop has left of the parameter.
   [[gnu::noinline]] void finish(std::ptrdiff_t i, std::ptrdiff_t n, T* x, const T* update) const {
     const T kept = keep, after = static_cast<T>(c.after), threshold = static_cast<T>(c.threshold);
-    if (masked) each(n, [kept](T w, T u) { return (u * w > 0 ? kept : T(1)) * w - u; }, x, update);
-    if (c.after != 1) each(n, [after](T w) { return after * w; }, x);
-    if (c.threshold != 0) each(n, [threshold](T w) { return shrink(w, threshold); }, x);
+    if (masked)
+      each(n, [kept](T w, T u) { return (u * w > 0 ? kept : T(1)) * w - u; }, x, x, update);
+    if (c.after != 1) each(n, [after](T w) { return after * w; }, x, x);
+    if (c.threshold != 0) each(n, [threshold](T w) { return shrink(w, threshold); }, x, x);
     T one[block], other[block];
     if (is(a.low)) {
       each(
-          n, [](T w, T low, T high) { return clamp(w, low, high); }, x, open(a.low, i, n, one),
+          n, [](T w, T low, T high) { return clamp(w, low, high); }, x, x, open(a.low, i, n, one),
           open(a.high, i, n, other));
     } else if (bounded()) {
       const T low = static_cast<T>(c.low), high = static_cast<T>(c.high);
-      each(n, [low, high](T w) { return clamp(w, low, high); }, x);
+      each(n, [low, high](T w) { return clamp(w, low, high); }, x, x);
     }
     if (is(a.average)) {
       const T share = static_cast<T>(c.average), smallest = tiny;
@@ -187,12 +196,17 @@ template <class T> struct stages {
         const T moved = e + share * (w - e);
         return std::fabs(moved) < smallest ? T(0) : moved;
       };
-      each(n, follow, static_cast<T*>(address(a.average, i)), x);
+      T* const average = static_cast<T*>(address(a.average, i));
+      each(n, follow, average, average, x);
     }
     if constexpr (std::is_same_v<T, float>)
       if (a.x.width == 2) {
         const auto key = static_cast<std::uint32_t>(c.key);
-        if (c.stochastic != 0) dithered(n, x, a.position + i, key, a.x.kind, one);
+        const std::ptrdiff_t position = a.position + i;
+        if (c.stochastic != 0 && a.x.kind == kind::float16)
+          dithered<true>(n, x, position, key, one);
+        if (c.stochastic != 0 && a.x.kind != kind::float16)
+          dithered<false>(n, x, position, key, one);
         narrow_block(a.x.kind, c.stochastic != 0 ? one : x, n, address(a.x, i));
       }
     if (c.zero_grad != 0) std::memset(address(a.g, i), 0, static_cast<std::size_t>(n * a.g.width));
@@ -220,7 +234,6 @@ template <class T, class Rule, std::size_t... S, std::size_t... C>
     T scale = around.scale;
     if (around.prepares) {
       around.prepare(n, g, x, g_buffer);
-      g = g_buffer;
       scale = 1;
     }
     if (around.masked)

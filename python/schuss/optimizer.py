@@ -143,7 +143,8 @@ class Optimizer(Declared):
                  small steps are not lost; default False
     seed         of the stochastic rounding, default 0
     subnormals   "zero" (default) stores a state element below the smallest normal number as zero;
-                 "keep" keeps it, and each step of such an element costs 20 to 50 times as much
+                 "keep" keeps it, and each step of such an element then costs 2 to 50 times as much,
+                 by processor
     backend      "compiled" (default), or "numpy": the same bits, in readable Python
 
     A hyperparameter that is a number may be a callable: it is called with the number of finished
