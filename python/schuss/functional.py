@@ -18,6 +18,7 @@ from schuss import _core, rules
 from schuss.groups import Group, Parameter
 from schuss.hyperparameters import check_int
 from schuss.optimizer import NEEDED, Optimizer, signature
+from schuss.scalars import scalar_set
 
 # The options of an optimizer that a single call has, too.
 STATELESS = ("grad_scale", "zero_grad", "stochastic_rounding", "seed", "subnormals", "backend")
@@ -52,7 +53,7 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:
             given = tuple(arrays)
             raise TypeError(f"{name}: state {given} given; these options take {settings.states}")
         check_int("step", step, 1)
-        scalars = rule.scalar_set(
+        scalars = scalar_set(
             settings,
             settings.at(step - 1),
             step,

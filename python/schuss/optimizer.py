@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import InitVar
-from types import MappingProxyType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -26,7 +25,7 @@ from weakref import WeakSet
 import numpy as np
 
 from schuss import _core, reference
-from schuss.groups import Group, Parameter, Settings
+from schuss.groups import Group, Parameter
 from schuss.hyperparameters import (
     Bounded,
     Choice,
@@ -48,7 +47,8 @@ from schuss.hyperparameters import (
     pair,
 )
 from schuss.loss_scale import LossScale
-from schuss.scalars import ScalarSet
+from schuss.scalars import scalar_set
+from schuss.state import States, differences
 from schuss.structure import Tree, described, flatten, gather, is_sequence, label, listed
 
 NoDecay = Callable[[str, np.ndarray], bool]
@@ -434,7 +434,7 @@ class Optimizer(Declared):
             clip = self.clip_norm / (self.grad_norm + 1e-6)
             factor = factor if clip > 1.0 else factor * clip
         sets = [
-            self.scalar_set(settings[g], values[g], t + 1, decays, factor, vars(self))
+            scalar_set(settings[g], values[g], t + 1, decays, factor, vars(self))
             for g, decays, t in keys
         ]
         if self.backend == "compiled":
@@ -472,46 +472,6 @@ class Optimizer(Declared):
             for _, g in pairs:
                 if g is not None:
                     g.fill(0)
-
-    @classmethod
-    def scalar_set(
-        cls,
-        settings: Settings,
-        h: Mapping[str, Any],
-        t: int,
-        decays: bool,
-        scale: float,
-        options: Mapping[str, Any],
-    ) -> ScalarSet:
-        """The scalars of an array's step t, counted from 1: the rule's and those of the stages.
-
-        h is the group's, `options` the optimizer's, with an underscore before their names.
-        """
-        lr, l1, bounds = h["lr"], h["l1"], h["bounds"]
-        prox = h["l1_mode"] == "prox"
-        l2, keep, masked, after = decayed(settings, h, lr, h["weight_decay"] if decays else 0.0)
-        low, high = -math.inf, math.inf
-        if not (bounds is None or Pair.has_arrays(bounds)):  # arrays lie beside the parameters
-            low, high = bounds
-        mean, chance = options["_ema"], options["_stochastic_rounding"]
-        around = reference.Stages(
-            -scale if h["maximize"] else scale,
-            h["clip_value"],
-            h["l2"] + l2,
-            0.0 if prox else l1,
-            keep,
-            masked,
-            after,
-            lr * l1 if prox else 0.0,
-            low,
-            high,
-            0.0 if mean is None else 1.0 - mean,
-            options["_subnormals"] == "zero",
-            options["_zero_grad"],
-            chance,
-            step_key(options["_seed"], t) if chance else 0,
-        )
-        return ScalarSet(settings.kernel, cls.scalars(h, t), around)
 
     @property
     def iterations(self) -> int:
@@ -645,25 +605,6 @@ class Optimizer(Declared):
         return f"{type(self).__name__}({groups}\n)"
 
 
-class States(Mapping[str | int, Mapping[str, Any]]):
-    """State by parameter name; in a flat sequence the number itself works too."""
-
-    def __init__(self, by_name: Mapping[str, dict[str, Any]]) -> None:
-        self.by_name = {name: MappingProxyType(own) for name, own in by_name.items()}
-
-    def __getitem__(self, key: str | int) -> Mapping[str, Any]:
-        return self.by_name[key if isinstance(key, str) else str(key)]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.by_name)
-
-    def __len__(self) -> int:
-        return len(self.by_name)
-
-    def __repr__(self) -> str:
-        return repr({name: dict(own) for name, own in self.by_name.items()})
-
-
 def is_groups(params: Any) -> bool:
     """Whether params is a list of groups, and not a nested structure."""
     return (
@@ -676,57 +617,6 @@ def is_groups(params: Any) -> bool:
 def computing_type(x: np.ndarray) -> np.dtype[Any]:
     """What a parameter's step is computed in, and its state stored in unless told otherwise."""
     return np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
-
-
-def decayed(
-    settings: Settings, h: Mapping[str, Any], lr: float, decay: float
-) -> tuple[float, float, bool, float]:
-    """What the weight decay's mode makes of it: l2, keep, masked, after."""
-    mode = h["decay_mode"]
-    if mode == "l2" or decay == 0:
-        return decay, 1.0, False, 1.0
-    if mode in ("decoupled", "masked"):
-        return 0.0, 1.0 - lr * decay, mode == "masked", 1.0
-    if mode == "proximal":
-        return 0.0, 1.0, False, 1.0 / (1.0 + lr * decay)
-    share = lr / peak(settings.values["lr"]) if lr else 0.0
-    return 0.0, 1.0 - (share if mode == "decoupled_unscaled" else lr * share) * decay, False, 1.0
-
-
-def peak(lr: Any) -> float:
-    """The largest learning rate of a schedule; a number is its own."""
-    if not callable(lr):
-        return float(lr)
-    found = getattr(lr, "peak", None)
-    if found is None:
-        raise ValueError("lr: this decay_mode needs the schedule's largest value as its `peak`")
-    return float(found)
-
-
-def step_key(seed: int, t: int) -> int:
-    """32 bits of a seed and a step, for the step's random numbers (splitmix64, Steele 2014)."""
-    z, m = seed + t * 0x9E3779B97F4A7C15, 0xFFFFFFFFFFFFFFFF
-    z = ((z & m) ^ (z & m) >> 30) * 0xBF58476D1CE4E5B9 & m
-    z = (z ^ z >> 27) * 0x94D049BB133111EB & m
-    return (z ^ z >> 31) >> 32
-
-
-def differences(own: Mapping[Any, Any], other: Mapping[str, Any]) -> list[str]:
-    """How a saved state differs from this one in names, shapes and types."""
-    found = [f"missing {name!r}" for name in own if name not in other]
-    found += [f"unknown {name!r}" for name in other if name not in own]
-    for name in [name for name in own if name in other]:
-        if not isinstance(other[name], Mapping):
-            found.append(f"{name!r}: {type(other[name]).__name__}, wanted a mapping")
-            continue
-        mine, theirs = own[name], other[name]
-        found += [f"missing {name!r} {key}" for key in mine if key not in theirs]
-        found += [f"unknown {name!r} {key}" for key in theirs if key not in mine]
-        for key in [key for key in mine if key in theirs and key != "step"]:
-            a, b = mine[key], theirs[key]
-            if not isinstance(b, np.ndarray) or (a.shape, a.dtype) != (b.shape, b.dtype):
-                found.append(f"{name!r} {key}: {described(b)}, wanted {described(a)}")
-    return found
 
 
 def planned(parameters: list[Parameter], before: _core.Plan | None = None) -> _core.Plan:

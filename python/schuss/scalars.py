@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from schuss import _core, reference
+from schuss.hyperparameters import Pair
 
 if TYPE_CHECKING:
-    from schuss.groups import Parameter
+    from schuss.groups import Parameter, Settings
 
 NUMBERS = {name: number for number, (name, _, _) in enumerate(_core.rules())}
 
@@ -48,3 +50,75 @@ class ScalarSet(NamedTuple):
             position=p.position,
             **p.beside,
         )
+
+
+def scalar_set(
+    settings: Settings,
+    h: Mapping[str, Any],
+    t: int,
+    decays: bool,
+    scale: float,
+    options: Mapping[str, Any],
+) -> ScalarSet:
+    """The scalars of an array's step t, counted from 1: the rule's and those of the stages.
+
+    h is the group's, `options` the optimizer's, with an underscore before their names.
+    """
+    lr, l1, bounds = h["lr"], h["l1"], h["bounds"]
+    prox = h["l1_mode"] == "prox"
+    l2, keep, masked, after = decayed(settings, h, lr, h["weight_decay"] if decays else 0.0)
+    low, high = -math.inf, math.inf
+    if not (bounds is None or Pair.has_arrays(bounds)):  # arrays lie beside the parameters
+        low, high = bounds
+    mean, chance = options["_ema"], options["_stochastic_rounding"]
+    around = reference.Stages(
+        -scale if h["maximize"] else scale,
+        h["clip_value"],
+        h["l2"] + l2,
+        0.0 if prox else l1,
+        keep,
+        masked,
+        after,
+        lr * l1 if prox else 0.0,
+        low,
+        high,
+        0.0 if mean is None else 1.0 - mean,
+        options["_subnormals"] == "zero",
+        options["_zero_grad"],
+        chance,
+        step_key(options["_seed"], t) if chance else 0,
+    )
+    return ScalarSet(settings.kernel, settings.rule.scalars(h, t), around)
+
+
+def decayed(
+    settings: Settings, h: Mapping[str, Any], lr: float, decay: float
+) -> tuple[float, float, bool, float]:
+    """What the weight decay's mode makes of it: l2, keep, masked, after."""
+    mode = h["decay_mode"]
+    if mode == "l2" or decay == 0:
+        return decay, 1.0, False, 1.0
+    if mode in ("decoupled", "masked"):
+        return 0.0, 1.0 - lr * decay, mode == "masked", 1.0
+    if mode == "proximal":
+        return 0.0, 1.0, False, 1.0 / (1.0 + lr * decay)
+    share = lr / peak(settings.values["lr"]) if lr else 0.0
+    return 0.0, 1.0 - (share if mode == "decoupled_unscaled" else lr * share) * decay, False, 1.0
+
+
+def peak(lr: Any) -> float:
+    """The largest learning rate of a schedule; a number is its own."""
+    if not callable(lr):
+        return float(lr)
+    found = getattr(lr, "peak", None)
+    if found is None:
+        raise ValueError("lr: this decay_mode needs the schedule's largest value as its `peak`")
+    return float(found)
+
+
+def step_key(seed: int, t: int) -> int:
+    """32 bits of a seed and a step, for the step's random numbers (splitmix64, Steele 2014)."""
+    z, m = seed + t * 0x9E3779B97F4A7C15, 0xFFFFFFFFFFFFFFFF
+    z = ((z & m) ^ (z & m) >> 30) * 0xBF58476D1CE4E5B9 & m
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & m
+    return (z ^ z >> 31) >> 32
