@@ -76,9 +76,7 @@ stream stream_of(py::handle a, kind k) {
   constexpr std::ptrdiff_t widths[] = {0, 4, 8, 2, 2};
   return {fields(a)->data, k, widths[static_cast<int>(k)]};
 }
-stream stream_of(py::handle a) {
-  return a.is_none() ? stream{nullptr, kind::none, 0} : stream_of(a, *kind_of(a));
-}
+stream stream_of(py::handle a) { return stream_of(a, *kind_of(a)); }
 
 // Whether an array of one kind may stand beside a parameter of another: all in float64, or none.
 bool goes_with(std::optional<kind> k, kind parameter) {

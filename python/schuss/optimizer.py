@@ -138,7 +138,7 @@ class Optimizer(Declared):
                  not float64, or a mapping from the state's name to one of them. A second moment in
                  bfloat16 never decays: 0.999*v rounds back to v
     master       a float32 copy of each 16-bit parameter is what steps, and the parameter is rounded
-                 from it; default False
+                 from it: what is written to the parameter otherwise is lost. Default False
     stochastic_rounding    rounds 16-bit parameters without a master up or down by chance, so that
                  small steps are not lost; default False
     seed         of the stochastic rounding, default 0
