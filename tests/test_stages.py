@@ -225,6 +225,9 @@ def test_loss_scale() -> None:
     other.load_state_dict(opt.state_dict())
     assert float(other.grad_scale) == 64
     assert other.skipped_steps == 1
+    y = np.zeros(2, F4)
+    schuss.functional.sgd(y, np.full(2, 8, F4), step=1, lr=1.0, grad_scale=schuss.LossScale(8.0))
+    assert (y == -1).all()
     for wrong in ({"init": 0}, {"growth": 1}, {"backoff": 1}, {"interval": 0}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))}: "):
             schuss.LossScale(**wrong)

@@ -58,7 +58,7 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:
             settings.at(step - 1),
             step,
             True,
-            1.0 / around["grad_scale"],
+            1.0 / float(around["grad_scale"]),  # a LossScale, too
             {f"_{key}": value for key, value in (defaults | around).items()},
         )
         own: dict[str, Any] = {key: arrays[key] for key in settings.states}

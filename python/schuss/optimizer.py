@@ -401,12 +401,15 @@ class Optimizer(Declared):
     def step(self, grads: Any = None, *, grad_scale: float | None = None) -> bool:
         """Updates every parameter that has a gradient, in place; True when it did.
 
+        False where nonfinite="skip" has left it undone.
+
         grads        in the structure of params, None where there is no gradient: that parameter,
                      its state and its step count stay. Not given: the bound ones
         grad_scale   the loss scale of this step. Not given: the optimizer's
 
         Everything is validated before anything changes. Raises TypeError or ValueError that name
-        the array, and RuntimeError when a callable calls it from within a step.
+        the array, FloatingPointError where nonfinite="raise" finds cause, and RuntimeError when a
+        callable calls it from within a step.
         """
         if self._swapped:
             raise RuntimeError("step: the parameters hold their means; leave opt.averaged() first")
