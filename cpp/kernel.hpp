@@ -19,7 +19,7 @@ struct stream {
 };
 
 constexpr int most_states = 4;    // state arrays of one rule
-constexpr int most_scalars = 12;  // members of one rule
+constexpr int most_scalars = 16;  // members of one rule
 
 // One set of scalars: every span of the same group and step count shares it. Computed in double,
 // rounded once to the compute type. The stages are in the order of a step; with the value in

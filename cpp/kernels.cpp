@@ -28,16 +28,6 @@ struct states_of<T (Rule::*)(T, T, State&...) const> {
 
 // ---- One element, stage by stage. A NaN comes through every one of them.
 
-template <class T> T sign(T a) {
-  const T below = a < 0 ? T(-1) : a;
-  return a > 0 ? T(1) : below;
-}
-
-template <class T> T clamp(T a, T low, T high) {
-  const T above = a < low ? low : a;
-  return above > high ? high : above;
-}
-
 template <class T> T shrink(T a, T threshold) {
   const T size = maximum(std::fabs(a) - threshold, T(0));
   return a < 0 ? -size : size;

@@ -192,13 +192,14 @@ struct member {
   py::object gradient_class;    // the class of a gradient that was looked at and found good
   py::ssize_t group;            // of the arrays that share hyperparameters
   bool decays;                  // whether its group's weight decay is for it, too
+  std::vector<double> memory;   // numbers that its rule keeps beside the arrays
   std::size_t states = 0;       // arrays that are the rule's
   std::int64_t count = 0;       // finished steps of this array
   void* gradient_at = nullptr;  // where the last gradient lay that overlapped nothing
 };
 
-// What the arrays that share a set of scalars have in common: group, decays, count.
-using key = std::tuple<py::ssize_t, bool, std::int64_t>;
+// What the arrays that share a set of scalars have in common: group, decays, count, memory.
+using key = std::tuple<py::ssize_t, bool, std::int64_t, std::vector<double>>;
 
 // The memory of one array, for the overlap test.
 struct range {
@@ -230,7 +231,7 @@ class plan {
   // can't be.
   void add(std::vector<std::string> labels, py::object x,
            std::vector<std::pair<std::string, py::object>> keeps, py::object g, py::ssize_t group,
-           bool decays) {
+           bool decays, std::vector<double> memory) {
     if (labels.size() != keeps.size() + 2)
       throw py::value_error("labels: one for x, g and each array beside them");
     require_parameter(x, labels[0]);
@@ -244,7 +245,8 @@ class plan {
              static_cast<py::ssize_t>(sums_.size()),
              py::none(),
              group,
-             decays};
+             decays,
+             std::move(memory)};
     for (std::size_t s = 0; s < keeps.size(); ++s) {
       const auto& [role, a] = keeps[s];
       const auto [place, written] = places.at(role);
@@ -281,11 +283,11 @@ class plan {
       const member& m = members_[i];
       py::object g = given ? py::object(list[i]) : m.g;
       if (g.is_none()) continue;
-      const key k{m.group, m.decays, m.count};
+      key k{m.group, m.decays, m.count, m.memory};
       std::size_t set = keys.size() - 1;  // neighbours mostly share one
       if (keys.empty() || keys[set] != k) {
         set = numbers.emplace(k, keys.size()).first->second;
-        if (set == keys.size()) keys.push_back(k);
+        if (set == keys.size()) keys.push_back(std::move(k));
       }
       active_.emplace_back(i, set);
       gradients_.push_back(std::move(g));
@@ -325,8 +327,9 @@ class plan {
   }
 
   // Updates what fits, with a set of scalars for each key that begin returned, and moves the
-  // counters with the data.
-  void run(const py::sequence& sets) {
+  // counters and the memory with the data.
+  void run(const py::sequence& sets, std::vector<std::vector<double>> memories,
+           std::vector<double> shared) {
     const table& in_use = kernels();
     sets_.clear();
     for (const py::handle& values : sets)
@@ -337,17 +340,17 @@ class plan {
       if (static_cast<std::size_t>(states) != members_[i].states)
         throw py::value_error("run: the rule has other state arrays");
     }
+    require_memories(memories, shared);
     check();
     freely([&] { schuss::run(in_use, spans_, sets_); });
-    advance();
+    move_on(memories, shared);
   }
 
-  // Moves the counters as a step does.
-  void advance() {
+  // Moves the counters and the memory as a step does.
+  void advance(std::vector<std::vector<double>> memories, std::vector<double> shared) {
     if (!begun_) throw py::value_error("advance: no step has begun");
-    for (const auto& [i, set] : active_) ++members_[i].count;
-    ++iterations_;
-    end();
+    require_memories(memories, shared);
+    move_on(memories, shared);
   }
 
   // Lets go of a step's gradients.
@@ -366,11 +369,24 @@ class plan {
     for (const member& m : members_) all.push_back(m.count);
     return all;
   }
+  std::vector<std::vector<double>> memories() const {
+    std::vector<std::vector<double>> all;
+    for (const member& m : members_) all.push_back(m.memory);
+    return all;
+  }
+  const std::vector<double>& shared() const { return shared_; }
 
-  void restore(std::int64_t iterations, const std::vector<std::int64_t>& counts) {
-    if (counts.size() != members_.size()) throw py::value_error("counts: one for each parameter");
-    for (std::size_t i = 0; i < members_.size(); ++i) members_[i].count = counts[i];
+  // Sets what a step moves: the counters, each member's memory, and what all of them share.
+  void restore(std::int64_t iterations, const std::vector<std::int64_t>& counts,
+               std::vector<std::vector<double>> memories, std::vector<double> shared) {
+    if (counts.size() != members_.size() || memories.size() != members_.size())
+      throw py::value_error("restore: a count and a memory for each parameter");
+    for (std::size_t i = 0; i < members_.size(); ++i) {
+      members_[i].count = counts[i];
+      members_[i].memory = std::move(memories[i]);
+    }
     iterations_ = iterations;
+    shared_ = std::move(shared);
   }
 
   std::int64_t iterations() const { return iterations_; }
@@ -399,6 +415,24 @@ class plan {
     for (double& own : c.rule_scalars)
       if (i < values.size()) own = next();
     return c;
+  }
+
+  void require_memories(const std::vector<std::vector<double>>& memories,
+                        const std::vector<double>& shared) const {
+    bool fit = shared.size() == shared_.size();
+    for (const auto& [i, set] : active_)
+      fit = fit && set < memories.size() && memories[set].size() == members_[i].memory.size();
+    if (!fit) throw py::value_error("memories: one for each key, as long as those before");
+  }
+
+  void move_on(const std::vector<std::vector<double>>& memories, std::vector<double>& shared) {
+    for (const auto& [i, set] : active_) {
+      ++members_[i].count;
+      std::copy(memories[set].begin(), memories[set].end(), members_[i].memory.begin());
+    }
+    shared_.swap(shared);
+    ++iterations_;
+    end();
   }
 
   // Whether an array has what its parameter asks for, its class included: ndarray, the parameter's,
@@ -571,6 +605,7 @@ class plan {
   std::vector<double> sums_;                                 // room for the norm's
   py::ssize_t elements_ = 0;
   std::int64_t iterations_ = 0;
+  std::vector<double> shared_;
   bool begun_ = false, zero_grad_ = false;
 };
 
@@ -584,17 +619,20 @@ PYBIND11_MODULE(_core, m) {
   py::class_<plan>(m, "Plan", "The arrays of a step, their contract and their counters.")
       .def(py::init<>())
       .def("add", &plan::add, py::arg("labels"), py::arg("x"), py::arg("keeps"), py::arg("g"),
-           py::arg("group"), py::arg("decays"))
+           py::arg("group"), py::arg("decays"), py::arg("memory"))
       .def("require_disjoint", &plan::require_disjoint)
       .def("begin", &plan::begin, py::arg("grads"), py::arg("zero_grad"))
       .def("measure", &plan::measure_gradients)
       .def("check", &plan::check)
-      .def("run", &plan::run, py::arg("sets"))
-      .def("advance", &plan::advance)
+      .def("run", &plan::run, py::arg("sets"), py::arg("memories"), py::arg("shared"))
+      .def("advance", &plan::advance, py::arg("memories"), py::arg("shared"))
       .def("end", &plan::end)
       .def("active", &plan::active)
       .def("counts", &plan::counts)
-      .def("restore", &plan::restore, py::arg("iterations"), py::arg("counts"))
+      .def("memories", &plan::memories)
+      .def("restore", &plan::restore, py::arg("iterations"), py::arg("counts"), py::arg("memories"),
+           py::arg("shared"))
+      .def_property_readonly("shared", &plan::shared)
       .def_property_readonly("iterations", &plan::iterations);
 
   m.def("require_parameter", &require_parameter, py::arg("x"), py::arg("label"));

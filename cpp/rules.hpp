@@ -19,6 +19,31 @@ template <class T> T maximum(T a, T b) {
   return a != a ? a : larger;
 }
 
+// 1, -1, or the number itself where it is 0 or NaN.
+template <class T> T sign(T a) {
+  const T below = a < 0 ? T(-1) : a;
+  return a > 0 ? T(1) : below;
+}
+
+// The number, or the bound that it is beyond; a NaN comes through.
+template <class T> T clamp(T a, T low, T high) {
+  const T above = a < low ? low : a;
+  return above > high ? high : above;
+}
+
+// Above 0 where g and its predecessor p agree in sign, below where they don't. Their product, as
+// others compute it, is 0 where it is too small for its type.
+template <class T> T agreement(T g, T p, T product) {
+  const T signs = sign(g) * sign(p), multiplied = g * p;
+  return product > 0 ? multiplied : signs;
+}
+
+// A step size after agreement q.
+template <class T> T scaled(T s, T q, T minus, T plus) {
+  const T smaller = q < 0 ? minus * s : s;
+  return q > 0 ? plus * s : smaller;
+}
+
 template <class T> struct sgd {
   T lr;
   T operator()(T, T g) const { return lr * g; }
@@ -41,46 +66,61 @@ template <class T> struct nesterov {
 };
 
 template <class T> struct adagrad {
-  T lr, eps;
+  T lr, inside, eps, guard;
   T operator()(T, T g, T& s) const {
     s = s + g * g;
-    return lr * g / (std::sqrt(s) + eps);
+    const T u = lr * g / (std::sqrt(s + inside) + eps);
+    return s <= guard ? T(0) : u;
   }
 };
 
 template <class T> struct rmsprop {
-  T alpha, w, lr, eps;
+  T alpha, w, kv, inside, eps, lr;
   T operator()(T, T g, T& v) const {
     v = alpha * v + w * (g * g);
-    return lr * g / (std::sqrt(v) + eps);
+    return lr * (g / (std::sqrt(kv * v + inside) + eps));
   }
 };
 
 template <class T> struct rmsprop_momentum {
-  T alpha, w, lr, eps, mu;
+  T alpha, w, kv, inside, eps, mu, c, direct, s;
   T operator()(T, T g, T& v, T& b) const {
     v = alpha * v + w * (g * g);
-    b = mu * b + g / (std::sqrt(v) + eps);
-    return lr * b;
+    const T n = c * (g / (std::sqrt(kv * v + inside) + eps));
+    b = mu * b + n;
+    return direct * n + s * b;
   }
 };
 
 template <class T> struct rmsprop_centered {
-  T alpha, w, lr, eps;
+  T alpha, w, kv, ka, least, inside, eps, lr;
   T operator()(T, T g, T& v, T& a) const {
     v = alpha * v + w * (g * g);
     a = a + w * (g - a);
-    return lr * g / (std::sqrt(maximum(v - a * a, T(0))) + eps);
+    const T q = maximum(kv * v - (ka * a) * (ka * a), least);
+    return lr * (g / (std::sqrt(q + inside) + eps));
   }
 };
 
 template <class T> struct rmsprop_centered_momentum {
-  T alpha, w, lr, eps, mu;
+  T alpha, w, kv, ka, least, inside, eps, mu, c, direct, s;
   T operator()(T, T g, T& v, T& a, T& b) const {
     v = alpha * v + w * (g * g);
     a = a + w * (g - a);
-    b = mu * b + g / (std::sqrt(maximum(v - a * a, T(0))) + eps);
-    return lr * b;
+    const T q = maximum(kv * v - (ka * a) * (ka * a), least);
+    const T n = c * (g / (std::sqrt(q + inside) + eps));
+    b = mu * b + n;
+    return direct * n + s * b;
+  }
+};
+
+template <class T> struct adadelta {
+  T rho, w, eps, lr;
+  T operator()(T, T g, T& v, T& d) const {
+    v = rho * v + w * (g * g);
+    const T u = std::sqrt(d + eps) / std::sqrt(v + eps) * g;
+    d = rho * d + w * (u * u);
+    return lr * u;
   }
 };
 
@@ -93,13 +133,73 @@ template <class T> struct adam {
   }
 };
 
+// Adam with eps wherever a library puts it, and with a term of the gradient itself (NAdam). Where v
+// is not above the guard, the step is not divided, but multiplied by `under`: Adagrad's guard
+// against 0/0, and RAdam's first steps.
+template <class T> struct general_adam {
+  T w1, beta2, w2, cm, cg, kv, inside, kd, least, eps, guard, under;
+  T operator()(T, T g, T& m, T& v) const {
+    m = m + w1 * (g - m);
+    v = beta2 * v + w2 * (g * g);
+    const T n = cm * m + cg * g;
+    const T u = n / (maximum(std::sqrt(kv * v + inside) * kd, least) + eps);
+    return v <= guard ? under * n : u;
+  }
+};
+
+// Adam whose decay joins the mean after the moments, and so is divided, too.
+template <class T> struct decayed_adam {
+  T w1, beta2, w2, cm, cx, kd, eps;
+  T operator()(T x, T g, T& m, T& v) const {
+    m = m + w1 * (g - m);
+    v = beta2 * v + w2 * (g * g);
+    return (cm * m + cx * x) / (std::sqrt(v) * kd + eps);
+  }
+};
+
 template <class T> struct amsgrad {
-  T w1, beta2, w2, step, denom, eps;
+  T w1, beta2, w2, ka, cm, kv, inside, kd, least, eps, guard, under;
   T operator()(T, T g, T& m, T& v, T& q) const {
     m = m + w1 * (g - m);
     v = beta2 * v + w2 * (g * g);
-    q = maximum(q, v);
-    return step * (m / (denom * std::sqrt(q) + eps));
+    q = maximum(q, ka * v);
+    const T n = cm * m;
+    const T u = n / (maximum(std::sqrt(kv * q + inside) * kd, least) + eps);
+    return q <= guard ? under * n : u;
+  }
+};
+
+template <class T> struct adamax {
+  T w1, beta2, inside, step, eps;
+  T operator()(T, T g, T& m, T& q) const {
+    m = m + w1 * (g - m);
+    q = maximum(beta2 * q, std::fabs(g) + inside);
+    return step * (m / (q + eps));
+  }
+};
+
+// Rprop without memory of its steps. Where the sign of the gradient turns, it counts as `least`
+// says: as 0, or as it is.
+template <class T> struct rprop {
+  T product, minus, plus, low, high, least;
+  T operator()(T, T g, T& p, T& s) const {
+    const T q = agreement(g, p, product);
+    s = clamp(scaled(s, q, minus, plus), low, high);
+    p = q < least ? T(0) : g;
+    return s * sign(p);
+  }
+};
+
+// Rprop that takes its last step back where the sign of the gradient turns.
+template <class T> struct rprop_backtracking {
+  T product, minus, plus, low, high, back;
+  T operator()(T, T g, T& p, T& s, T& d) const {
+    const T q = agreement(g, p, product);
+    s = clamp(scaled(s, q, minus, plus), low, high);
+    p = q < 0 ? T(0) : g;
+    const T forth = s * sign(g), undone = -back * d, u = q < 0 ? undone : forth;
+    d = u;
+    return u;
   }
 };
 
@@ -110,4 +210,6 @@ template <class T> struct amsgrad {
 // and documented.
 #define SCHUSS_RULES(rule)                                                                   \
   rule(sgd) rule(momentum) rule(nesterov) rule(adagrad) rule(rmsprop) rule(rmsprop_momentum) \
-      rule(rmsprop_centered) rule(rmsprop_centered_momentum) rule(adam) rule(amsgrad)
+      rule(rmsprop_centered) rule(rmsprop_centered_momentum) rule(adadelta) rule(adam)       \
+          rule(general_adam) rule(decayed_adam) rule(amsgrad) rule(adamax) rule(rprop)       \
+              rule(rprop_backtracking)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 import pickle
 import weakref
 from pathlib import Path
@@ -357,7 +358,7 @@ def trained(
 def train(opt: Optimizer, params: dict[str, np.ndarray], steps: int) -> None:
     for _ in range(steps):
         t = opt.iterations
-        opt.step({name: np.cos(x + t) for name, x in params.items()})
+        opt.step({name: np.cos(x + t) for name, x in params.items()}, loss=math.cos(t))
 
 
 def variants() -> list[Any]:
@@ -365,7 +366,8 @@ def variants() -> list[Any]:
     options: dict[str, list[dict[str, Any]]] = {
         "SGD": [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}],
         "RMSprop": [{}, {"momentum": 0.5}, {"centered": True}, {"centered": True, "momentum": 0.5}],
-        "Adam": [{}, {"amsgrad": True}],
+        "Adam": [{}, {"amsgrad": True}, {"eps_mode": "inside"}, {"decay_mode": "seed002"}],
+        "Rprop": [{}, {"variant": "irprop+"}],
     }
     cases = [(rule, o) for rule in rules.RULES for o in options.get(rule.__name__, [{}])]
     kernels = {
@@ -404,7 +406,8 @@ def pickled(pair: Any) -> Any:
 @pytest.mark.parametrize("way", [copy.deepcopy, pickled])
 @pytest.mark.parametrize(("rule", "options"), variants())
 def test_copies(rule: type[Optimizer], options: dict[str, Any], way: Any) -> None:
-    opt, params = trained(rule, 3, lr=schuss.schedules.cosine(0.1, steps=9), **options)
+    schedule = schuss.schedules.cosine(0.1, steps=9)
+    opt, params = trained(rule, 3, weight_decay=schedule, **options)
     other, theirs = way((opt, params))  # together, so that they still share their arrays
     assert other.param_groups[0]["params"][0] is theirs["w"]
     train(opt, params, 3)
@@ -505,5 +508,5 @@ def test_many_counts_cost_no_more_than_many_arrays() -> None:
     n = 3000
     opt = schuss.SGD([np.zeros(1) for _ in range(n)])
     counts = list(range(n))
-    opt._plan.restore(n, counts)
-    assert opt._plan.begin([np.ones(1)] * n, False) == [(0, True, t) for t in counts]
+    opt._plan.restore(n, counts, [[]] * n, [])
+    assert opt._plan.begin([np.ones(1)] * n, False) == [(0, True, t, []) for t in counts]

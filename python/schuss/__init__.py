@@ -27,17 +27,39 @@ if _isa := _os.environ.get("SCHUSS_ISA"):
 from schuss import functional, reference, schedules
 from schuss.loss_scale import LossScale
 from schuss.optimizer import Optimizer
-from schuss.rules import SGD, Adagrad, Adam, AdamW, RMSprop
+from schuss.rules import (
+    NAG,
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    Momentum,
+    NAdam,
+    NAdamW,
+    RAdam,
+    RMSprop,
+    Rprop,
+)
 from schuss.threads import get_num_threads, set_num_threads, threads
 
 __all__ = [
+    "NAG",
     "SGD",
+    "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",
+    "Adamax",
     "LossScale",
+    "Momentum",
+    "NAdam",
+    "NAdamW",
     "Optimizer",
+    "RAdam",
     "RMSprop",
+    "Rprop",
     "functional",
     "get_num_threads",
     "reference",

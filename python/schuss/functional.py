@@ -4,7 +4,8 @@
 
 param and the state arrays are written, grad is read. `step` is the array's step, 1 first. The other
 keyword arguments are those of the rule's class, with its defaults, and grad_scale, subnormals and
-backend, as every optimizer has them.
+backend, as every optimizer has them. Numbers that a rule remembers, such as NAdam's mu_product, are
+float64 arrays of no dimension, and written, too.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import numpy as np
 
 from schuss import _core, rules
 from schuss.groups import Group, Parameter
-from schuss.hyperparameters import check_int
-from schuss.optimizer import NEEDED, Optimizer, signature
+from schuss.hyperparameters import REQUIRED, check_int
+from schuss.optimizer import Optimizer, check_loss, signature
 from schuss.scalars import scalar_set
 
 # The options of an optimizer that a single call has, too.
@@ -28,23 +29,21 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:
     """The functional form of a rule."""
     name = rule.__name__.lower()
     every_state = max(rule.states.values(), key=len)
+    fixed = [key for key, h in rule.hyperparameters.items() if h.fixed]
+    live = {key: rule.options[key] for key in STATELESS}
+    defaults = {key: o.default for key, o in rule.options.items()}
 
     def step_once(
         param: np.ndarray,
         grad: np.ndarray,
         *state: np.ndarray | None,
         step: int,
+        loss: float | None = None,
         master: np.ndarray | None = None,
         **options: Any,
     ) -> None:
-        if len(state) > len(every_state):
-            raise TypeError(f"{name}: {len(state)} state arrays given; it has {every_state}")
-        arrays = dict(zip(every_state, state, strict=False))
-        for key in every_state:
-            if key in options and key in arrays:
-                raise TypeError(f"{name}: {key} is given twice")
-            arrays[key] = options.pop(key, arrays.get(key))
-        arrays = {key: array for key, array in arrays.items() if array is not None}
+        arrays = named(name, every_state, state, options)
+        numbers = {key: options.pop(key, None) for key in (*rule.memory, *rule.shared)}
         around = {key: o.check(options.pop(key, o.default)) for key, o in live.items()}
         for key in [key for key in options if key in fixed]:
             raise TypeError(f"{name}: {key} is for the class; give the state its start yourself")
@@ -53,11 +52,18 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:
             given = tuple(arrays)
             raise TypeError(f"{name}: state {given} given; these options take {settings.states}")
         check_int("step", step, 1)
+        h = settings.at(step - 1)
+        follows = rule.reads_loss(h)
+        remembers = [*rule.memory, *(rule.shared if follows else ())]
+        memory = {key: remembered(name, key, numbers[key]) for key in remembers}
+        if follows:
+            memory |= rule.follow(h | memory, check_loss(loss))
         scalars = scalar_set(
             settings,
-            settings.at(step - 1),
+            h,
             step,
             True,
+            memory,
             1.0 / float(around["grad_scale"]),  # a LossScale, too
             {f"_{key}": value for key, value in (defaults | around).items()},
         )
@@ -66,28 +72,54 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:
         p = Parameter(name, param, grad, own, beside, group=0, decays=True, position=0)
         labels = ["param", "grad", *own, *p.beside]
         plan = _core.Plan()
-        plan.add(labels, param, p.keeps(), grad, 0, True)
+        plan.add(labels, param, p.keeps(), grad, 0, True, [])
         plan.begin(None, around["zero_grad"])
         if around["backend"] == "compiled":
-            plan.run([scalars.packed()])
+            plan.run([scalars.packed()], [[]], [])
         else:
             plan.check()
             scalars.step(p, grad)
+        for key in remembers:
+            numbers[key][...] = {**memory, **scalars.rule}[key]
 
-    fixed = [key for key, h in rule.hyperparameters.items() if h.fixed]
     needed = min(map(len, rule.states.values()))
-    arguments: dict[str, Any] = {"param": NEEDED, "grad": NEEDED}
-    arguments |= {s: NEEDED if i < needed else None for i, s in enumerate(every_state)}
-    live = {key: rule.options[key] for key in STATELESS}
-    defaults = {key: o.default for key, o in rule.options.items()}
+    arguments: dict[str, Any] = {"param": REQUIRED, "grad": REQUIRED}
+    arguments |= {s: REQUIRED if i < needed else None for i, s in enumerate(every_state)}
+    asked = {"step": REQUIRED, "loss": None, "master": None, "preset": None}
+    asked |= dict.fromkeys((*rule.memory, *rule.shared))
     shown = {key: h.default for key, h in rule.hyperparameters.items() if key not in fixed}
     shown |= {key: o.default for key, o in live.items()}
     step_once.__name__ = step_once.__qualname__ = name
     step_once.__doc__ = rule.__doc__
-    step_once.__signature__ = signature(  # type: ignore[attr-defined]
-        arguments, {"step": NEEDED, "master": None, **shown}
-    )
+    step_once.__signature__ = signature(arguments, asked | shown)  # type: ignore[attr-defined]
     return step_once
+
+
+def named(
+    rule: str,
+    names: tuple[str, ...],
+    state: tuple[np.ndarray | None, ...],
+    options: dict[str, Any],
+) -> dict[str, np.ndarray]:
+    """The state arrays that were given, by position or among the options, which lose them."""
+    if len(state) > len(names):
+        raise TypeError(f"{rule}: {len(state)} state arrays given; it has {names}")
+    arrays = dict(zip(names, state, strict=False))
+    for key in names:
+        if key in options and key in arrays:
+            raise TypeError(f"{rule}: {key} is given twice")
+        arrays[key] = options.pop(key, arrays.get(key))
+    return {key: array for key, array in arrays.items() if array is not None}
+
+
+def remembered(rule: str, name: str, array: Any) -> float:
+    """The number in an array of no dimension, which the call will write."""
+    if not (isinstance(array, np.ndarray) and array.shape == () and array.dtype == np.float64):
+        given = "missing" if array is None else repr(array)
+        raise TypeError(f"{rule}: {name} is {given}; pass a float64 array of no dimension")
+    if not array.flags.writeable:
+        raise ValueError(f"{rule}: {name} is read-only, but the step writes to it")
+    return float(array)
 
 
 def __getattr__(name: str) -> Callable[..., None]:

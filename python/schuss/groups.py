@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from schuss.hyperparameters import REQUIRED
 from schuss.structure import described, label
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class Parameter:
     group: int
     decays: bool  # whether its group's weight decay is for it, too
     position: int  # elements of the parameters before it
+    memory: list[float] = field(default_factory=list)  # at the start: numbers beside the arrays
     kind: str = field(init=False)  # what an array in its place has to be
 
     def __post_init__(self) -> None:
@@ -76,6 +78,15 @@ class Settings(NamedTuple):
         return values | {k: declared[k].at(values[k], iterations) for k in self.scheduled}
 
 
+def preset(rule: type[Optimizer], name: Any) -> dict[str, Any]:
+    """The defaults of a rule in another library's or paper's convention; None: PyTorch's."""
+    if name is not None and not (isinstance(name, str) and name in rule.presets):
+        has = ", ".join(rule.presets)
+        raise ValueError(f"preset: {name!r} is unknown; {rule.__name__} has {has}")
+    own = {} if name is None else rule.presets[name]
+    return {key: h.default for key, h in rule.hyperparameters.items()} | own
+
+
 class Group(MutableMapping[str, Any]):
     """One parameter group, live: "params", "param_names", "no_decay", and its hyperparameters.
 
@@ -88,8 +99,13 @@ class Group(MutableMapping[str, Any]):
     def __init__(self, rule: type[Optimizer], values: Mapping[str, Any]) -> None:
         self.members: list[Parameter] = []
         self.lock: AbstractContextManager[Any] = nullcontext()  # the optimizer's, once it has one
-        defaults = {name: h.default for name, h in rule.hyperparameters.items()}
-        self.settings = Settings.checked(rule, defaults | self.read(rule, values))
+        given = {name: value for name, value in values.items() if name != "preset"}
+        defaults = preset(rule, values.get("preset"))
+        chosen = defaults | self.read(rule, given)
+        for name, value in chosen.items():
+            if value is REQUIRED:
+                raise TypeError(f"{name}: preset {values['preset']!r} has no default; pass one")
+        self.settings = Settings.checked(rule, chosen)
 
     @classmethod
     def read(cls, rule: type[Optimizer], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ and set all of them.
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers as abstract
 from collections.abc import Callable, Mapping
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 # A callable takes the number of finished steps and returns the value of the coming one.
 Number = float | Callable[[int], float]
+
+# What a preset gives where its source has no default.
+REQUIRED: Any = inspect.Parameter.empty
 
 
 class Interval:
@@ -118,6 +122,9 @@ class Constant(Bounded):
 
     fixed = True
 
+    def loaded(self, value: Any, own: Any) -> Any:
+        return own  # what it once did is in the state that is loaded with it
+
 
 class Scheduled(Bounded):
     """A number in an interval, or a callable."""
@@ -141,12 +148,13 @@ class Scheduled(Bounded):
 
 
 class Several(Hyperparameter):
-    """So many numbers in an interval, each of which may be a callable."""
+    """So many numbers, each in an interval or a callable: one interval for all, or one for each."""
 
-    def __init__(self, interval: str, *, default: tuple[float, ...]) -> None:
+    def __init__(self, *intervals: str, default: tuple[float, ...]) -> None:
         super().__init__(default)
-        self.interval = interval
-        self.parts = [Scheduled(interval, default=part) for part in default]
+        self.intervals = " and ".join(intervals)
+        each = intervals if len(intervals) > 1 else intervals * len(default)
+        self.parts = [Scheduled(i, default=part) for i, part in zip(each, default, strict=True)]
 
     def __set_name__(self, owner: type, name: str) -> None:
         super().__set_name__(owner, name)
@@ -157,7 +165,7 @@ class Several(Hyperparameter):
         if isinstance(value, np.ndarray) and value.ndim == 1:
             value = list(value)
         if not isinstance(value, tuple | list) or len(value) != len(self.parts):
-            wanted = f"{len(self.parts)} numbers in {self.interval}"
+            wanted = f"{len(self.parts)} numbers in {self.intervals}"
             raise TypeError(f"{self.name}: {value!r} is not {wanted}")
         return tuple(part.check(v) for part, v in zip(self.parts, value, strict=True))
 
@@ -185,14 +193,16 @@ class Flag(Hyperparameter):
 
 
 class Choice(Hyperparameter):
-    """One of some words."""
+    """One of some words, among which True and False may be."""
 
-    def __init__(self, *choices: str, default: str) -> None:
+    def __init__(self, *choices: str | bool, default: str | bool) -> None:
         super().__init__(default)
         self.choices = choices
 
     def check(self, value: Any) -> Any:
-        if not isinstance(value, str) or value not in self.choices:
+        if isinstance(value, np.bool_):
+            value = bool(value)
+        if not isinstance(value, str | bool) or value not in self.choices:
             wanted = " or ".join(map(repr, self.choices))
             raise ValueError(f"{self.name}: {value!r} is unknown; wanted {wanted}")
         return value
@@ -303,12 +313,12 @@ class Option:
 # annotation for the attribute's type, and the default for that of the constructor's argument.
 
 
-def number(interval: str, *, default: float) -> Any:
+def number(interval: str, *, default: float | None) -> Any:
     return Scheduled(interval, default=default)
 
 
-def numbers(interval: str, *, default: tuple[float, ...]) -> Any:
-    return Several(interval, default=default)
+def numbers(*intervals: str, default: tuple[float, ...]) -> Any:
+    return Several(*intervals, default=default)
 
 
 def constant(interval: str, *, default: float) -> Any:
@@ -319,7 +329,7 @@ def flag(*, default: bool) -> Any:
     return Flag(default)
 
 
-def choice(*choices: str, default: str) -> Any:
+def choice(*choices: str | bool, default: str | bool) -> Any:
     return Choice(*choices, default=default)
 
 

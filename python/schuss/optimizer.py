@@ -27,10 +27,12 @@ import numpy as np
 from schuss import _core, reference
 from schuss.groups import Group, Parameter
 from schuss.hyperparameters import (
+    REQUIRED,
     Bounded,
     Choice,
     Flag,
     Hyperparameter,
+    Interval,
     LossScaleOrNumber,
     Number,
     Option,
@@ -49,7 +51,16 @@ from schuss.hyperparameters import (
 from schuss.loss_scale import LossScale
 from schuss.scalars import scalar_set
 from schuss.state import States, differences
-from schuss.structure import Tree, described, flatten, gather, is_sequence, label, listed
+from schuss.structure import (
+    Tree,
+    described,
+    filled,
+    flatten,
+    gather,
+    is_sequence,
+    label,
+    listed,
+)
 
 NoDecay = Callable[[str, np.ndarray], bool]
 P = ParamSpec("P")
@@ -75,9 +86,6 @@ def one_at_a_time(
                 self._busy = False
 
     return guarded
-
-
-NEEDED = inspect.Parameter.empty
 
 
 def signature(arguments: dict[str, Any], keywords: dict[str, Any]) -> inspect.Signature:
@@ -112,6 +120,8 @@ class Optimizer(Declared):
                  mappings with "params" and what differs from the other groups
     grads        gradient arrays that stay, in the structure of params; then `step()` needs none
     no_decay     a function of a parameter's name and array: True takes it out of the weight decay
+    preset       the defaults and switches of another library's or paper's convention of the rule,
+                 such as "keras": see the rule; what is passed beside it wins. Default None
 
     Options of a group, live, in the order of a step (reference.step):
 
@@ -153,6 +163,9 @@ class Optimizer(Declared):
     """
 
     states: ClassVar[dict[str, tuple[str, ...]]]  # the state arrays of each kernel
+    memory: ClassVar[dict[str, float]] = {}  # numbers beside each array's state, at the start
+    shared: ClassVar[dict[str, float]] = {}  # numbers beside the state of all, at the start
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}  # what differs from PyTorch's convention
     hyperparameters: ClassVar[dict[str, Hyperparameter]] = {}
     options: ClassVar[dict[str, Option]] = {}
 
@@ -160,6 +173,7 @@ class Optimizer(Declared):
         params: InitVar[Any] = argument(kw_only=False)
         grads: InitVar[Any] = argument(default=None)
         no_decay: InitVar[NoDecay | None] = argument(default=None)
+        preset: InitVar[str | None] = argument(default=None)
         lr: Number = argument(default=None)
         weight_decay: Number = argument(default=None)
         decay_mode: str = argument(default=None)
@@ -189,8 +203,8 @@ class Optimizer(Declared):
         cls.hyperparameters = {k: d for k, d in declared.items() if isinstance(d, Hyperparameter)}
         cls.options = {d.argument: d for d in declared.values() if isinstance(d, Option)}
         cls.__signature__ = signature(  # type: ignore[attr-defined]
-            {"params": NEEDED},
-            {"grads": None, "no_decay": None, **cls.defaults()},
+            {"params": REQUIRED},
+            {"grads": None, "no_decay": None, "preset": None, **cls.defaults()},
         )
 
     @classmethod
@@ -228,7 +242,18 @@ class Optimizer(Declared):
         if isinstance(self.grad_scale, LossScale) and self.nonfinite != "skip":
             raise ValueError('grad_scale: a LossScale needs nonfinite="skip"')
         self._plan = planned(self._parameters)
+        self._restore(0, [0] * len(self._parameters), self._plan.memories(), self.shared)
         self._free()
+
+    def _restore(
+        self,
+        iterations: int,
+        counts: list[int],
+        memories: list[list[float]],
+        shared: Mapping[str, float],
+    ) -> None:
+        """Sets all that a step moves beside the arrays."""
+        self._plan.restore(iterations, counts, memories, [shared[name] for name in self.shared])
 
     def _free(self) -> None:
         """Nobody is in a call: at the start, and in a forked child, which has no other thread."""
@@ -250,7 +275,21 @@ class Optimizer(Declared):
 
     @staticmethod
     def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
-        """The scalars of the rule's kernels at an array's step t, counted from 1, in double."""
+        """The scalars of the rule's kernels at an array's step t, counted from 1, in double.
+
+        h has the hyperparameters' values at this step, and what the rule keeps in `memory` and
+        `shared`; what is returned has the new memory, too.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def reads_loss(h: Mapping[str, Any]) -> bool:
+        """Whether a step needs the loss."""
+        return False
+
+    @staticmethod
+    def follow(h: Mapping[str, Any], loss: float) -> dict[str, float]:
+        """What `shared` becomes by a step with this loss, and what else `scalars` wants to know."""
         raise NotImplementedError
 
     @staticmethod
@@ -340,6 +379,7 @@ class Optimizer(Declared):
                     len(self._groups),
                     no_decay is None or not no_decay(name, x),
                     before[-1].position + before[-1].x.size if before else 0,
+                    list(self.memory.values()),
                 )
             )
         if group.get("grads") is not None:
@@ -398,13 +438,16 @@ class Optimizer(Declared):
     # ---- The step
 
     @one_at_a_time
-    def step(self, grads: Any = None, *, grad_scale: float | None = None) -> bool:
+    def step(
+        self, grads: Any = None, *, loss: float | None = None, grad_scale: float | None = None
+    ) -> bool:
         """Updates every parameter that has a gradient, in place; True when it did.
 
         False where nonfinite="skip" has left it undone.
 
         grads        in the structure of params, None where there is no gradient: that parameter,
                      its state and its step count stay. Not given: the bound ones
+        loss         the loss at the point where the gradients were taken, for rules that read it
         grad_scale   the loss scale of this step. Not given: the optimizer's
 
         Everything is validated before anything changes. Raises TypeError or ValueError that name
@@ -423,6 +466,7 @@ class Optimizer(Declared):
         plan = self._plan
         settings = [group.settings for group in self._groups]
         values = [s.at(plan.iterations) for s in settings]  # the user's callables run here
+        shared = self._followed(values, loss)
         flat = None if grads is None else self._gather(grads, "grads")
         keys = plan.begin(flat, self.zeroes_grad)
         factor = 1.0 / float(scale)
@@ -437,20 +481,36 @@ class Optimizer(Declared):
             clip = self.clip_norm / (self.grad_norm + 1e-6)
             factor = factor if clip > 1.0 else factor * clip
         sets = [
-            scalar_set(settings[g], values[g], t + 1, decays, factor, vars(self))
-            for g, decays, t in keys
+            scalar_set(
+                settings[g],
+                values[g],
+                t + 1,
+                decays,
+                {**dict(zip(self.memory, memory, strict=True)), **shared},
+                factor,
+                vars(self),
+            )
+            for g, decays, t, memory in keys
         ]
+        memories, after = [s.memory for s in sets], [shared[name] for name in self.shared]
         if self.backend == "compiled":
-            plan.run([s.packed() for s in sets])
+            plan.run([s.packed() for s in sets], memories, after)
         else:
             plan.check()
             gradients = self._in_order(flat)
             for i, number_of_set in plan.active():
                 sets[number_of_set].step(self._parameters[i], gradients[i])
-            plan.advance()
+            plan.advance(memories, after)
         if isinstance(scale, LossScale):
             scale.update(True)
         return True
+
+    def _followed(self, values: list[dict[str, Any]], loss: Any) -> dict[str, float]:
+        """What all arrays share in this step; of several groups the first one's options count."""
+        shared = dict(zip(self.shared, self._plan.shared, strict=True))
+        if not any(map(self.reads_loss, values)):
+            return shared
+        return shared | self.follow(values[0] | shared, check_loss(loss))
 
     def _in_order(self, flat: list[Any] | None) -> list[Any]:
         """The gradients of a step: those that were given, or the bound ones."""
@@ -493,8 +553,17 @@ class Optimizer(Declared):
     def state(self) -> States:
         """Each parameter's finished steps and its live state: `opt.state["w1"]["exp_avg"]`."""
         with self._lock:
-            pairs = zip(self._parameters, self._plan.counts(), strict=True)
-            return States({p.name: {"step": count, **p.saved} for p, count in pairs})
+            numbers = zip(self._plan.counts(), self._plan.memories(), strict=True)
+            return States(
+                {
+                    p.name: {
+                        "step": count,
+                        **dict(zip(self.memory, memory, strict=True)),
+                        **p.saved,
+                    }
+                    for p, (count, memory) in zip(self._parameters, numbers, strict=True)
+                }
+            )
 
     @property  # type: ignore[no-redef]
     def ema(self) -> dict[str, np.ndarray]:
@@ -518,6 +587,12 @@ class Optimizer(Declared):
                 for p, x in zip(self._parameters, kept, strict=True):
                     p.x[...] = x
                 self._swapped = False
+
+    def empty_like_params(self) -> Any:
+        """New arrays in the structure of params, with no content."""
+        fresh = [np.empty_like(p.x, subok=False) for p in self._parameters]
+        trees = [filled(tree, fresh) for tree in self._trees]
+        return trees if self._grouped else trees[0]
 
     @property
     def nbytes(self) -> int:
@@ -544,6 +619,7 @@ class Optimizer(Declared):
                 for g in self._groups
             ],
             "iterations": self.iterations,
+            "shared": dict(zip(self.shared, self._plan.shared, strict=True)),
             "skipped_steps": self.skipped_steps,
             "loss_scale": dict(vars(scale)) if isinstance(scale, LossScale) else None,
         }
@@ -574,6 +650,13 @@ class Optimizer(Declared):
         most = 2**62  # a counter has room for as many steps again
         counts = [check_int(f"{n!r} step", s["step"], 0, most) for n, s in state.items()]
         of = dict(zip(state, counts, strict=True))
+        finite = Interval("[-inf, inf]")
+        memories = {
+            n: [finite.check(f"{n!r} {key}", s[key]) for key in self.memory]
+            for n, s in state.items()
+        }
+        given_shared = {**self.shared, **state_dict.get("shared", {})}
+        shared = {key: finite.check(key, given_shared[key]) for key in self.shared}
         iterations = check_int("iterations", state_dict.get("iterations"), 0, most)
         skipped = check_int("skipped_steps", state_dict.get("skipped_steps", 0), 0, most)
         own_arrays = [(p.name, k, a) for p in self._parameters for k, a in p.saved.items()]
@@ -584,20 +667,22 @@ class Optimizer(Declared):
             own.settings = settings
         for array, value in arrays:
             array[...] = value
-        self._plan.restore(iterations, [of[p.name] for p in self._parameters])
+        names = [p.name for p in self._parameters]
+        self._restore(iterations, [of[n] for n in names], [memories[n] for n in names], shared)
         self.skipped_steps = skipped
         if isinstance(self.grad_scale, LossScale) and state_dict.get("loss_scale"):
             vars(self.grad_scale).update(state_dict["loss_scale"])
 
     def __getstate__(self) -> dict[str, Any]:
         own = {k: v for k, v in vars(self).items() if k not in ("_plan", "_lock", "_busy")}
-        return own | {"counters": (self._plan.iterations, self._plan.counts())}
+        plan = self._plan
+        return own | {"moved": (plan.iterations, plan.counts(), plan.memories(), plan.shared)}
 
     def __setstate__(self, own: dict[str, Any]) -> None:
         vars(self).update(own)
-        iterations, counts = vars(self).pop("counters")
+        moved = vars(self).pop("moved")
         self._plan = planned(self._parameters)
-        self._plan.restore(iterations, counts)
+        self._plan.restore(*moved)
         self._free()
 
     def __copy__(self) -> Optimizer:
@@ -606,6 +691,13 @@ class Optimizer(Declared):
     def __repr__(self) -> str:
         groups = "".join(f"\n  {group!r}," for group in self._groups)
         return f"{type(self).__name__}({groups}\n)"
+
+
+def check_loss(loss: Any) -> float:
+    """The loss as a float, for a rule that reads it."""
+    if loss is None:
+        raise ValueError("loss: this rule reads it; pass it with the gradients: loss=f")
+    return Interval("(-inf, inf)").check("loss", loss)
 
 
 def is_groups(params: Any) -> bool:
@@ -629,11 +721,13 @@ def planned(parameters: list[Parameter], before: _core.Plan | None = None) -> _c
     """
     plan = _core.Plan()
     for p in parameters:
-        plan.add(p.labels(), p.x, p.keeps(), p.g, p.group, p.decays)
+        plan.add(p.labels(), p.x, p.keeps(), p.g, p.group, p.decays, p.memory)
     plan.require_disjoint()
     if before is not None:
-        counts = before.counts()
-        plan.restore(before.iterations, counts + [0] * (len(parameters) - len(counts)))
+        counts, memories, fresh = before.counts(), before.memories(), plan.memories()
+        counts += [0] * (len(parameters) - len(counts))
+        memories += fresh[len(memories) :]
+        plan.restore(before.iterations, counts, memories, before.shared)
     return plan
 
 

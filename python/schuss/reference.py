@@ -205,6 +205,16 @@ def maximum(a: Array, b: Array | float) -> Array:
     return np.where((a > b) | np.isnan(a), a, b).astype(a.dtype, copy=False)
 
 
+def agreement(g: Array, p: Array, product: float) -> Array:
+    """Above 0 where g and its predecessor p agree in sign, below 0 where they don't."""
+    return g * p if product > 0 else sign(g) * sign(p)
+
+
+def scaled(s: Array, q: Array, minus: float, plus: float) -> Array:
+    """A step size after agreement q."""
+    return np.where(q > 0, plus * s, np.where(q < 0, minus * s, s))
+
+
 def sgd(x: Array, g: Array, *, lr: float) -> Array:
     return lr * g
 
@@ -219,16 +229,29 @@ def nesterov(x: Array, g: Array, b: Array, *, mu: float, w: float, a: float, s: 
     return s * (a * g + mu * b)
 
 
-def adagrad(x: Array, g: Array, s: Array, *, lr: float, eps: float) -> Array:
+def adagrad(
+    x: Array, g: Array, s: Array, *, lr: float, inside: float, eps: float, guard: float
+) -> Array:
     s[...] = s + g * g
-    return lr * g / (np.sqrt(s) + eps)
+    u = lr * g / (np.sqrt(s + inside) + eps)
+    return np.where(s <= guard, 0, u).astype(g.dtype)
 
 
 def rmsprop(
-    x: Array, g: Array, v: Array, *, alpha: float, w: float, lr: float, eps: float
+    x: Array,
+    g: Array,
+    v: Array,
+    *,
+    alpha: float,
+    w: float,
+    kv: float,
+    inside: float,
+    eps: float,
+    lr: float,
 ) -> Array:
     v[...] = alpha * v + w * (g * g)
-    return lr * g / (np.sqrt(v) + eps)
+    u: Array = lr * (g / (np.sqrt(kv * v + inside) + eps))
+    return u
 
 
 def rmsprop_momentum(
@@ -239,21 +262,40 @@ def rmsprop_momentum(
     *,
     alpha: float,
     w: float,
-    lr: float,
+    kv: float,
+    inside: float,
     eps: float,
     mu: float,
+    c: float,
+    direct: float,
+    s: float,
 ) -> Array:
     v[...] = alpha * v + w * (g * g)
-    b[...] = mu * b + g / (np.sqrt(v) + eps)
-    return lr * b
+    n: Array = c * (g / (np.sqrt(kv * v + inside) + eps))
+    b[...] = mu * b + n
+    return direct * n + s * b
 
 
 def rmsprop_centered(
-    x: Array, g: Array, v: Array, a: Array, *, alpha: float, w: float, lr: float, eps: float
+    x: Array,
+    g: Array,
+    v: Array,
+    a: Array,
+    *,
+    alpha: float,
+    w: float,
+    kv: float,
+    ka: float,
+    least: float,
+    inside: float,
+    eps: float,
+    lr: float,
 ) -> Array:
     v[...] = alpha * v + w * (g * g)
     a[...] = a + w * (g - a)
-    return lr * g / (np.sqrt(maximum(v - a * a, 0.0)) + eps)
+    q = maximum(kv * v - (ka * a) * (ka * a), least)
+    u: Array = lr * (g / (np.sqrt(q + inside) + eps))
+    return u
 
 
 def rmsprop_centered_momentum(
@@ -265,14 +307,31 @@ def rmsprop_centered_momentum(
     *,
     alpha: float,
     w: float,
-    lr: float,
+    kv: float,
+    ka: float,
+    least: float,
+    inside: float,
     eps: float,
     mu: float,
+    c: float,
+    direct: float,
+    s: float,
 ) -> Array:
     v[...] = alpha * v + w * (g * g)
     a[...] = a + w * (g - a)
-    b[...] = mu * b + g / (np.sqrt(maximum(v - a * a, 0.0)) + eps)
-    return lr * b
+    q = maximum(kv * v - (ka * a) * (ka * a), least)
+    n: Array = c * (g / (np.sqrt(q + inside) + eps))
+    b[...] = mu * b + n
+    return direct * n + s * b
+
+
+def adadelta(
+    x: Array, g: Array, v: Array, d: Array, *, rho: float, w: float, eps: float, lr: float
+) -> Array:
+    v[...] = rho * v + w * (g * g)
+    u: Array = np.sqrt(d + eps) / np.sqrt(v + eps) * g
+    d[...] = rho * d + w * (u * u)
+    return lr * u
 
 
 def adam(
@@ -293,6 +352,51 @@ def adam(
     return step * (m / (denom * np.sqrt(v) + eps))
 
 
+def general_adam(
+    x: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    *,
+    w1: float,
+    beta2: float,
+    w2: float,
+    cm: float,
+    cg: float,
+    kv: float,
+    inside: float,
+    kd: float,
+    least: float,
+    eps: float,
+    guard: float,
+    under: float,
+) -> Array:
+    m[...] = m + w1 * (g - m)
+    v[...] = beta2 * v + w2 * (g * g)
+    n = cm * m + cg * g
+    u = n / (maximum(np.sqrt(kv * v + inside) * kd, least) + eps)
+    return np.where(v <= guard, under * n, u)
+
+
+def decayed_adam(
+    x: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    *,
+    w1: float,
+    beta2: float,
+    w2: float,
+    cm: float,
+    cx: float,
+    kd: float,
+    eps: float,
+) -> Array:
+    m[...] = m + w1 * (g - m)
+    v[...] = beta2 * v + w2 * (g * g)
+    return (cm * m + cx * x) / (np.sqrt(v) * kd + eps)
+
+
 def amsgrad(
     x: Array,
     g: Array,
@@ -303,11 +407,77 @@ def amsgrad(
     w1: float,
     beta2: float,
     w2: float,
-    step: float,
-    denom: float,
+    ka: float,
+    cm: float,
+    kv: float,
+    inside: float,
+    kd: float,
+    least: float,
     eps: float,
+    guard: float,
+    under: float,
 ) -> Array:
     m[...] = m + w1 * (g - m)
     v[...] = beta2 * v + w2 * (g * g)
-    q[...] = maximum(q, v)
-    return step * (m / (denom * np.sqrt(q) + eps))
+    q[...] = maximum(q, ka * v)
+    n = cm * m
+    u = n / (maximum(np.sqrt(kv * q + inside) * kd, least) + eps)
+    return np.where(q <= guard, under * n, u)
+
+
+def adamax(
+    x: Array,
+    g: Array,
+    m: Array,
+    q: Array,
+    *,
+    w1: float,
+    beta2: float,
+    inside: float,
+    step: float,
+    eps: float,
+) -> Array:
+    m[...] = m + w1 * (g - m)
+    q[...] = maximum(beta2 * q, np.abs(g) + inside)
+    return step * (m / (q + eps))
+
+
+def rprop(
+    x: Array,
+    g: Array,
+    p: Array,
+    s: Array,
+    *,
+    product: float,
+    minus: float,
+    plus: float,
+    low: float,
+    high: float,
+    least: float,
+) -> Array:
+    q = agreement(g, p, product)
+    s[...] = clamp(scaled(s, q, minus, plus), low, high)
+    p[...] = np.where(q < least, 0, g)
+    return s * sign(p)
+
+
+def rprop_backtracking(
+    x: Array,
+    g: Array,
+    p: Array,
+    s: Array,
+    d: Array,
+    *,
+    product: float,
+    minus: float,
+    plus: float,
+    low: float,
+    high: float,
+    back: float,
+) -> Array:
+    q = agreement(g, p, product)
+    s[...] = clamp(scaled(s, q, minus, plus), low, high)
+    p[...] = np.where(q < 0, 0, g)
+    u = np.where(q < 0, -back * d, s * sign(g))
+    d[...] = u
+    return u

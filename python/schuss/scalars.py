@@ -14,6 +14,16 @@ from schuss.hyperparameters import Pair
 if TYPE_CHECKING:
     from schuss.groups import Parameter, Settings
 
+# How weight_decay, wd below, works on x; lr is the step's, peak the schedule's largest:
+#   l2                    g = g + wd*x, before everything
+#   decoupled             x = (1 - lr*wd)*x
+#   decoupled_unscaled    x = (1 - lr/peak*wd)*x        Loshchilov and Hutter 2019, algorithm 2
+#   corrected             x = (1 - lr*lr/peak*wd)*x     the decay fades with the square of lr
+#   proximal              x = x/(1 + lr*wd), after the update
+#   masked                x = (1 - lr*wd)*x where the update and x have the same sign
+# A rule may have modes of its own, which are its own affair.
+DECAY_MODES = ("l2", "decoupled", "decoupled_unscaled", "corrected", "proximal", "masked")
+
 NUMBERS = {name: number for number, (name, _, _) in enumerate(_core.rules())}
 
 
@@ -32,6 +42,7 @@ class ScalarSet(NamedTuple):
     kernel: str
     rule: Mapping[str, float]  # what the kernel takes, and perhaps more
     around: reference.Stages
+    memory: list[float]  # of the arrays, as it is after the step
 
     def packed(self) -> tuple[float, ...]:
         """What the compiled driver reads."""
@@ -57,16 +68,22 @@ def scalar_set(
     h: Mapping[str, Any],
     t: int,
     decays: bool,
+    memory: Mapping[str, float],
     scale: float,
     options: Mapping[str, Any],
 ) -> ScalarSet:
     """The scalars of an array's step t, counted from 1: the rule's and those of the stages.
 
-    h is the group's, `options` the optimizer's, with an underscore before their names.
+    h is the group's, `memory` what the rule remembers of the steps before, `options` the
+    optimizer's, with an underscore before their names.
     """
+    if not decays:
+        h = {**h, "weight_decay": 0.0}
+    if memory:
+        h = {**h, **memory}
     lr, l1, bounds = h["lr"], h["l1"], h["bounds"]
     prox = h["l1_mode"] == "prox"
-    l2, keep, masked, after = decayed(settings, h, lr, h["weight_decay"] if decays else 0.0)
+    l2, keep, masked, after = decayed(settings, h, lr, h["weight_decay"])
     low, high = -math.inf, math.inf
     if not (bounds is None or Pair.has_arrays(bounds)):  # arrays lie beside the parameters
         low, high = bounds
@@ -88,7 +105,8 @@ def scalar_set(
         chance,
         step_key(options["_seed"], t) if chance else 0,
     )
-    return ScalarSet(settings.kernel, settings.rule.scalars(h, t), around)
+    rule = settings.rule.scalars(h, t)
+    return ScalarSet(settings.kernel, rule, around, [rule[name] for name in settings.rule.memory])
 
 
 def decayed(
@@ -96,6 +114,8 @@ def decayed(
 ) -> tuple[float, float, bool, float]:
     """What the weight decay's mode makes of it: l2, keep, masked, after."""
     mode = h["decay_mode"]
+    if mode not in DECAY_MODES:
+        return 0.0, 1.0, False, 1.0
     if mode == "l2" or decay == 0:
         return decay, 1.0, False, 1.0
     if mode in ("decoupled", "masked"):

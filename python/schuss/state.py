@@ -41,8 +41,10 @@ def differences(own: Mapping[Any, Any], other: Mapping[str, Any]) -> list[str]:
         mine, theirs = own[name], other[name]
         found += [f"missing {name!r} {key}" for key in mine if key not in theirs]
         found += [f"unknown {name!r} {key}" for key in theirs if key not in mine]
-        for key in [key for key in mine if key in theirs and key != "step"]:
+        for key in [key for key in mine if key in theirs]:
             a, b = mine[key], theirs[key]
+            if not isinstance(a, np.ndarray):  # a number, which is checked when it is read
+                continue
             if not isinstance(b, np.ndarray) or (a.shape, a.dtype) != (b.shape, b.dtype):
                 found.append(f"{name!r} {key}: {described(b)}, wanted {described(a)}")
     return found

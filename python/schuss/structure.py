@@ -93,3 +93,12 @@ def gather(tree: Tree, values: Any, role: str, path: tuple[str, ...] = ()) -> li
         else:
             found += gather(inner, value, role, (*path, str(key)))
     return found
+
+
+def filled(tree: Tree, values: Sequence[Any]) -> Any:
+    """The structure of the tree, with the value of each number in its place."""
+    if isinstance(tree, int):
+        return values[tree]
+    if isinstance(tree, dict):
+        return {key: filled(inner, values) for key, inner in tree.items()}
+    return [filled(inner, values) for inner in tree]

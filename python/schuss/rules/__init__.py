@@ -1,0 +1,70 @@
+"""The rules, simplest first: the class of each, in the order of cpp/rules.hpp and reference.py.
+
+A class declares its hyperparameters with default and range, names its kernel and the kernel's state
+arrays, and computes the kernel's scalars, in double. It serves both backends.
+"""
+
+from __future__ import annotations
+
+from schuss import _core, reference
+from schuss.optimizer import Optimizer
+from schuss.rules.accumulation import Adadelta, Adagrad, RMSprop
+from schuss.rules.adam import Adam, Adamax, AdamW, NAdam, NAdamW, RAdam
+from schuss.rules.descent import NAG, SGD, Momentum
+from schuss.rules.sign import Rprop
+from schuss.scalars import NAMES
+
+__all__ = [
+    "NAG",
+    "RULES",
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Momentum",
+    "NAdam",
+    "NAdamW",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+]
+
+# The list that drives tests, benchmarks, stateless calls and the command line.
+RULES: tuple[type[Optimizer], ...] = (
+    SGD,
+    Momentum,
+    NAG,
+    Adagrad,
+    RMSprop,
+    Adadelta,
+    Adam,
+    AdamW,
+    Adamax,
+    NAdam,
+    NAdamW,
+    RAdam,
+    Rprop,
+)
+
+
+def _verify() -> None:
+    """Kernel, reference and class of each rule agree on what they take, or nothing is trusted."""
+    table = {name: (states, scalars) for name, states, scalars in _core.rules()}
+    claimed = {kernel: states for rule in RULES for kernel, states in rule.states.items()}
+    if table.keys() != claimed.keys():
+        raise ImportError(f"kernels and classes differ: {sorted(table.keys() ^ claimed.keys())}")
+    for kernel, (states, scalars) in table.items():
+        code = getattr(reference, kernel).__code__
+        if (code.co_argcount - 2, len(NAMES[kernel]), len(claimed[kernel])) != (
+            states,
+            scalars,
+            states,
+        ):
+            raise ImportError(
+                f"{kernel}: kernel, reference and class take different state or scalars"
+            )
+
+
+_verify()

@@ -1,0 +1,373 @@
+"""Adam and its family: a running mean of the gradients over the root of one of their squares."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from schuss.hyperparameters import REQUIRED, Number, choice, flag, number, numbers
+from schuss.optimizer import Optimizer
+from schuss.scalars import DECAY_MODES
+
+# Where eps stands; v is corrected, c is 1 - beta2^t:
+#   outside            sqrt(v) + eps
+#   hat                sqrt(v) + eps/sqrt(c)       eps joins v before the correction
+#   inside             sqrt(v + eps)
+#   root_and_outside   sqrt(v + eps_root) + eps
+#   clamp              max(sqrt(v), eps)
+#   guard              as inside, and no step where v is 0
+EPS_MODES = ("outside", "hat", "inside", "root_and_outside", "clamp", "guard")
+
+# What no correction, no guard and no eps are to general_adam and amsgrad.
+NEUTRAL = {"kv": 1.0, "inside": 0.0, "kd": 1.0, "least": 0.0, "guard": -1.0, "under": 0.0}
+
+
+def corrections(h: Mapping[str, Any], t: int) -> tuple[float, float]:
+    """1 - beta^t of both means: what they lack because they start at 0."""
+    beta1, beta2 = h["betas"]
+    return 1.0 - beta1**t, 1.0 - beta2**t
+
+
+def moments(h: Mapping[str, Any]) -> dict[str, float]:
+    """The scalars of both means."""
+    beta1, beta2 = h["betas"]
+    return {"w1": 1.0 - beta1, "beta2": beta2, "w2": 1.0 - beta2}
+
+
+def denominator(h: Mapping[str, Any], c: float) -> dict[str, float]:
+    """The scalars of general_adam's denominator for an eps_mode; v lacks the factor 1/c."""
+    mode, eps = h["eps_mode"], h["eps"]
+    if mode == "clamp":
+        return NEUTRAL | {"kd": 1.0 / math.sqrt(c), "least": eps, "eps": 0.0}
+    if mode == "root_and_outside":
+        return NEUTRAL | {"kv": 1.0 / c, "inside": h["eps_root"], "eps": eps}
+    if mode in ("inside", "guard"):
+        guard = 0.0 if mode == "guard" else -1.0
+        return NEUTRAL | {"kv": 1.0 / c, "inside": eps, "guard": guard, "eps": 0.0}
+    return NEUTRAL | {"kd": 1.0 if mode == "hat" else 1.0 / math.sqrt(c), "eps": eps}
+
+
+class Adam(Optimizer):
+    """Adam: a running mean of the gradients over the root of one of their squares.
+
+    Both means are corrected for their start at 0.
+
+        m = m + (1 - beta1)*(g - m)
+        v = beta2*v + (1 - beta2)*g*g       amsgrad: below, the largest v so far takes its place
+        x = x - lr * (m/(1 - beta1^t)) / (sqrt(v/(1 - beta2^t)) + eps)
+
+    lr                 learning rate, in [0, inf), default 1e-3
+    betas              (beta1, beta2), each in [0, 1), default (0.9, 0.999)
+    eps                in [0, inf), default 1e-8
+    weight_decay       in [0, inf), default 0
+    amsgrad            False (default); True: the largest v so far, corrected like v; "corrected":
+                       the largest corrected v; "paper": as True, and no correction at all
+    eps_mode           "outside" (default), "hat", "inside", "root_and_outside", "clamp", "guard":
+                       see EPS_MODES
+    eps_root           the eps inside the root of "root_and_outside", in [0, inf), default 0
+    bias_correction1   divides m by 1 - beta1^t, default True
+    bias_correction2   divides v by 1 - beta2^t, default True
+    decay_mode         "l2" (default), another of DECAY_MODES, or "seed002": weight_decay*x joins
+                       the corrected mean, and is divided with it
+
+    State: exp_avg (m), exp_avg_sq (v), max_exp_avg_sq. Options of every rule: see Optimizer.
+    Traps: eps stands in six places, and its default is between 1e-10 and 1e-6: Keras has 1e-7 in
+    "hat", which acts like 31 times as much at the first step. A zero gradient still moves x. In
+    eps = 0, an element whose gradients have all been 0 becomes NaN. weight_decay is L2 here; its
+    decoupled form is AdamW.
+    Source: Kingma and Ba 2015, arXiv 1412.6980, algorithm 1; amsgrad: Reddi et al. 2018, algorithm
+    2, with the bias corrections.
+    """
+
+    states: ClassVar = {
+        "adam": ("exp_avg", "exp_avg_sq"),
+        "general_adam": ("exp_avg", "exp_avg_sq"),
+        "decayed_adam": ("exp_avg", "exp_avg_sq"),
+        "amsgrad": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+    }
+    presets: ClassVar = {
+        "torch": {},
+        "keras": {"eps": 1e-7, "eps_mode": "hat", "decay_mode": "decoupled"},
+        "optax": {"lr": REQUIRED, "eps_mode": "root_and_outside"},
+        "paper": {},
+        "seed000": {},
+        "seed001": {"lr": 0.01, "eps": 1e-6, "eps_mode": "inside"},
+        "seed002": {"decay_mode": "seed002"},
+    }
+    lr: Number = number("[0, inf)", default=1e-3)
+    betas: tuple[Number, Number] = numbers("[0, 1)", default=(0.9, 0.999))
+    eps: Number = number("[0, inf)", default=1e-8)
+    weight_decay: Number = number("[0, inf)", default=0.0)
+    amsgrad: bool | str = choice(False, True, "corrected", "paper", default=False)
+    eps_mode: str = choice(*EPS_MODES, default="outside")
+    eps_root: Number = number("[0, inf)", default=0.0)
+    bias_correction1: bool = flag(default=True)
+    bias_correction2: bool = flag(default=True)
+    decay_mode: str = choice(*DECAY_MODES, "seed002", default="l2")
+
+    @staticmethod
+    def kernel(h: Mapping[str, Any]) -> str:
+        plain = h["eps_mode"] in ("outside", "hat")
+        if h["decay_mode"] == "seed002":
+            if h["amsgrad"] or not plain:
+                wanted = "'seed002' goes with eps_mode 'outside' or 'hat', and without amsgrad"
+                given = f"eps_mode={h['eps_mode']!r}, amsgrad={h['amsgrad']!r}"
+                raise ValueError(f"decay_mode: {wanted}; got {given}")
+            return "decayed_adam"
+        return "amsgrad" if h["amsgrad"] else "adam" if plain else "general_adam"
+
+    @staticmethod
+    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+        c1, c2 = corrections(h, t)
+        if not h["bias_correction1"] or h["amsgrad"] == "paper":
+            c1 = 1.0
+        if not h["bias_correction2"] or h["amsgrad"] == "paper":
+            c2 = 1.0
+        step = h["lr"] / c1
+        if h["eps_mode"] == "hat":
+            step *= math.sqrt(c2)
+        early = h["amsgrad"] == "corrected"
+        return {
+            **moments(h),
+            "cm": step,
+            "cg": 0.0,
+            "cx": h["lr"] * h["weight_decay"],
+            "ka": 1.0 / c2 if early else 1.0,
+            "step": step,
+            "denom": 1.0 if h["eps_mode"] == "hat" else 1.0 / math.sqrt(c2),
+            **denominator(h, 1.0 if early else c2),
+        }
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay.
+
+        x = (1 - lr*weight_decay)*x, then Adam with the gradient as it is
+
+    weight_decay   in [0, inf), default 1e-2
+    decay_mode     "decoupled" (default), another of DECAY_MODES, or "seed002": as in Adam
+
+    Everything else as Adam.
+    Traps: PyTorch's default is 1e-2, Keras' 4e-3, optax' 1e-4. The paper scales the decay by the
+    schedule alone ("decoupled_unscaled"): divide its weight_decay by lr for the default mode.
+    Source: Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2, the decay scaled by lr as in
+    PyTorch.
+    """
+
+    presets: ClassVar = {
+        "torch": {},
+        "keras": {"weight_decay": 4e-3, "eps": 1e-7, "eps_mode": "hat"},
+        "optax": {"lr": REQUIRED, "weight_decay": 1e-4, "eps_mode": "root_and_outside"},
+        "paper": {"decay_mode": "decoupled_unscaled"},
+        "seed002": {"decay_mode": "decoupled_unscaled"},
+    }
+    weight_decay: Number = number("[0, inf)", default=1e-2)
+    decay_mode: str = choice(*DECAY_MODES, "seed002", default="decoupled")
+
+
+class Adamax(Optimizer):
+    """Adam with the largest recent gradient in place of the root of their mean square.
+
+        m = m + (1 - beta1)*(g - m)
+        q = max(beta2*q, |g| + eps)         eps_mode "outside": max(beta2*q, |g|)
+        x = x - lr/(1 - beta1^t) * m/q                          ... m/(q + eps)
+
+    lr             learning rate, in [0, inf), default 2e-3
+    betas          (beta1, beta2), each in [0, 1), default (0.9, 0.999)
+    eps            in [0, inf), default 1e-8
+    weight_decay   in [0, inf), default 0
+    eps_mode       "inside" (default), or "outside"
+    decay_mode     "l2" (default), or another of DECAY_MODES
+
+    State: exp_avg (m), exp_inf (q). Options of every rule: see Optimizer.
+    Traps: with eps = 0, as in the paper, an element whose gradients have all been 0 becomes NaN. A
+    zero gradient still moves x.
+    Source: Kingma and Ba 2015, arXiv 1412.6980, section 7.1, algorithm 2.
+    """
+
+    states: ClassVar = {"adamax": ("exp_avg", "exp_inf")}
+    presets: ClassVar = {
+        "torch": {},
+        "keras": {"lr": 1e-3, "eps": 1e-7, "eps_mode": "outside", "decay_mode": "decoupled"},
+        "optax": {"lr": REQUIRED},
+        "paper": {"eps": 0.0},
+    }
+    lr: Number = number("[0, inf)", default=2e-3)
+    betas: tuple[Number, Number] = numbers("[0, 1)", default=(0.9, 0.999))
+    eps: Number = number("[0, inf)", default=1e-8)
+    weight_decay: Number = number("[0, inf)", default=0.0)
+    eps_mode: str = choice("inside", "outside", default="inside")
+    decay_mode: str = choice(*DECAY_MODES, default="l2")
+
+    @staticmethod
+    def kernel(h: Mapping[str, Any]) -> str:
+        return "adamax"
+
+    @staticmethod
+    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+        inside = h["eps_mode"] == "inside"
+        return {
+            **moments(h),
+            "inside": h["eps"] if inside else 0.0,
+            "eps": 0.0 if inside else h["eps"],
+            "step": h["lr"] / corrections(h, t)[0],
+        }
+
+
+class NAdam(Optimizer):
+    """Adam with Nesterov's momentum: the mean as it will be after the coming step.
+
+        m = m + (1 - beta1)*(g - m)
+        v = beta2*v + (1 - beta2)*g*g
+        x = x - lr * (cm*m + cg*g) / (sqrt(v/(1 - beta2^t)) + eps)
+
+        variant   cm                            cg
+        dozat     mu(t+1)/(1 - P(t)*mu(t+1))    (1 - mu(t))/(1 - P(t))
+        optax     beta1/(1 - beta1^(t+1))       (1 - beta1)/(1 - beta1^t)
+        timm      beta1/(1 - beta1^t)           (1 - beta1)/(1 - beta1^t)
+
+        mu(t) = beta1*(1 - 0.96^(t*momentum_decay)/2), P(t) the product of mu(1) to mu(t)
+
+    lr               learning rate, in [0, inf), default 2e-3
+    betas            (beta1, beta2), each in [0, 1), default (0.9, 0.999)
+    eps              in [0, inf), default 1e-8
+    weight_decay     in [0, inf), default 0
+    momentum_decay   in [0, inf), default 4e-3
+    variant          "dozat" (default), "optax", "timm"
+    decay_mode       "l2" (default), or another of DECAY_MODES
+
+    State: exp_avg (m), exp_avg_sq (v), and the number mu_product (P) of each array. Options of
+    every rule: see Optimizer.
+    Traps: four rules go by this name: Keras is "dozat" with momentum_decay=1. A zero gradient still
+    moves x.
+    Source: Dozat 2016, "Incorporating Nesterov momentum into Adam", algorithm 2.
+    """
+
+    states: ClassVar = {"general_adam": ("exp_avg", "exp_avg_sq")}
+    memory: ClassVar = {"mu_product": 1.0}
+    presets: ClassVar = {
+        "torch": {},
+        "keras": {"lr": 1e-3, "eps": 1e-7, "momentum_decay": 1.0, "decay_mode": "decoupled"},
+        "optax": {"lr": REQUIRED, "variant": "optax"},
+        "timm": {"lr": 1e-3, "variant": "timm"},
+        "paper": {},
+    }
+    lr: Number = number("[0, inf)", default=2e-3)
+    betas: tuple[Number, Number] = numbers("[0, 1)", default=(0.9, 0.999))
+    eps: Number = number("[0, inf)", default=1e-8)
+    weight_decay: Number = number("[0, inf)", default=0.0)
+    momentum_decay: Number = number("[0, inf)", default=4e-3)
+    variant: str = choice("dozat", "optax", "timm", default="dozat")
+    decay_mode: str = choice(*DECAY_MODES, default="l2")
+
+    @staticmethod
+    def kernel(h: Mapping[str, Any]) -> str:
+        return "general_adam"
+
+    @staticmethod
+    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+        beta1, psi = h["betas"][0], h["momentum_decay"]
+        mu, following = (beta1 * (1.0 - 0.5 * 0.96 ** (n * psi)) for n in (t, t + 1))
+        product = h["mu_product"] * mu
+        c1, c2 = corrections(h, t)
+        if h["variant"] == "dozat":
+            cm, cg = following / (1.0 - product * following), (1.0 - mu) / (1.0 - product)
+        else:
+            ahead = 1.0 - beta1 ** (t + 1) if h["variant"] == "optax" else c1
+            cm, cg = beta1 / ahead, (1.0 - beta1) / c1
+        return {
+            **moments(h),
+            **NEUTRAL,
+            "cm": h["lr"] * cm,
+            "cg": h["lr"] * cg,
+            "kd": 1.0 / math.sqrt(c2),
+            "eps": h["eps"],
+            "mu_product": product,
+        }
+
+
+class NAdamW(NAdam):
+    """NAdam with decoupled weight decay.
+
+        x = (1 - lr*weight_decay)*x, then NAdam with the gradient as it is
+
+    weight_decay   in [0, inf), default 1e-2
+    decay_mode     "decoupled" (default), or another of DECAY_MODES
+
+    Everything else as NAdam.
+    Source: PyTorch's NAdam with decoupled_weight_decay; "timm": arXiv 1910.05446, appendix.
+    """
+
+    presets: ClassVar = {
+        "torch": {},
+        "optax": {"lr": REQUIRED, "weight_decay": 1e-4, "variant": "optax"},
+        "timm": {"lr": 1e-3, "variant": "timm"},
+    }
+    weight_decay: Number = number("[0, inf)", default=1e-2)
+    decay_mode: str = choice(*DECAY_MODES, default="decoupled")
+
+
+class RAdam(Optimizer):
+    """Adam that begins without its denominator, until the variance of it is tractable.
+
+        m = m + (1 - beta1)*(g - m)
+        v = beta2*v + (1 - beta2)*g*g
+        rho(t) = rho - 2*t*beta2^t/(1 - beta2^t),  rho = 2/(1 - beta2) - 1
+        x = x - lr * m/(1 - beta1^t)                                 where rho(t) <= threshold
+        x = x - lr*r * m/(1 - beta1^t) / (sqrt(v)/sqrt(1 - beta2^t))         else
+        r = sqrt((rho(t) - 4)*(rho(t) - 2)*rho / ((rho - 4)*(rho - 2)*rho(t)))
+
+    lr             learning rate, in [0, inf), default 1e-3
+    betas          (beta1, beta2), each in [0, 1), default (0.9, 0.999)
+    eps            in [0, inf), default 1e-8
+    weight_decay   in [0, inf), default 0
+    threshold      of rho(t), in [4, inf), default 5
+    eps_mode       "hat" (default): eps is added to sqrt(v); "outside": to the corrected root
+    decay_mode     "l2" (default), or another of DECAY_MODES
+
+    State: exp_avg (m), exp_avg_sq (v). Options of every rule: see Optimizer.
+    Traps: with beta2 = 0.999 the denominator joins at step 6. With beta2 <= 0.6 it never does, and
+    a warning says so. The paper's threshold is 4, the authors' code and optax take 5 itself, too. A
+    zero gradient still moves x.
+    Source: Liu et al. 2020, arXiv 1908.03265, algorithm 2.
+    """
+
+    states: ClassVar = {"general_adam": ("exp_avg", "exp_avg_sq")}
+    presets: ClassVar = {
+        "torch": {},
+        "optax": {"lr": REQUIRED, "eps_mode": "outside", "threshold": math.nextafter(5.0, 0.0)},
+        "paper": {"threshold": 4.0},
+    }
+    lr: Number = number("[0, inf)", default=1e-3)
+    betas: tuple[Number, Number] = numbers("[0, 1)", default=(0.9, 0.999))
+    eps: Number = number("[0, inf)", default=1e-8)
+    weight_decay: Number = number("[0, inf)", default=0.0)
+    threshold: Number = number("[4, inf)", default=5.0)
+    eps_mode: str = choice("hat", "outside", default="hat")
+    decay_mode: str = choice(*DECAY_MODES, default="l2")
+
+    @staticmethod
+    def kernel(h: Mapping[str, Any]) -> str:
+        beta2 = h["betas"][1]
+        if not callable(beta2) and beta2 <= 0.6:
+            text = f"betas: with beta2 = {beta2} <= 0.6, RAdam never divides: momentum for ever"
+            warnings.warn(text, stacklevel=2)
+        return "general_adam"
+
+    @staticmethod
+    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+        beta2 = h["betas"][1]
+        c1, c2 = corrections(h, t)
+        limit = 2.0 / (1.0 - beta2) - 1.0
+        rho = limit - 2.0 * t * beta2**t / c2
+        common = {**moments(h), "cg": 0.0}
+        if rho <= h["threshold"]:  # v is never above an infinite guard
+            guard = {"guard": math.inf, "under": 1.0, "eps": 0.0}
+            return {**common, **NEUTRAL, **guard, "cm": h["lr"] / c1}
+        r = math.sqrt((rho - 4.0) * (rho - 2.0) * limit / ((limit - 4.0) * (limit - 2.0) * rho))
+        step = h["lr"] * r / c1
+        if h["eps_mode"] == "hat":
+            step *= math.sqrt(c2)
+        return {**common, **denominator(h, c2), "cm": step}

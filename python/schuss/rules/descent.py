@@ -1,0 +1,138 @@
+"""Descent along the gradient, or along a sum of the gradients so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from schuss.hyperparameters import REQUIRED, Number, choice, number
+from schuss.optimizer import Optimizer
+from schuss.scalars import DECAY_MODES
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent, with momentum and Nesterov's step.
+
+        b = mu*b + (1 - dampening)*g        the first step of an array takes g undamped
+        x = x - lr*b                        nesterov: x = x - lr*(g + mu*b)
+
+    lr              learning rate, in [0, inf), default 1e-3
+    momentum        mu, in [0, inf), default 0: no buffer
+    dampening       in (-inf, inf), default 0
+    nesterov        False (default); True: the step above, of the gradient at x, which then stands
+                    for the point looked ahead to; "lookahead": the step without nesterov, but of
+                    the gradient at the point that `lookahead` gives. Needs a momentum, no dampening
+    lr_in_buffer    False (default): lr stands as above; True: b = mu*b + lr*(1 - dampening)*g,
+                    x = x - b; "both": in both places, so that the step has lr^2
+    first_step      "copy" (default): the first step takes g undamped; "accumulate": damped, as all
+    lookahead_coef  what `lookahead` takes in place of mu, in [0, inf), default None: mu
+    weight_decay    in [0, inf), default 0
+    decay_mode      "l2" (default), or another of DECAY_MODES
+
+    State: momentum_buffer (b). Options of every rule: see Optimizer.
+    Traps: lr in the buffer or outside is the same while lr is constant, and only then. A steady
+    gradient moves x by lr*g/(1 - mu): from momentum 0.9 to 0.99 wants a tenth of lr. With
+    nesterov=True x differs from what "lookahead" gives by mu times the buffer.
+    Source: Robbins and Monro 1951; Polyak 1964; Nesterov 1983, as reformulated by Sutskever et al.
+    2013, section 2, and Bengio et al. 2012, arXiv 1212.0901.
+    """
+
+    states: ClassVar = {
+        "sgd": (),
+        "momentum": ("momentum_buffer",),
+        "nesterov": ("momentum_buffer",),
+    }
+    presets: ClassVar = {
+        "torch": {},
+        "keras": {"lr": 0.01, "lr_in_buffer": True, "decay_mode": "decoupled"},
+        "optax": {"lr": REQUIRED},
+        "seed000": {"lr": 0.01, "lr_in_buffer": True},
+        "seed001": {"lr": 0.1},
+        "seed002": {"lr_in_buffer": "both"},
+    }
+    lr: Number = number("[0, inf)", default=1e-3)
+    momentum: Number = number("[0, inf)", default=0.0)
+    dampening: Number = number("(-inf, inf)", default=0.0)
+    nesterov: bool | str = choice(False, True, "lookahead", default=False)
+    lr_in_buffer: bool | str = choice(False, True, "both", default=False)
+    first_step: str = choice("copy", "accumulate", default="copy")
+    lookahead_coef: Number | None = number("[0, inf)", default=None)
+    weight_decay: Number = number("[0, inf)", default=0.0)
+    decay_mode: str = choice(*DECAY_MODES, default="l2")
+
+    @staticmethod
+    def kernel(h: Mapping[str, Any]) -> str:
+        if h["nesterov"] and (not h["momentum"] or h["dampening"]):
+            given = f"momentum={h['momentum']!r}, dampening={h['dampening']!r}"
+            raise ValueError(f"nesterov: needs momentum > 0 and dampening = 0, got {given}")
+        if h["nesterov"] is True:
+            return "nesterov"
+        return "momentum" if h["momentum"] else "sgd"
+
+    @staticmethod
+    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+        lr, inside = h["lr"], h["lr_in_buffer"]
+        a, s = lr if inside else 1.0, 1.0 if inside is True else lr
+        undamped = t == 1 and h["first_step"] == "copy"
+        w = a if undamped else a * (1.0 - h["dampening"])
+        return {"lr": s * a, "mu": h["momentum"], "w": w, "a": a, "s": s}
+
+    def lookahead(self, out: Any = None) -> Any:
+        """Writes the point at which to take the gradient of the coming step.
+
+            out = x - k*b       k = mu, times lr where lr stands outside the buffer
+
+        out   arrays in the structure of params; not given: new ones
+
+        Returns `out`. Raises ValueError where nesterov is not "lookahead".
+        """
+        if any(group["nesterov"] != "lookahead" for group in self.param_groups):
+            raise ValueError('nesterov: lookahead is for nesterov="lookahead"')
+        out = self.empty_like_params() if out is None else out
+        h = [group.settings.at(self.iterations) for group in self.param_groups]
+        for p, target in zip(self._parameters, self._gather(out, "out"), strict=True):
+            own, (b,) = h[p.group], p.state.values()
+            k = own["momentum"] if own["lookahead_coef"] is None else own["lookahead_coef"]
+            if own["lr_in_buffer"] is not True:
+                k *= own["lr"]
+            x = p.beside.get("master", p.x)
+            target[...] = x - b.dtype.type(k) * b
+        return out
+
+
+class Momentum(SGD):
+    """Gradient descent with momentum: SGD, whose default for momentum is 0.9.
+
+    momentum   mu, in [0, inf), default 0.9
+
+    Everything else as SGD.
+    Source: Polyak 1964.
+    """
+
+    presets: ClassVar = {
+        **SGD.presets,
+        "seed000": {"lr_in_buffer": True},
+        "seed001": {"lr": 0.8, "momentum": 0.5},
+    }
+    momentum: Number = number("[0, inf)", default=0.9)
+
+
+class NAG(Momentum):
+    """Nesterov's accelerated gradient: SGD, whose defaults are momentum=0.9 and nesterov=True.
+
+    nesterov   True (default), or "lookahead": the gradient is taken at the point of `lookahead`
+
+    Everything else as SGD.
+    Source: Nesterov 1983; Sutskever et al. 2013, section 2.
+    """
+
+    # Seed 000 looks ahead by the whole buffer; seed 002's look-ahead wants the rate inside it.
+    presets: ClassVar = {
+        "torch": {},
+        "keras": SGD.presets["keras"],
+        "optax": SGD.presets["optax"],
+        "paper": {"nesterov": "lookahead", "lr_in_buffer": True},
+        "seed000": {"nesterov": "lookahead", "lr_in_buffer": True, "lookahead_coef": 1.0},
+        "seed002": {"nesterov": "lookahead", "lr_in_buffer": True},
+    }
+    nesterov: bool | str = choice(False, True, "lookahead", default=True)
