@@ -133,6 +133,16 @@ class Optimizer(Declared):
                  and is exactly 0 where it was closer
     bounds       (low, high), numbers or arrays, which are copied: x is kept within; default None
 
+    How the rule's weight_decay, wd, works on x, by its decay_mode; lr is the step's, peak the
+    largest of its schedule:
+
+        l2                   g + wd*x takes the place of g, before the rule
+        decoupled            x = (1 - lr*wd)*x
+        decoupled_unscaled   x = (1 - lr/peak*wd)*x         as in Loshchilov and Hutter 2019
+        corrected            x = (1 - lr*lr/peak*wd)*x      fades with the square of lr
+        proximal             x = x/(1 + lr*wd)              after the update
+        masked               as decoupled, where the update and x have the same sign
+
     Options of the optimizer:
 
     grad_scale   the loss scale, in (0, inf), default 1: gradients are multiplied by 1/grad_scale;

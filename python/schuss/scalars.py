@@ -14,14 +14,8 @@ from schuss.hyperparameters import Pair
 if TYPE_CHECKING:
     from schuss.groups import Parameter, Settings
 
-# How weight_decay, wd below, works on x; lr is the step's, peak the schedule's largest:
-#   l2                    g = g + wd*x, before everything
-#   decoupled             x = (1 - lr*wd)*x
-#   decoupled_unscaled    x = (1 - lr/peak*wd)*x        Loshchilov and Hutter 2019, algorithm 2
-#   corrected             x = (1 - lr*lr/peak*wd)*x     the decay fades with the square of lr
-#   proximal              x = x/(1 + lr*wd), after the update
-#   masked                x = (1 - lr*wd)*x where the update and x have the same sign
-# A rule may have modes of its own, which are its own affair.
+# How weight_decay works on x: see Optimizer. A rule may have modes of its own, which are its own
+# affair.
 DECAY_MODES = ("l2", "decoupled", "decoupled_unscaled", "corrected", "proximal", "masked")
 
 NUMBERS = {name: number for number, (name, _, _) in enumerate(_core.rules())}

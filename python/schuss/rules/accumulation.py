@@ -20,15 +20,16 @@ class Adagrad(Optimizer):
     lr                          learning rate, in [0, inf), default 1e-2
     lr_decay                    in [0, inf), default 0
     weight_decay                in [0, inf), default 0
-    initial_accumulator_value   s at the start, in [0, inf), default 0
+    initial_accumulator_value   s at the start, in [0, inf), default 0; fixed at construction
     eps                         in [0, inf), default 1e-10
-    eps_mode                    "outside" (default); "inside": g/sqrt(s + eps); "guard": as inside,
-                                and no step where s is 0
-    decay_mode                  "l2" (default), or another of DECAY_MODES
+    eps_mode                    "outside" (default): as above; "inside": g/sqrt(s + eps); "guard":
+                                as inside, and no step where s is 0
+    decay_mode                  "l2" (default), or another: see Optimizer
 
     State: sum (s). Options of every rule: see Optimizer.
     Traps: s starts at 0 here and in PyTorch, at 0.1 in Keras and optax, which changes the whole
-    beginning. A zero gradient does not move x. With eps = 0, s = 0 and g = 0 it is 0/0.
+    beginning. A zero gradient does not move x; but with eps = 0 an element whose gradients have all
+    been 0 becomes NaN, unless guarded.
     Source: Duchi, Hazan, Singer 2011, JMLR 12, section 1.1 (the diagonal form).
     """
 
@@ -85,8 +86,8 @@ class RMSprop(Optimizer):
         v = alpha*v + (1 - alpha)*g*g
         a = a + (1 - alpha)*(g - a)     centered: below, v - a*a, at least 0, takes the place of v
         n = g/(sqrt(v) + eps)
-        x = x - lr*n
-        b = mu*b + n;  x = x - lr*b     with momentum
+        x = x - lr*n                    without momentum, else
+        b = mu*b + n;  x = x - lr*b
 
     lr                learning rate, in [0, inf), default 1e-2
     alpha             smoothing constant, in [0, 1], default 0.99
@@ -94,18 +95,21 @@ class RMSprop(Optimizer):
     weight_decay      in [0, inf), default 0
     momentum          mu, in [0, inf), default 0: no buffer
     centered          divides by an estimate of the standard deviation, default False
-    eps_mode          "outside" (default), or "inside": g/sqrt(v + eps)
+    eps_mode          "outside" (default): as above; "inside": g/sqrt(v + eps)
     bias_correction   v/(1 - alpha^t) in place of v, and a likewise, default False
     clamp_variance    keeps v - a*a at 0 where rounding makes it negative, default True
-    lr_in_buffer      default False; True: b = mu*b + lr*n; x = x - b
-    nesterov          x = x - lr*(n + mu*b), default False; needs a momentum
-    initial_accumulator_value   v at the start, in [0, inf), default 0
-    decay_mode        "l2" (default), or another of DECAY_MODES
+    lr_in_buffer      b = mu*b + lr*n;  x = x - b, default False
+    nesterov          x = x - lr*(n + mu*b), default False; ValueError without momentum
+    initial_accumulator_value   v at the start, in [0, inf), default 0; fixed at construction
+    decay_mode        "l2" (default), or another: see Optimizer
 
-    State: square_avg (v), grad_avg (a), momentum_buffer (b). Options of every rule: see Optimizer.
+    State: square_avg (v), grad_avg (a, centered), momentum_buffer (b, with momentum). Options of
+    every rule: see Optimizer.
     Traps: the first step is lr/sqrt(1 - alpha), 10 times lr at the default. centered: of a constant
-    gradient the variance cancels to rounding noise, and without the clamp the root is NaN. Keras
-    and optax have eps inside, alpha 0.9, and lr in the buffer. A zero gradient does not move x.
+    gradient the variance cancels to rounding noise, and without the clamp its root may be NaN.
+    Keras and optax have eps inside, alpha 0.9, and lr in the buffer. A zero gradient does not move
+    x without momentum, and still moves it with. With eps = 0 an element whose gradients have all
+    been 0 becomes NaN.
     Source: Tieleman and Hinton 2012, lecture 6e; centered: Graves 2013, arXiv 1308.0850, eq. 38-41.
     """
 
@@ -207,12 +211,12 @@ class Adadelta(Optimizer):
     rho            smoothing constant, in [0, 1], default 0.9
     eps            in [0, inf), default 1e-6
     weight_decay   in [0, inf), default 0
-    decay_mode     "l2" (default), or another of DECAY_MODES
+    decay_mode     "l2" (default), or another: see Optimizer
 
     State: square_avg (v), acc_delta (d). Options of every rule: see Optimizer.
-    Traps: with eps = 0 it stays where it is for ever, since d starts at 0; and with any eps it
-    starts slowly. Keras has lr 1e-3, which is not the paper's rule. A zero gradient does not move
-    x.
+    Traps: with eps = 0 it stays where it is for ever, since d starts at 0, or becomes NaN where all
+    gradients have been 0; with any eps it starts slowly. Keras has lr 1e-3, which is not the
+    paper's rule. A zero gradient does not move x.
     Source: Zeiler 2012, arXiv 1212.5701, algorithm 1.
     """
 

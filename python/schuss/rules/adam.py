@@ -11,13 +11,7 @@ from schuss.hyperparameters import REQUIRED, Number, choice, flag, number, numbe
 from schuss.optimizer import Optimizer
 from schuss.scalars import DECAY_MODES
 
-# Where eps stands; v is corrected, c is 1 - beta2^t:
-#   outside            sqrt(v) + eps
-#   hat                sqrt(v) + eps/sqrt(c)       eps joins v before the correction
-#   inside             sqrt(v + eps)
-#   root_and_outside   sqrt(v + eps_root) + eps
-#   clamp              max(sqrt(v), eps)
-#   guard              as inside, and no step where v is 0
+# Where eps stands: see Adam.
 EPS_MODES = ("outside", "hat", "inside", "root_and_outside", "clamp", "guard")
 
 # What no correction, no guard and no eps are to general_adam and amsgrad.
@@ -58,25 +52,34 @@ class Adam(Optimizer):
         v = beta2*v + (1 - beta2)*g*g       amsgrad: below, the largest v so far takes its place
         x = x - lr * (m/(1 - beta1^t)) / (sqrt(v/(1 - beta2^t)) + eps)
 
+        eps_mode           denominator, with c = 1 - beta2^t
+        outside            sqrt(v/c) + eps
+        hat                sqrt(v/c) + eps/sqrt(c)      eps joins sqrt(v) before the correction
+        inside             sqrt(v/c + eps)
+        root_and_outside   sqrt(v/c + eps_root) + eps
+        clamp              max(sqrt(v/c), eps)
+        guard              sqrt(v/c + eps), and no step where v is 0
+
     lr                 learning rate, in [0, inf), default 1e-3
     betas              (beta1, beta2), each in [0, 1), default (0.9, 0.999)
     eps                in [0, inf), default 1e-8
     weight_decay       in [0, inf), default 0
     amsgrad            False (default); True: the largest v so far, corrected like v; "corrected":
                        the largest corrected v; "paper": as True, and no correction at all
-    eps_mode           "outside" (default), "hat", "inside", "root_and_outside", "clamp", "guard":
-                       see EPS_MODES
+    eps_mode           "outside" (default), or another of those above
     eps_root           the eps inside the root of "root_and_outside", in [0, inf), default 0
     bias_correction1   divides m by 1 - beta1^t, default True
     bias_correction2   divides v by 1 - beta2^t, default True
-    decay_mode         "l2" (default), another of DECAY_MODES, or "seed002": weight_decay*x joins
-                       the corrected mean, and is divided with it
+    decay_mode         "l2" (default), another: see Optimizer, or "seed002": weight_decay*x joins
+                       the corrected mean, and is divided with it; ValueError with amsgrad, or with
+                       an eps_mode that is neither "outside" nor "hat"
 
-    State: exp_avg (m), exp_avg_sq (v), max_exp_avg_sq. Options of every rule: see Optimizer.
-    Traps: eps stands in six places, and its default is between 1e-10 and 1e-6: Keras has 1e-7 in
-    "hat", which acts like 31 times as much at the first step. A zero gradient still moves x. In
-    eps = 0, an element whose gradients have all been 0 becomes NaN. weight_decay is L2 here; its
-    decoupled form is AdamW.
+    State: exp_avg (m), exp_avg_sq (v), max_exp_avg_sq (amsgrad). Options of every rule: see
+    Optimizer.
+    Traps: where eps stands and how large it is differs: Keras' 1e-7 in "hat" acts like 31 times as
+    much in the first step. A zero gradient still moves x. With eps = 0 an element whose gradients
+    have all been 0 becomes NaN, unless guarded. weight_decay is L2 here; its decoupled form is
+    AdamW.
     Source: Kingma and Ba 2015, arXiv 1412.6980, algorithm 1; amsgrad: Reddi et al. 2018, algorithm
     2, with the bias corrections.
     """
@@ -147,11 +150,12 @@ class AdamW(Adam):
         x = (1 - lr*weight_decay)*x, then Adam with the gradient as it is
 
     weight_decay   in [0, inf), default 1e-2
-    decay_mode     "decoupled" (default), another of DECAY_MODES, or "seed002": as in Adam
+    decay_mode     "decoupled" (default), another: see Optimizer, or "seed002": as in Adam
 
     Everything else as Adam.
-    Traps: PyTorch's default is 1e-2, Keras' 4e-3, optax' 1e-4. The paper scales the decay by the
-    schedule alone ("decoupled_unscaled"): divide its weight_decay by lr for the default mode.
+    Traps: PyTorch's weight_decay is 1e-2, Keras' 4e-3, optax' 1e-4. The paper scales the decay by
+    the schedule alone ("decoupled_unscaled"): divide its weight_decay by lr for the default mode. A
+    zero gradient still moves x, and the decay goes on.
     Source: Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2, the decay scaled by lr as in
     PyTorch.
     """
@@ -171,15 +175,15 @@ class Adamax(Optimizer):
     """Adam with the largest recent gradient in place of the root of their mean square.
 
         m = m + (1 - beta1)*(g - m)
-        q = max(beta2*q, |g| + eps)         eps_mode "outside": max(beta2*q, |g|)
-        x = x - lr/(1 - beta1^t) * m/q                          ... m/(q + eps)
+        q = max(beta2*q, |g| + eps)
+        x = x - lr/(1 - beta1^t) * m/q
 
     lr             learning rate, in [0, inf), default 2e-3
     betas          (beta1, beta2), each in [0, 1), default (0.9, 0.999)
     eps            in [0, inf), default 1e-8
     weight_decay   in [0, inf), default 0
-    eps_mode       "inside" (default), or "outside"
-    decay_mode     "l2" (default), or another of DECAY_MODES
+    eps_mode       "inside" (default): as above; "outside": q = max(beta2*q, |g|), and m/(q + eps)
+    decay_mode     "l2" (default), or another: see Optimizer
 
     State: exp_avg (m), exp_inf (q). Options of every rule: see Optimizer.
     Traps: with eps = 0, as in the paper, an element whose gradients have all been 0 becomes NaN. A
@@ -234,14 +238,15 @@ class NAdam(Optimizer):
     betas            (beta1, beta2), each in [0, 1), default (0.9, 0.999)
     eps              in [0, inf), default 1e-8
     weight_decay     in [0, inf), default 0
-    momentum_decay   in [0, inf), default 4e-3
-    variant          "dozat" (default), "optax", "timm"
-    decay_mode       "l2" (default), or another of DECAY_MODES
+    momentum_decay   of "dozat", in [0, inf), default 4e-3
+    variant          "dozat" (default), "optax", "timm": see above
+    decay_mode       "l2" (default), or another: see Optimizer
 
     State: exp_avg (m), exp_avg_sq (v), and the number mu_product (P) of each array. Options of
     every rule: see Optimizer.
-    Traps: four rules go by this name: Keras is "dozat" with momentum_decay=1. A zero gradient still
-    moves x.
+    Traps: four rules go by this name: the three above, and Keras', which is "dozat" with
+    momentum_decay=1. A zero gradient still moves x. With eps = 0 an element whose gradients have
+    all been 0 becomes NaN.
     Source: Dozat 2016, "Incorporating Nesterov momentum into Adam", algorithm 2.
     """
 
@@ -294,10 +299,13 @@ class NAdamW(NAdam):
         x = (1 - lr*weight_decay)*x, then NAdam with the gradient as it is
 
     weight_decay   in [0, inf), default 1e-2
-    decay_mode     "decoupled" (default), or another of DECAY_MODES
+    decay_mode     "decoupled" (default), or another: see Optimizer
 
     Everything else as NAdam.
-    Source: PyTorch's NAdam with decoupled_weight_decay; "timm": arXiv 1910.05446, appendix.
+    Traps: PyTorch's weight_decay is 1e-2, optax' 1e-4. A zero gradient still moves x, and the decay
+    goes on.
+    Source: Dozat 2016, the decay as of Loshchilov and Hutter 2019 (PyTorch's NAdam with
+    decoupled_weight_decay); "timm": arXiv 1910.05446, appendix.
     """
 
     presets: ClassVar = {
@@ -310,27 +318,28 @@ class NAdamW(NAdam):
 
 
 class RAdam(Optimizer):
-    """Adam that begins without its denominator, until the variance of it is tractable.
+    """Adam that begins without its denominator, until the variance of that is tractable.
 
         m = m + (1 - beta1)*(g - m)
         v = beta2*v + (1 - beta2)*g*g
         rho(t) = rho - 2*t*beta2^t/(1 - beta2^t),  rho = 2/(1 - beta2) - 1
-        x = x - lr * m/(1 - beta1^t)                                 where rho(t) <= threshold
-        x = x - lr*r * m/(1 - beta1^t) / (sqrt(v)/sqrt(1 - beta2^t))         else
         r = sqrt((rho(t) - 4)*(rho(t) - 2)*rho / ((rho - 4)*(rho - 2)*rho(t)))
+        x = x - lr * m/(1 - beta1^t)                                    while rho(t) <= threshold
+        x = x - lr*r * m/(1 - beta1^t) * sqrt(1 - beta2^t)/(sqrt(v) + eps)             afterwards
 
     lr             learning rate, in [0, inf), default 1e-3
     betas          (beta1, beta2), each in [0, 1), default (0.9, 0.999)
     eps            in [0, inf), default 1e-8
     weight_decay   in [0, inf), default 0
     threshold      of rho(t), in [4, inf), default 5
-    eps_mode       "hat" (default): eps is added to sqrt(v); "outside": to the corrected root
-    decay_mode     "l2" (default), or another of DECAY_MODES
+    eps_mode       "hat" (default): as above; "outside": 1/(sqrt(v/(1 - beta2^t)) + eps)
+    decay_mode     "l2" (default), or another: see Optimizer
 
     State: exp_avg (m), exp_avg_sq (v). Options of every rule: see Optimizer.
-    Traps: with beta2 = 0.999 the denominator joins at step 6. With beta2 <= 0.6 it never does, and
-    a warning says so. The paper's threshold is 4, the authors' code and optax take 5 itself, too. A
-    zero gradient still moves x.
+    Traps: with beta2 = 0.999 the denominator joins at step 6. With beta2 <= 2/3 (0.6 with threshold
+    4) it never does, and a warning says so. The paper's threshold is 4; the authors' code and optax
+    divide where rho(t) is 5 itself, too. A zero gradient still moves x. With eps = 0 an element
+    whose gradients have all been 0 becomes NaN once the denominator joins.
     Source: Liu et al. 2020, arXiv 1908.03265, algorithm 2.
     """
 
@@ -350,10 +359,11 @@ class RAdam(Optimizer):
 
     @staticmethod
     def kernel(h: Mapping[str, Any]) -> str:
-        beta2 = h["betas"][1]
-        if not callable(beta2) and beta2 <= 0.6:
-            text = f"betas: with beta2 = {beta2} <= 0.6, RAdam never divides: momentum for ever"
-            warnings.warn(text, stacklevel=2)
+        beta2, threshold = h["betas"][1], h["threshold"]
+        constant = not (callable(beta2) or callable(threshold))
+        if constant and 2.0 / (1.0 - beta2) - 1.0 <= threshold:
+            text = f"betas: with beta2 = {beta2}, rho(t) stays below threshold = {threshold}"
+            warnings.warn(f"{text}: RAdam never divides, momentum for ever", stacklevel=2)
         return "general_adam"
 
     @staticmethod

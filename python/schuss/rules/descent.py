@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from schuss import _core
 from schuss.hyperparameters import REQUIRED, Number, choice, number
 from schuss.optimizer import Optimizer
 from schuss.scalars import DECAY_MODES
+from schuss.structure import described, label
 
 
 class SGD(Optimizer):
     """Stochastic gradient descent, with momentum and Nesterov's step.
 
-        b = mu*b + (1 - dampening)*g        the first step of an array takes g undamped
+        x = x - lr*g                        without momentum, else
+        b = mu*b + (1 - dampening)*g        b = g in the first step of an array
         x = x - lr*b                        nesterov: x = x - lr*(g + mu*b)
 
     lr              learning rate, in [0, inf), default 1e-3
@@ -21,18 +24,21 @@ class SGD(Optimizer):
     dampening       in (-inf, inf), default 0
     nesterov        False (default); True: the step above, of the gradient at x, which then stands
                     for the point looked ahead to; "lookahead": the step without nesterov, but of
-                    the gradient at the point that `lookahead` gives. Needs a momentum, no dampening
+                    the gradient at the point that `lookahead` gives. ValueError without momentum,
+                    or with dampening
     lr_in_buffer    False (default): lr stands as above; True: b = mu*b + lr*(1 - dampening)*g,
-                    x = x - b; "both": in both places, so that the step has lr^2
-    first_step      "copy" (default): the first step takes g undamped; "accumulate": damped, as all
+                    x = x - b, nesterov: x = x - (lr*g + mu*b); "both": in both places, so that the
+                    step has lr^2
+    first_step      "copy" (default): b = g in the first step; "accumulate": damped, as later
     lookahead_coef  what `lookahead` takes in place of mu, in [0, inf), default None: mu
     weight_decay    in [0, inf), default 0
-    decay_mode      "l2" (default), or another of DECAY_MODES
+    decay_mode      "l2" (default), or another: see Optimizer
 
-    State: momentum_buffer (b). Options of every rule: see Optimizer.
+    State: momentum_buffer (b), with momentum. Options of every rule: see Optimizer.
     Traps: lr in the buffer or outside is the same while lr is constant, and only then. A steady
     gradient moves x by lr*g/(1 - mu): from momentum 0.9 to 0.99 wants a tenth of lr. With
-    nesterov=True x differs from what "lookahead" gives by mu times the buffer.
+    nesterov=True, x is what `lookahead` gives with "lookahead", and not the x of that. A zero
+    gradient moves x with momentum only.
     Source: Robbins and Monro 1951; Polyak 1964; Nesterov 1983, as reformulated by Sutskever et al.
     2013, section 2, and Bengio et al. 2012, arXiv 1212.0901.
     """
@@ -82,22 +88,37 @@ class SGD(Optimizer):
 
             out = x - k*b       k = mu, times lr where lr stands outside the buffer
 
-        out   arrays in the structure of params; not given: new ones
+        out   arrays like params, in the same structure; not given: new ones
 
-        Returns `out`. Raises ValueError where nesterov is not "lookahead".
+        Returns `out`; the parameters stay as they are. Raises ValueError where nesterov is not
+        "lookahead", and where an array of `out` is not like its parameter, is read-only or overlaps
+        an array of the optimizer; nothing has changed then.
         """
         if any(group["nesterov"] != "lookahead" for group in self.param_groups):
             raise ValueError('nesterov: lookahead is for nesterov="lookahead"')
         out = self.empty_like_params() if out is None else out
+        with self._lock:
+            self._look(self._gather(out, "out"))
+        return out
+
+    def _look(self, targets: list[Any]) -> None:
+        """Writes the point looked ahead to, once all targets have been checked."""
         h = [group.settings.at(self.iterations) for group in self.param_groups]
-        for p, target in zip(self._parameters, self._gather(out, "out"), strict=True):
+        plan = _core.Plan()  # all of them together, since none may overlap another
+        for p, target in zip(self._parameters, targets, strict=True):
+            name = label("out", p.name)
+            if described(target) != p.kind:
+                raise ValueError(f"{name}: {described(target)}, wanted {p.kind}")
+            plan.add(p.labels(), p.x, p.keeps(), None, p.group, p.decays, [])
+            plan.add([name, ""], target, [], None, p.group, p.decays, [])
+        plan.require_disjoint()
+        for p, target in zip(self._parameters, targets, strict=True):
             own, (b,) = h[p.group], p.state.values()
             k = own["momentum"] if own["lookahead_coef"] is None else own["lookahead_coef"]
             if own["lr_in_buffer"] is not True:
                 k *= own["lr"]
             x = p.beside.get("master", p.x)
             target[...] = x - b.dtype.type(k) * b
-        return out
 
 
 class Momentum(SGD):
@@ -105,7 +126,7 @@ class Momentum(SGD):
 
     momentum   mu, in [0, inf), default 0.9
 
-    Everything else as SGD.
+    Everything else as SGD. A zero gradient still moves x.
     Source: Polyak 1964.
     """
 
@@ -120,13 +141,14 @@ class Momentum(SGD):
 class NAG(Momentum):
     """Nesterov's accelerated gradient: SGD, whose defaults are momentum=0.9 and nesterov=True.
 
-    nesterov   True (default), or "lookahead": the gradient is taken at the point of `lookahead`
+    nesterov   True (default); "lookahead": the gradient is taken at the point of `lookahead`; or
+               False, which leaves momentum
 
-    Everything else as SGD.
+    Everything else as SGD. A zero gradient still moves x.
     Source: Nesterov 1983; Sutskever et al. 2013, section 2.
     """
 
-    # Seed 000 looks ahead by the whole buffer; seed 002's look-ahead wants the rate inside it.
+    # seed000 looks ahead by the whole buffer; seed002's look-ahead wants the rate inside it.
     presets: ClassVar = {
         "torch": {},
         "keras": SGD.presets["keras"],

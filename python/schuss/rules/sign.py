@@ -21,20 +21,22 @@ class Rprop(Optimizer):
         rprop+:   where q < 0 the step before is taken back and p = 0; else as rprop-
         irprop+:  as rprop+, but taken back only where the loss has become larger
 
-    lr             s at the start, in (0, inf), default 1e-2
+    lr             s at the start, in (0, inf), default 1e-2; fixed at construction
     etas           (eta_minus, eta_plus), in (0, 1) and (1, inf), default (0.5, 1.2)
-    step_sizes     (low, high), each in [0, inf), default (1e-6, 50)
-    variant        "irprop-" (default), "rprop-", "rprop+", "irprop+"; the last reads
-                   `step(grads, loss=f)`
+    step_sizes     (low, high), each in [0, inf), default (1e-6, 50); ValueError if low > high
+    variant        "irprop-" (default), "rprop-", "rprop+", "irprop+": see above; the last reads
+                   `step(grads, loss=f)`, which is a ValueError without loss
     sign_product   "sign" (default), or "multiply": q = g*p, which is 0 where it underflows
     weight_decay   in [0, inf), default 0
-    decay_mode     "l2" (default), or another of DECAY_MODES
+    decay_mode     "l2" (default), or another: see Optimizer
 
-    State: prev (p), step_size (s), prev_step (d, of the variants with +). Options of every rule:
-    see Optimizer.
-    Traps: for full batches only. lr counts at construction alone: a schedule would do nothing. From
-    the first step on s is clamped, so that lr = 100 moves by 50. A zero gradient does not move x.
-    PyTorch multiplies the gradients: two of 1e-25 in float32 are as if their signs didn't agree.
+    State: prev (p), step_size (s), prev_step (the step before, of the variants with +), and of
+    "irprop+" the number previous_loss of all arrays. Options of every rule: see Optimizer.
+    Traps: for full batches only. lr counts at construction alone: a schedule is refused, and would
+    do nothing. From the first step on s is clamped, so that lr = 100 moves by 50. A zero gradient
+    does not move x, and s stays then and in the step after it. PyTorch names the paper of 1993, but
+    is "irprop-", and multiplies the gradients: the product of two of 1e-25 is 0 in float32, and s
+    stays. optax' own rule makes each step one step late; its preset does not.
     Source: Riedmiller and Braun 1993 (rprop+); Igel and Huesken 2003, section 2 (all four).
     """
 
