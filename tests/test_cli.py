@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,6 +14,8 @@ import pytest
 import schuss
 from schuss import __main__ as cli
 from schuss import demo
+from schuss.hyperparameters import REQUIRED
+from schuss.rules import RULES
 
 
 def status(argv: Sequence[str]) -> object:
@@ -39,12 +43,60 @@ def test_facts_are_lines() -> None:
     assert lines == [["version", "1"], ["isa", "found", "b,", "a"], ["threads", "number", "2"]]
 
 
+def output(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """What a command prints: nothing that a terminal of 100 columns would break."""
+    assert cli.main(argv) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 100
+    return text
+
+
+def test_rules(capsys: pytest.CaptureFixture[str]) -> None:
+    head, *lines = output(capsys, "rules").splitlines()
+    assert head.split() == ["rule", "state", "[with", "options]", "bytes", "source"]
+    assert [line.split()[0] for line in lines[: len(RULES)]] == [r.__name__ for r in RULES]
+    assert lines[2].split() == ["NAG", "momentum_buffer", "20", "Nesterov", "1983"]
+    assert lines[4].split()[1:4] == ["square_avg", "[momentum_buffer]", "[grad_avg]"]
+    assert lines[4].split()[4:7] == ["20", "to", "36"]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_one_rule(capsys: pytest.CaptureFixture[str], rule: type[schuss.Optimizer]) -> None:
+    """Its docstring, what each preset changes, and the state of each kernel."""
+    text = output(capsys, "rules", rule.__name__.upper())
+    assert text.startswith(f"schuss.{rule.__name__}\n\n{inspect.getdoc(rule)}")
+    assert "Options of every rule: see Optimizer." in " ".join(text.split())  # everything else, too
+    assert all(f"\n{kernel} " in text for kernel in rule.states)
+    assert all(re.search(rf"\bnumber {name}\b", text) for name in (*rule.memory, *rule.shared))
+    table = text.split("\npreset ")[1].split("\nAs the default: ")[0]
+    head, *rows = (line.split() for line in table.splitlines())
+    default, *changed = head
+    same = text.split("\nAs the default: ")[1].split("\n")[0].split(", ")
+    assert default == "default"
+    assert {*changed, *same} - {"none"} == rule.presets.keys()
+    cells = {row[0]: dict(zip(head, row[1:], strict=True)) for row in rows}
+    for preset, own in rule.presets.items():
+        for name, value in own.items():
+            declared = rule.hyperparameters[name].default
+            if value != declared:
+                wanted = "required" if value is REQUIRED else str(value)
+                assert cells[name][preset] == wanted
+                assert cells[name]["default"] == str(declared)
+
+
+def test_what_all_rules_have_in_common(capsys: pytest.CaptureFixture[str]) -> None:
+    text = output(capsys, "rules", "optimizer")
+    assert text == f"schuss.Optimizer\n\n{inspect.getdoc(schuss.Optimizer)}\n"
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert status(["--version"]) == 0
     assert capsys.readouterr().out == f"schuss {schuss.__version__}\n"
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["info", "--help"], ["demo", "--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["info", "--help"], ["rules", "--help"], ["demo", "--help"]], ids=" ".join
+)
 def test_help(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
     assert status(argv) == 0
     assert capsys.readouterr().out.startswith("usage: schuss")
@@ -62,6 +114,8 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("", "command"),
         ("dem", "invalid choice: 'dem'"),
         ("info --seed 1", "unrecognized arguments: --seed 1"),
+        ("rules newton", "rule: 'newton' is unknown; there are SGD, Momentum, NAG, Adagrad, "),
+        ("rules adam sgd", "unrecognized arguments: sgd"),
         ("demo extra", "unrecognized arguments: extra"),
         ("demo --rule newton", "--rule: invalid choice: 'newton'"),
         ("demo --lr -1", "--lr: '-1' is no number in [0, inf)"),
@@ -152,7 +206,7 @@ def test_lack_of_memory_is_one_line(
     assert capsys.readouterr().err == "schuss: Unable to allocate 466. TiB\n"
 
 
-@pytest.mark.parametrize("command", ["info", "demo"])
+@pytest.mark.parametrize("command", ["info", "rules", "demo"])
 def test_closed_pipe_is_quiet(command: str) -> None:
     argv = [sys.executable, "-m", "schuss", command]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

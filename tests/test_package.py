@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import os
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 
 import schuss
-from schuss import _core, functional, reference, rules, scalars
+from schuss import _core, catalogue, functional, reference, rules, scalars
+from schuss.hyperparameters import Bounded, Choice, Several
 from schuss.optimizer import Optimizer
 
 ROOT = Path(__file__).parent.parent
@@ -61,12 +63,16 @@ def test_same_letters(kernel: str) -> None:
 def test_documented(rule: type[Optimizer]) -> None:
     """Docstring and README know every rule, with its options, its state and its source."""
     text = rule.__doc__ or ""
-    own = [name for name in vars(rule) if name in rule.hyperparameters]
-    assert all(re.search(rf"^    {name} ", text, re.MULTILINE) for name in own)
     assert "Source: " in text
+    assert "zero gradient" in " ".join(text.lower().split())
     if rule.__base__ is Optimizer:
         assert all(s in text for states in rule.states.values() for s in states)
-    assert f"`{rule.__name__}`" in README
+        assert all(number in text for number in (*rule.memory, *rule.shared))
+    else:
+        more = re.search(r"Everything else as (\w+)\.", text)
+        assert more
+        assert more[1] in [base.__name__ for base in rule.__mro__]
+    assert f"| {' | '.join(catalogue.row(rule))} |" in README.replace("`", "")
     assert getattr(schuss, rule.__name__) is rule, "export it in __init__.py"
     live = {name for name, h in rule.hyperparameters.items() if not h.fixed}
     call = inspect.signature(getattr(functional, rule.__name__.lower()))
@@ -75,6 +81,39 @@ def test_documented(rule: type[Optimizer]) -> None:
     assert shown >= {"params", "grads", *rule.hyperparameters, *rule.options}
     common = Optimizer.__doc__ or ""
     assert all(re.search(rf"\b{name}\b", common) for name in rule.options)
+
+
+def spelled(value: object) -> str:
+    """How a docstring writes a choice."""
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+@pytest.mark.parametrize("rule", rules.RULES)
+def test_docstrings_tell_ranges_choices_and_defaults(rule: type[Optimizer]) -> None:
+    text, common = rule.__doc__ or "", Optimizer.__doc__ or ""
+    for name in [name for name in vars(rule) if name in rule.hyperparameters]:
+        h = rule.hyperparameters[name]
+        found = re.search(rf"^    {name}  *(.*(?:\n     .*)*)", text, re.MULTILINE)
+        assert found, name
+        entry = " ".join(found[1].split())
+        if isinstance(h, Choice):
+            assert f"{spelled(h.default)} (default)" in entry, name
+            table = common if "see Optimizer" in entry else text
+            missing = [c for c in h.choices if spelled(c) not in entry]
+            assert all(re.search(rf"^ {{8}}{c} ", table, re.MULTILINE) for c in missing), name
+        elif isinstance(h, Bounded):
+            assert f"in {h.interval.text}" in entry, name
+            given = re.search(r"default ([^\s,;:]+)", entry)
+            assert given, name
+            assert h.default == (None if given[1] == "None" else float(given[1])), name
+        elif isinstance(h, Several):
+            given = re.search(r"default (\(.*?\))", entry)
+            assert given, name
+            assert h.default == ast.literal_eval(given[1]), name
+            assert all(part.interval.text in entry for part in h.parts), name
+        else:
+            assert f"default {h.default}" in entry, name
+        assert ("fixed at construction" in entry) == h.fixed, name
 
 
 def test_a_class_that_does_not_match_its_kernel_fails_at_import(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import schuss
+from schuss.catalogue import rules
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -43,7 +44,7 @@ def demo(parser: argparse.ArgumentParser) -> Command:
     return run
 
 
-COMMANDS = (info, demo)  # a command adds its arguments to its parser, and returns what runs
+COMMANDS = (info, rules, demo)  # a command adds its arguments to its parser, and returns what runs
 
 
 def main(argv: Sequence[str] | None = None) -> int:

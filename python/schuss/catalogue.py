@@ -1,0 +1,136 @@
+"""`schuss rules`: what there is, and what each rule does, from the classes and their docstrings."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from schuss.hyperparameters import REQUIRED
+from schuss.optimizer import Optimizer
+from schuss.rules import RULES
+
+# The only text on rules that stands in no class.
+PRESETS = """\
+A preset gives what PyTorch (torch), Keras 3, optax, timm or the paper take, or one of the documents
+that this project began with: seed000 leads from linear regression to Adam and Eve, seed001 is a
+tutorial with numbers, seed002 the notes of a course."""
+
+
+class Row(NamedTuple):
+    """A rule in the list."""
+
+    rule: str
+    state: str  # in brackets what options add
+    moved: str  # bytes of a float32 element and a step
+    source: str
+
+
+def usual(rule: type[Optimizer]) -> tuple[str, ...]:
+    """The state arrays of the rule with its defaults."""
+    return rule.states[rule.kernel(rule.defaults())]
+
+
+def moved(states: Sequence[str]) -> int:
+    """The bytes of a step for a float32 element: g is read, x and each state array written, too."""
+    return 4 * (1 + 2 + 2 * len(states))
+
+
+def row(rule: type[Optimizer]) -> Row:
+    """A rule's row in the list."""
+    own = usual(rule)
+    every = dict.fromkeys(state for states in rule.states.values() for state in states)
+    names = ", ".join(own) or "none"
+    names += "".join(f" [{state}]" for state in every if state not in own)
+    least, most = moved(own), max(map(moved, rule.states.values()))
+    _, _, source = (rule.__doc__ or "").partition("Source: ")
+    first = " ".join(source.split()).partition(";")[0]
+    shortest = re.match(r".*?\b[12]\d{3}\b", first)  # authors and year
+    return Row(
+        rule.__name__,
+        names,
+        f"{least}" if least == most else f"{least} to {most}",
+        shortest[0] if shortest else first,
+    )
+
+
+def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Rows as lines of even columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for cells in rows:
+        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        yield "  ".join(padded).rstrip()
+
+
+def listed() -> Iterator[str]:
+    """The list of the rules."""
+    yield from table([Row("rule", "state [with options]", "bytes", "source"), *map(row, RULES)])
+    yield ""
+    yield "bytes: read and written for a float32 element and step. `schuss rules adam` tells the"
+    yield "rest of a rule, `schuss rules optimizer` what all have in common."
+
+
+def docstrings(rule: type[Optimizer]) -> Iterator[str]:
+    """The rule's docstring, and that of the rule with everything else."""
+    text = inspect.getdoc(rule) or ""
+    yield f"schuss.{rule.__name__}\n\n{text}"
+    more = re.search(r"Everything else as (\w+)\.", text)
+    if more:
+        yield from docstrings(next(base for base in rule.__mro__ if base.__name__ == more[1]))
+
+
+def presets(rule: type[Optimizer]) -> Iterator[str]:
+    """The hyperparameters that some preset changes, and to what."""
+    defaults = {name: h.default for name, h in rule.hyperparameters.items()}
+    changed = {
+        preset: {name: value for name, value in own.items() if value != defaults[name]}
+        for preset, own in rule.presets.items()
+    }
+    several = {preset: own for preset, own in changed.items() if own}
+    rows = [["preset", "default", *several]]
+    for name, default in defaults.items():
+        cells = [shown(own[name]) if name in own else "." for own in several.values()]
+        if set(cells) - {"."}:
+            rows.append([name, shown(default), *cells])
+    yield from table(rows)
+    same = [preset for preset, own in changed.items() if not own]
+    yield f"As the default: {', '.join(same) or 'none'}"
+
+
+def shown(value: Any) -> str:
+    """A value in a cell."""
+    return "required" if value is REQUIRED else str(value)
+
+
+def kernels(rule: type[Optimizer]) -> Iterator[str]:
+    """The state arrays of each kernel, and the numbers that are remembered beside them."""
+    rows = [["kernel", "bytes", "state"]]
+    rows += [[k, str(moved(s)), ", ".join(s) or "none"] for k, s in rule.states.items()]
+    yield from table(rows)
+    for numbers, of in ((rule.memory, "each array"), (rule.shared, "all arrays")):
+        for name, start in numbers.items():
+            yield f"and the number {name} of {of}, {start:g} at the start"
+
+
+def described(rule: type[Optimizer]) -> Iterator[str]:
+    """All there is to say of a rule, or of their base."""
+    yield "\n\n".join(docstrings(rule))
+    if rule is not Optimizer:
+        yield from ("", *presets(rule), "", PRESETS, "", *kernels(rule))
+
+
+def named(name: str) -> type[Optimizer]:
+    """The rule of this name, in any case."""
+    known = {rule.__name__.lower(): rule for rule in (*RULES, Optimizer)}
+    if name.lower() not in known:
+        names = ", ".join(rule.__name__ for rule in known.values())
+        raise argparse.ArgumentTypeError(f"{name!r} is unknown; there are {names}")
+    return known[name.lower()]
+
+
+def rules(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
+    """List the update rules, or show one: its formulas, arguments, presets and source."""
+    parser.add_argument("rule", nargs="?", type=named, help="its name, such as adam; or optimizer")
+    return lambda args: print(*(described(args.rule) if args.rule else listed()), sep="\n")
