@@ -17,7 +17,7 @@ import numpy as np
 
 from schuss import _core, rules
 from schuss.groups import Group, Parameter
-from schuss.hyperparameters import REQUIRED, check_int
+from schuss.hyperparameters import REQUIRED, Interval, check_int
 from schuss.optimizer import Optimizer, check_loss, signature
 from schuss.scalars import scalar_set
 
@@ -29,7 +29,7 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:
     """The functional form of a rule."""
     name = rule.__name__.lower()
     every_state = max(rule.states.values(), key=len)
-    fixed = [key for key, h in rule.hyperparameters.items() if h.fixed]
+    fixed = {key: h.default for key, h in rule.hyperparameters.items() if h.fixed}
     live = {key: rule.options[key] for key in STATELESS}
     defaults = {key: o.default for key, o in rule.options.items()}
 
@@ -47,7 +47,7 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:
         around = {key: o.check(options.pop(key, o.default)) for key, o in live.items()}
         for key in [key for key in options if key in fixed]:
             raise TypeError(f"{name}: {key} is for the class; give the state its start yourself")
-        settings = Group(rule, options).settings
+        settings = Group(rule, fixed | options).settings  # a preset may lack a default
         if arrays.keys() != set(settings.states):
             given = tuple(arrays)
             raise TypeError(f"{name}: state {given} given; these options take {settings.states}")
@@ -55,7 +55,8 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:
         h = settings.at(step - 1)
         follows = rule.reads_loss(h)
         remembers = [*rule.memory, *(rule.shared if follows else ())]
-        memory = {key: remembered(name, key, numbers[key]) for key in remembers}
+        written = [param, *arrays.values(), *([] if master is None else [master])]
+        memory = {key: remembered(name, key, numbers[key], written) for key in remembers}
         if follows:
             memory |= rule.follow(h | memory, check_loss(loss))
         scalars = scalar_set(
@@ -112,14 +113,16 @@ def named(
     return {key: array for key, array in arrays.items() if array is not None}
 
 
-def remembered(rule: str, name: str, array: Any) -> float:
-    """The number in an array of no dimension, which the call will write."""
+def remembered(rule: str, name: str, array: Any, written: list[np.ndarray]) -> float:
+    """The number in an array of no dimension, which the call will write beside the others."""
     if not (isinstance(array, np.ndarray) and array.shape == () and array.dtype == np.float64):
         given = "missing" if array is None else repr(array)
         raise TypeError(f"{rule}: {name} is {given}; pass a float64 array of no dimension")
     if not array.flags.writeable:
         raise ValueError(f"{rule}: {name} is read-only, but the step writes to it")
-    return float(array)
+    if any(isinstance(a, np.ndarray) and np.may_share_memory(a, array) for a in written):
+        raise ValueError(f"{rule}: {name} overlaps an array that the step writes to")
+    return Interval("[-inf, inf]").check(f"{rule}: {name}", array)
 
 
 def __getattr__(name: str) -> Callable[..., None]:
