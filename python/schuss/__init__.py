@@ -43,6 +43,7 @@ from schuss.rules import (
     Rprop,
 )
 from schuss.threads import get_num_threads, set_num_threads, threads
+from schuss.torch_state import torch_state_dict
 
 __all__ = [
     "NAG",
@@ -67,6 +68,7 @@ __all__ = [
     "set_num_threads",
     "show_config",
     "threads",
+    "torch_state_dict",
 ]
 
 

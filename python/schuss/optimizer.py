@@ -61,6 +61,7 @@ from schuss.structure import (
     label,
     listed,
 )
+from schuss.torch_state import from_torch, is_torch
 
 NoDecay = Callable[[str, np.ndarray], bool]
 P = ParamSpec("P")
@@ -638,6 +639,10 @@ class Optimizer(Declared):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Goes on where `state_dict` was taken; callables that are set here stay.
 
+        state_dict   what `state_dict` gave; or what that of the same rule in PyTorch gave: tensors
+                     or arrays by the parameters' positions, or by their names where those are
+                     PyTorch's param_names. What PyTorch doesn't know is then as it is here
+
         The arrays are copied into this optimizer's. Raises TypeError or ValueError that lists every
         difference in names, shapes and types; nothing has changed then.
         """
@@ -646,6 +651,9 @@ class Optimizer(Declared):
             raise TypeError(
                 'state_dict: wanted a mapping with "state", "param_groups", "iterations"'
             )
+        if is_torch(state_dict):
+            state_dict = from_torch(self, state_dict)
+            state, groups = state_dict["state"], state_dict["param_groups"]
         wrong = differences(self.state, state)
         if [list(g["params"]) for g in groups] != [g["param_names"] for g in self._groups]:
             wrong.append("param_groups: other parameters")
