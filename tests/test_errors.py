@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
+import math
 import mmap
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +17,16 @@ from ml_dtypes import float8_e4m3fn
 
 import schuss
 from schuss import rules
+from schuss.hyperparameters import (
+    REQUIRED,
+    Bounded,
+    Choice,
+    Constant,
+    Flag,
+    Hyperparameter,
+    Pair,
+    Several,
+)
 from schuss.optimizer import Optimizer
 
 F4 = np.float32
@@ -72,13 +85,14 @@ def snapshot(opt: Optimizer) -> Any:
     """Everything that an error must leave as it was."""
     arrays = [(x.tobytes(), x.shape, x.dtype) for g in opt.param_groups for x in g["params"]]
     state = {
-        name: {key: v if key == "step" else v.tobytes() for key, v in s.items()}
+        name: {key: v.tobytes() if isinstance(v, np.ndarray) else v for key, v in s.items()}
         for name, s in opt.state.items()
     }
     groups = [(repr(g), g["param_names"]) for g in opt.param_groups]
     bound = [p.g.tobytes() for p in opt._parameters if p.g is not None]
     options = {name: getattr(opt, name) for name in opt.options}
-    return arrays, bound, state, groups, opt.iterations, options
+    counters = opt.iterations, opt.skipped_steps, opt.grad_norm, opt.state_dict()["shared"]
+    return arrays, bound, state, groups, counters, options
 
 
 class Unchanged:
@@ -354,12 +368,38 @@ def test_python_that_runs_within_the_check_meddles_in_vain() -> None:
 # ---- Hyperparameters and options
 
 
-def allowed(h: Any, value: Any) -> bool:
-    """Whether an option's range is so wide that it holds the value."""
-    return isinstance(value, float) and value in h.interval
-
-
 WRONG_NUMBERS = [-1.0, np.nan, np.inf, "1", True, None, 1j, np.ones(2), [1.0]]
+WRONG_BOUNDS: list[Any] = ["ab", 1.0, (1.0,), (1.0, 0.0), ("a", 1.0), (0.0, np.nan)]
+
+
+def wrong_numbers(h: Bounded) -> list[Any]:
+    """What is no number, or beyond the range."""
+    wrong = [v for v in WRONG_NUMBERS if not (isinstance(v, float) and v in h.interval)]
+    return [v for v in wrong if v is not None or h.default is not None]
+
+
+def wrong_values(h: Hyperparameter) -> list[tuple[Any, list[str]]]:
+    """Values that an option has to refuse, and what its message says beside the name."""
+    if isinstance(h, Bounded):
+        wrong = wrong_numbers(h)
+        wrong += [lambda n: 0.5] if isinstance(h, Constant) else []
+        return [(value, [repr(value), h.interval.text]) for value in wrong]
+    if isinstance(h, Several):
+        texts = [part.interval.text for part in h.parts]
+        shapes = [0.9, (0.9,), (*h.default, 0.9), "ab", None, np.ones((1, 2))]
+        of_shape: list[tuple[Any, list[str]]] = [(value, [repr(value), *texts]) for value in shapes]
+        for i, part in enumerate(h.parts):
+            for value in wrong_numbers(part):
+                several = tuple(value if i == k else v for k, v in enumerate(h.default))
+                of_shape.append((several, [f"[{i}]", repr(value), texts[i]]))
+        return of_shape
+    if isinstance(h, Pair):
+        return [(value, []) for value in WRONG_BOUNDS]
+    if isinstance(h, Flag):
+        return [(value, [repr(value), "True or False"]) for value in ("yes", None, 3.5, 1, 0)]
+    assert isinstance(h, Choice)
+    wanted = " or ".join(map(repr, h.choices))
+    return [(value, [repr(value), wanted]) for value in ("nonsense", None, 3.5, 1, 0, ("l2",))]
 
 
 @pytest.mark.parametrize("rule", rules.RULES)
@@ -367,20 +407,26 @@ def test_hyperparameters(rule: type[Optimizer]) -> None:
     """Every option refuses what is no number or out of range, at construction and later."""
     opt = rule([np.zeros(3)], lr=0.5)
     for name, h in rule.hyperparameters.items():
-        wrong: list[Any] = ["nonsense", None, 3.5]
-        if isinstance(h.default, float):
-            wrong = [v for v in WRONG_NUMBERS if not allowed(h, v)]
-        elif name == "bounds":
-            wrong = ["ab", 1.0, (1.0,), (1.0, 0.0), ("a", 1.0), (0.0, np.nan)]
-        elif isinstance(h.default, tuple):
-            wrong = [0.9, (0.9,), (0.9, 1.0), (0.9, np.nan), ("a", "b"), (0.9, 0.9, 0.9), "ab"]
-        for value in wrong:
-            with pytest.raises((TypeError, ValueError), match=name):
+        for value, says in wrong_values(h):
+            with pytest.raises((TypeError, ValueError), match=name) as info:
                 rule([np.zeros(3)], **{name: value})
-            with Unchanged(opt, (TypeError, ValueError), name):  # type: ignore[arg-type]
+            assert all(part in str(info.value) for part in says)
+            with Unchanged(opt, (TypeError, ValueError), name, *says):  # type: ignore[arg-type]
                 opt.param_groups[0][name] = value
-            with Unchanged(opt, (TypeError, ValueError), name):  # type: ignore[arg-type]
+            with Unchanged(opt, (TypeError, ValueError), name, *says):  # type: ignore[arg-type]
                 setattr(opt, name, value)
+
+
+@pytest.mark.parametrize("rule", rules.RULES)
+def test_numpy_numbers_are_fine_for_every_option(rule: type[Optimizer]) -> None:
+    defaults = {k: h.default for k, h in rule.hyperparameters.items() if h.default is not None}
+    arrays: dict[str, Any] = {name: np.array(value) for name, value in defaults.items()}
+    for options in (arrays, {name: array[()] for name, array in arrays.items()}):
+        opt = rule([np.zeros(3)], **options)
+        for name, default in defaults.items():
+            own = opt.param_groups[0][name]
+            assert own == default
+            assert type(own) is type(default)
 
 
 def test_range_and_value_are_named() -> None:
@@ -402,10 +448,230 @@ def test_numpy_numbers_are_fine() -> None:
 
 
 def test_nesterov_needs_a_momentum() -> None:
-    wrong: list[dict[str, Any]] = [{}, {"momentum": 0.9, "dampening": 0.1}]
-    for options in wrong:
+    damped = {"momentum": 0.9, "dampening": 0.1}
+    wrong: list[tuple[type[Optimizer], dict[str, Any]]] = [
+        (schuss.SGD, {"nesterov": True}),
+        (schuss.SGD, {"nesterov": "lookahead"}),
+        (schuss.SGD, {"nesterov": True, **damped}),
+        (schuss.SGD, {"nesterov": "lookahead", **damped}),
+        (schuss.Momentum, {"nesterov": True, "momentum": 0.0}),
+        (schuss.NAG, {"momentum": 0.0}),
+        (schuss.NAG, {"dampening": 0.1}),
+        (schuss.NAG, {"preset": "paper", "momentum": 0.0}),
+    ]
+    for rule, options in wrong:
         with pytest.raises(ValueError, match="nesterov: needs momentum > 0 and dampening = 0"):
-            schuss.SGD(np.zeros(1), nesterov=True, **options)
+            rule(np.zeros(1), **options)
+    with pytest.raises(ValueError, match=r"nesterov: needs momentum > 0, got momentum=0\.0"):
+        schuss.RMSprop(np.zeros(1), nesterov=True)
+    opt = schuss.NAG(np.zeros(1))
+    for name, value in (("momentum", 0.0), ("dampening", 0.5)):
+        with Unchanged(opt, ValueError, "nesterov: needs momentum > 0 and dampening = 0"):
+            setattr(opt, name, value)
+
+
+def test_options_that_do_not_go_together() -> None:
+    wrong: list[tuple[type[Optimizer], dict[str, Any], str]] = [
+        (schuss.Adam, {"decay_mode": "seed002", "amsgrad": True}, "decay_mode: 'seed002' goes"),
+        (schuss.AdamW, {"decay_mode": "seed002", "eps_mode": "clamp"}, "got eps_mode='clamp'"),
+        (schuss.Rprop, {"step_sizes": (1.0, 0.5)}, "step_sizes: (1.0, 0.5) has a lower bound"),
+    ]
+    for rule, options, says in wrong:
+        opt = rule(np.zeros(1))
+        with pytest.raises(ValueError, match=re.escape(says)):
+            rule(np.zeros(1), **options)
+        with Unchanged(opt, ValueError, says):
+            opt.param_groups[0].update(options)
+
+
+NEVER = r"betas: with beta2 = 0\.\d+, rho\(t\) stays below threshold"
+
+
+@pytest.mark.parametrize(
+    ("beta2", "threshold", "warns"),
+    [(0.6, 4.0, True), (0.61, 4.0, False), (0.6, 5.0, True), (0.66, 5.0, True), (0.67, 5.0, False)],
+)
+def test_radam_warns_where_it_never_divides(beta2: float, threshold: float, warns: bool) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        opt = schuss.RAdam(np.zeros(1), betas=(0.9, beta2), threshold=threshold)
+    assert [bool(re.match(NEVER, str(w.message))) for w in caught] == [True] * warns
+    denominators = [opt.scalars(opt.param_groups[0], t)["under"] == 0 for t in range(1, 1000)]
+    assert any(denominators) != warns
+
+
+def test_radam_warns_when_it_is_set() -> None:
+    opt = schuss.RAdam(np.zeros(1))
+    with pytest.warns(UserWarning, match=NEVER):
+        opt.betas = (0.9, 0.5)
+    opt.betas = (0.9, lambda n: 0.5)  # who knows what it returns later
+
+
+# ---- Presets
+
+
+@pytest.mark.parametrize("rule", rules.RULES)
+def test_unknown_preset(rule: type[Optimizer]) -> None:
+    opt = rule({"a": np.zeros(3)})
+    names = ", ".join(rule.presets)
+    wrong: list[Any] = ["tensorflow", "Keras", "", 3, True, ["torch"], {}]
+    for value in wrong:
+        says = f"preset: {value!r} is unknown; {rule.__name__} has {names}"
+        with pytest.raises(ValueError, match=re.escape(says)):
+            rule(np.zeros(3), preset=value)
+        with pytest.raises(ValueError, match=re.escape(says)):
+            rule([{"params": np.zeros(3), "preset": value}])
+        with Unchanged(opt, ValueError, says):
+            opt.add_param_group({"params": {"b": np.zeros(3)}, "preset": value})
+
+
+@pytest.mark.parametrize("rule", rules.RULES)
+def test_preset(rule: type[Optimizer]) -> None:
+    """Each gives what it says, wants what it lacks, and yields to what is passed beside it."""
+    defaults = {name: h.default for name, h in rule.hyperparameters.items()}
+    for preset, own in rule.presets.items():
+        lacks = {name for name, value in own.items() if value is REQUIRED}
+        for name in lacks:
+            says = f"{name}: preset {preset!r} has no default; pass one"
+            with pytest.raises(TypeError, match=re.escape(says)):
+                rule(np.zeros(3), preset=preset)
+            with pytest.raises(TypeError, match=re.escape(says)):
+                rule([{"params": np.zeros(3), "preset": preset}])
+        given: dict[str, Any] = dict.fromkeys(lacks, 0.25)
+        for opt in (
+            rule(np.zeros(3), preset=preset, **given),
+            rule([{"params": np.zeros(3), "preset": preset, **given}]),
+        ):
+            group = {name: opt.param_groups[0][name] for name in rule.hyperparameters}
+            assert group == defaults | own | given
+        beside: dict[str, Any] = {"lr": 0.125, "weight_decay": 0.375, "decay_mode": "proximal"}
+        opt = rule(np.zeros(3), preset=preset, **beside)
+        group = {name: opt.param_groups[0][name] for name in rule.hyperparameters}
+        assert group == defaults | own | beside
+
+
+def test_preset_of_a_group() -> None:
+    """It is that group's alone, and goes into its options: there is nothing to set later."""
+    groups = [{"params": np.zeros(1)}, {"params": np.zeros(1), "preset": "keras"}]
+    opt = schuss.Adam(groups, eps=1e-3)
+    assert [g["eps_mode"] for g in opt.param_groups] == ["outside", "hat"]
+    assert [g["eps"] for g in opt.param_groups] == [1e-3, 1e-3]
+    assert all("preset" not in g for g in opt.param_groups)
+    assert "preset" not in opt.state_dict()["param_groups"][1]
+    with Unchanged(opt, TypeError, "preset: unknown; Adam has lr, betas"):
+        opt.param_groups[0]["preset"] = "keras"
+    of_all = schuss.Adam([*groups, {"params": np.zeros(1), "preset": None}], preset="seed001")
+    assert [g["eps_mode"] for g in of_all.param_groups] == ["inside", "hat", "outside"]
+
+
+# ---- The loss
+
+
+def reading_the_loss(backend: str = "compiled", **options: Any) -> Optimizer:
+    """An optimizer whose rule reads the loss, with two steps behind it."""
+    opt = schuss.Rprop({"w": np.ones(3)}, variant="irprop+", backend=backend, **options)
+    for loss in (3.0, 2.0):
+        opt.step({"w": np.ones(3)}, loss=loss)
+    return opt
+
+
+@pytest.mark.parametrize("backend", ["compiled", "numpy"])
+@pytest.mark.parametrize(
+    ("loss", "error", "says"),
+    [
+        (None, ValueError, "this rule reads it; pass it with the gradients: loss=f"),
+        (np.nan, ValueError, "nan is out of range, wanted (-inf, inf)"),
+        (np.inf, ValueError, "inf is out of range"),
+        (F4(-np.inf), ValueError, "-inf is out of range"),
+        ("2.0", TypeError, "'2.0' is not a number"),
+        (True, TypeError, "True is not a number"),
+        (1j, TypeError, "1j is not a number"),
+        (np.ones(1), TypeError, "array([1.]) is not a number"),
+    ],
+)
+def test_loss(loss: Any, error: type[Exception], says: str, backend: str) -> None:
+    opt = reading_the_loss(backend)
+    with Unchanged(opt, error, "loss: ", says):
+        opt.step({"w": np.ones(3)}, loss=loss)
+    right: list[Any] = [1, F4(1), np.array(1.0)]
+    assert all(opt.step({"w": np.ones(3)}, loss=value) for value in right)
+
+
+def test_a_step_that_was_refused_or_skipped_has_read_no_loss() -> None:
+    bad = np.array([1.0, np.nan, 1.0])
+    for nonfinite, error in (("propagate", ValueError), ("raise", FloatingPointError)):
+        opt = reading_the_loss(nonfinite=nonfinite)
+        grads = {"w": np.ones(4) if nonfinite == "propagate" else bad}
+        opt.grad_norm = None
+        with pytest.raises(error):
+            opt.step(grads, loss=7.0)
+        assert opt.state_dict()["shared"] == {"previous_loss": 2.0}
+    opt = reading_the_loss(nonfinite="skip")
+    assert not opt.step({"w": bad}, loss=7.0)
+    assert opt.state_dict()["shared"] == {"previous_loss": 2.0}
+
+
+# ---- The point looked ahead to
+
+
+def looking_ahead(**options: Any) -> schuss.NAG:
+    opt = schuss.NAG({"a": np.ones(3), "b": np.ones((2, 3))}, nesterov="lookahead", **options)
+    opt.step({"a": np.ones(3), "b": np.ones((2, 3))})
+    return opt
+
+
+def test_lookahead_is_for_the_nesterov_of_its_name() -> None:
+    for opt in (schuss.SGD(np.zeros(1)), schuss.Momentum(np.zeros(1)), schuss.NAG(np.zeros(1))):
+        with Unchanged(opt, ValueError, 'nesterov: lookahead is for nesterov="lookahead"'):
+            opt.lookahead()
+    groups = [{"params": np.zeros(1)}, {"params": np.zeros(1), "nesterov": "lookahead"}]
+    opt = schuss.NAG(groups)
+    with Unchanged(opt, ValueError, "nesterov: "):
+        opt.lookahead()
+
+
+def test_out_of_lookahead() -> None:
+    opt = looking_ahead()
+    a, b = np.zeros(3), np.zeros((2, 3))
+    frozen_b = np.zeros((2, 3))
+    frozen_b.flags.writeable = False
+    both = np.zeros(8)
+    params = dict(zip("ab", opt.param_groups[0]["params"], strict=True))
+    buffer = opt.state["b"]["momentum_buffer"]
+    wrong: list[tuple[Any, str]] = [
+        (a, "out: ndarray where params has a mapping"),
+        ({"a": a}, "out: missing 'b'"),
+        ({"a": a, "b": b, "c": a}, "out: unknown 'c'"),
+        ({"a": a, "b": None}, 'out["b"]: NoneType, wanted float64 of shape (2, 3)'),
+        ({"a": a, "b": [[0.0] * 3] * 2}, 'out["b"]: list, wanted'),
+        ({"a": a, "b": np.zeros(6)}, 'out["b"]: float64 of shape (6,)'),
+        ({"a": a, "b": np.zeros((4, 2, 3))}, 'out["b"]: float64 of shape (4, 2, 3)'),
+        ({"a": a, "b": b.astype(F4)}, 'out["b"]: float32 of shape (2, 3)'),
+        ({"a": a, "b": np.zeros((4, 3))[::2]}, 'out["b"]: float64 of shape (2, 3) in no'),
+        ({"a": a, "b": frozen_b}, 'out["b"]: read-only'),
+        (params, '"]: overlaps params["'),
+        ({"a": a, "b": params["b"]}, 'out["b"]: overlaps params["b"]'),
+        ({"a": a, "b": buffer}, 'out["b"]: overlaps state["b"]["momentum_buffer"]'),
+        ({"a": both[:3], "b": both[2:].reshape(2, 3)}, 'out["b"]: overlaps out["a"]'),
+    ]
+    for out, says in wrong:
+        with Unchanged(opt, ValueError, says):
+            opt.lookahead(out)
+        assert not a.any()
+        assert not both.any()
+    right = {"a": a, "b": b}
+    assert opt.lookahead(right) is right
+    assert a.all()
+
+
+def test_schedule_of_lookahead_that_returns_nonsense() -> None:
+    opt = looking_ahead()
+    opt.lr = lambda n: -1.0
+    out = opt.empty_like_params()
+    out["a"].fill(7.0)
+    with Unchanged(opt, ValueError, "lr after 1 steps: -1.0"):
+        opt.lookahead(out)
+    assert (out["a"] == 7).all()
 
 
 @pytest.mark.parametrize(
@@ -680,3 +946,62 @@ def test_functional() -> None:
         assert says in str(info.value)
         assert not x.any()
         assert not m.any()
+
+
+@pytest.mark.parametrize("backend", ["compiled", "numpy"])
+def test_numbers_of_a_stateless_call(backend: str) -> None:
+    x, g, m, v = (np.ones(3) for _ in range(4))
+    read_only = np.ones(())
+    read_only.flags.writeable = False
+    wrong: list[tuple[Any, type[Exception], str]] = [
+        (None, TypeError, "mu_product is missing; pass a float64 array of no dimension"),
+        (1.0, TypeError, "mu_product is 1.0; pass"),
+        (np.float64(1.0), TypeError, "mu_product is np.float64(1.0); pass"),
+        (np.ones((), F4), TypeError, "mu_product is array(1., dtype=float32); pass"),
+        (np.ones(1), TypeError, "mu_product is array([1.]); pass"),
+        (read_only, ValueError, "mu_product is read-only"),
+        (np.array(np.nan), ValueError, "mu_product: nan is out of range"),
+        (x[1:2].reshape(()), ValueError, "mu_product overlaps an array that the step writes to"),
+        (v[2:].reshape(()), ValueError, "mu_product overlaps"),
+    ]
+    for number, error, says in wrong:
+        given = {} if number is None else {"mu_product": number}
+        with pytest.raises(error, match=re.escape(f"nadam: {says}")):
+            schuss.functional.nadam(x, g, m, v, step=1, backend=backend, **given)
+        assert all((a == 1).all() for a in (x, g, m, v))
+    product = np.ones(())
+    with pytest.raises(TypeError, match="mu_product: unknown; Adam has"):
+        schuss.functional.adam(x, g, m, v, step=1, mu_product=product)
+    with pytest.raises(ValueError, match="shape"):
+        schuss.functional.nadam(x, g[:2], m, v, step=1, mu_product=product, backend=backend)
+    assert product == 1
+    schuss.functional.nadam(x, g, m, v, step=1, mu_product=product, backend=backend)
+    assert 0.4 < product < 0.5
+
+
+def test_loss_of_a_stateless_call() -> None:
+    x, g, p, d = (np.ones(3) for _ in range(4))
+    s, previous = np.full(3, 0.1), np.array(math.inf)
+    call = functools.partial(schuss.functional.rprop, x, g, p, s, d, step=1, variant="irprop+")
+    with pytest.raises(TypeError, match="rprop: previous_loss is missing"):
+        call(loss=1.0)
+    for loss in (None, np.nan, "1"):
+        with pytest.raises((TypeError, ValueError), match="loss: "):
+            call(loss=loss, previous_loss=previous)
+        assert math.isinf(previous)
+        assert (x == 1).all()
+    call(loss=1.0, previous_loss=previous)
+    assert previous == 1
+
+
+def test_preset_of_a_stateless_call() -> None:
+    x, g, p, s = (np.ones(3) for _ in range(4))
+    with pytest.raises(ValueError, match="preset: 'keras' is unknown; Rprop has torch, optax"):
+        schuss.functional.rprop(x, g, p, s, step=1, preset="keras")
+    with pytest.raises(TypeError, match="lr: preset 'optax' has no default; pass one"):
+        schuss.functional.sgd(x, g, step=1, preset="optax")
+    with pytest.raises(TypeError, match="rprop: lr is for the class"):
+        schuss.functional.rprop(x, g, p, s, step=1, preset="optax", lr=0.1)
+    assert (x == 1).all()
+    schuss.functional.rprop(x, g, p, s, step=1, preset="optax")  # the start is in its state
+    assert (x != 1).all()

@@ -29,6 +29,11 @@ Number = float | Callable[[int], float]
 REQUIRED: Any = inspect.Parameter.empty
 
 
+def unpacked(value: Any) -> Any:
+    """What is in an array of no dimension, or the value itself."""
+    return value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
+
+
 class Interval:
     """A range of numbers, written as in mathematics: "[0, 1)"."""
 
@@ -46,8 +51,7 @@ class Interval:
 
     def check(self, name: str, value: Any) -> float:
         """The value as a float; the errors name the argument, the value and the range."""
-        if isinstance(value, np.ndarray) and value.ndim == 0:
-            value = value[()]
+        value = unpacked(value)
         if isinstance(value, bool | np.bool_) or not isinstance(value, abstract.Real):
             raise TypeError(f"{name}: {value!r} is not a number; wanted one in {self.text}")
         try:
@@ -187,6 +191,7 @@ class Flag(Hyperparameter):
     """True or False."""
 
     def check(self, value: Any) -> Any:
+        value = unpacked(value)
         if not isinstance(value, bool | np.bool_):
             raise TypeError(f"{self.name}: {value!r} is not True or False")
         return bool(value)
@@ -200,12 +205,13 @@ class Choice(Hyperparameter):
         self.choices = choices
 
     def check(self, value: Any) -> Any:
+        value = unpacked(value)
         if isinstance(value, np.bool_):
             value = bool(value)
         if not isinstance(value, str | bool) or value not in self.choices:
             wanted = " or ".join(map(repr, self.choices))
             raise ValueError(f"{self.name}: {value!r} is unknown; wanted {wanted}")
-        return value
+        return self.choices[self.choices.index(value)]  # a plain str, where NumPy's was passed
 
 
 class Pair(Hyperparameter):
