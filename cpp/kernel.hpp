@@ -32,7 +32,7 @@ struct scalars {
   double keep;        // x = keep*x - u: decoupled weight decay [1]
   double masked;      // not 0: x = x - u where u and x differ in sign [0]
   double after;       // x = after*x: proximal weight decay [1]
-  double threshold;   // x = sign(x)*max(|x| - threshold, 0) [0]
+  double threshold;   // x = x - clamp(x, -threshold, threshold) [0]
   double low, high;   // x = clamp(x, low, high), where the span has no bounds of its own [infinite]
   double average;     // e = e + average*(x - e), where the span has an average
   double flush;       // not 0: a state element below the smallest normal number is stored as 0

@@ -38,10 +38,7 @@ template <class T> T clamp(T a, T low, T high) {
   return above > high ? high : above;
 }
 
-template <class T> T shrink(T a, T threshold) {
-  const T size = maximum(std::fabs(a) - threshold, T(0));
-  return a < 0 ? -size : size;
-}
+template <class T> T shrink(T a, T threshold) { return a - clamp(a, -threshold, threshold); }
 
 // 32 random bits of a position and a step's key: two rounds of a mixer whose every output bit
 // depends on every input bit ("lowbias32", Wellons 2018).
