@@ -28,10 +28,9 @@ struct states_of<T (Rule::*)(T, T, State&...) const> {
 
 // ---- One element, stage by stage. A NaN comes through every one of them.
 
-template <class T> T shrink(T a, T threshold) {
-  const T size = maximum(std::fabs(a) - threshold, T(0));
-  return a < 0 ? -size : size;
-}
+template <class T> T flushed(T a, T tiny) { return std::fabs(a) < tiny ? T(0) : a; }
+
+template <class T> T shrink(T a, T threshold) { return a - clamp(a, -threshold, threshold); }
 
 // 32 random bits of a position and a step's key: two rounds of a mixer whose every output bit
 // depends on every input bit ("lowbias32", Wellons 2018).
@@ -102,22 +101,36 @@ void add_lanes(std::ptrdiff_t n, const T* __restrict g, double* __restrict lanes
     lanes[l] += static_cast<double>(g[i + l]) * static_cast<double>(g[i + l]);
 }
 
-// The rule, with the stages that cost nothing around it: scaling by 1 and keeping 1 change no bit.
-// Split, it leaves the update to a stage behind it.
-template <bool split, class T, class Rule, class... State>
-[[gnu::always_inline]] inline void apply(const Rule& rule, T scale, T keep, [[maybe_unused]] T tiny,
-                                         std::ptrdiff_t n, T* __restrict x, const T* __restrict g,
-                                         [[maybe_unused]] T* __restrict update,
+// What the rule's loop has room for while it waits for a division and a root: scaling and keeping,
+// where 1 changes no bit, and the term of one kind of decay. Every instruction more leaves fewer
+// elements under way at a time: with all stages in it AdamW takes twice as long as with a loop for
+// each.
+enum form { plain, coupled, masked };
+
+template <class T> struct factors {
+  T scale, l2, keep, tiny;
+};
+
+template <form how, class T, class Rule, class... State>
+[[gnu::always_inline]] inline void apply(const Rule& rule, const factors<T> by, std::ptrdiff_t n,
+                                         T* __restrict x, const T* __restrict g,
                                          State* __restrict... state) {
   // gcc 12 doesn't heed __restrict on a parameter pack: without this each loop has a checked twin.
 #pragma GCC ivdep
   for (std::ptrdiff_t i = 0; i < n; ++i) {
-    const T u = rule(x[i], scale * g[i], state[i]...);
-    ((state[i] = std::fabs(state[i]) < tiny ? T(0) : state[i]), ...);
-    if constexpr (split)
-      update[i] = u;
-    else
-      x[i] = keep * x[i] - u;
+    const T w = x[i];
+    T d = by.scale * g[i], keep = by.keep;
+    if constexpr (how == coupled) d = d + by.l2 * w;
+    // On copies of the state: gcc stores what a reference into memory leads to twice, and reads it
+    // back in between.
+    const auto updated = [&](auto... s) {
+      const T u = rule(w, d, s...);
+      ((state[i] = flushed(s, by.tiny)), ...);
+      return u;
+    };
+    const T u = updated(state[i]...);
+    if constexpr (how == masked) keep = u * w > 0 ? by.keep : T(1);
+    x[i] = keep * w - u;
   }
 }
 
@@ -125,20 +138,25 @@ template <bool split, class T, class Rule, class... State>
 template <class T> struct stages {
   const span& a;
   const scalars& c;
-  T scale, keep, tiny;
-  bool masked, prepares, finishes;
+  factors<T> by;
+  form how;
+  bool prepares, finishes;
 
   stages(const span& array, const scalars& set)
       : a(array),
         c(set),
-        scale(static_cast<T>(c.scale)),
-        keep(static_cast<T>(c.keep)),
-        tiny(c.flush != 0 ? std::numeric_limits<T>::min() : T(0)),
-        masked(c.masked != 0),
-        prepares(clips() || c.l2 != 0 || c.l1 != 0),
-        finishes(masked || c.after != 1 || c.threshold != 0 || bounded() || is(a.low) ||
-                 is(a.average) || a.x.width == 2 || c.zero_grad != 0) {}
+        by{static_cast<T>(c.scale), static_cast<T>(c.l2), static_cast<T>(c.keep),
+           c.flush != 0 ? std::numeric_limits<T>::min() : T(0)},
+        how(form_of(set)),
+        prepares(clips() || c.l1 != 0 || (c.l2 != 0 && how != coupled)),
+        finishes(c.after != 1 || c.threshold != 0 || bounded() || is(a.low) || is(a.average) ||
+                 a.x.width == 2 || c.zero_grad != 0) {}
 
+  // The l1 term comes behind that of l2, and takes it out of the rule's loop.
+  static form form_of(const scalars& c) {
+    if (c.masked != 0) return masked;
+    return c.l2 != 0 && c.l1 == 0 ? coupled : plain;
+  }
   static bool is(const stream& s) { return s.kind != kind::none; }
   bool clips() const { return c.clip < std::numeric_limits<double>::infinity(); }
   bool bounded() const {
@@ -148,27 +166,25 @@ template <class T> struct stages {
 
   // Stages 1 to 3: turns g to the gradient of a block that the rule is to see, in the buffer.
   [[gnu::noinline]] void prepare(std::ptrdiff_t n, const T*& g, const T* x, T* buffer) const {
-    const T by = scale, clip = static_cast<T>(c.clip);
-    const T l2 = static_cast<T>(c.l2), l1 = static_cast<T>(c.l1);
-    if (by != 1 || clips()) {
-      each(n, [by, clip](T d) { return clamp(by * d, -clip, clip); }, buffer, g);
+    const T scale = by.scale, clip = static_cast<T>(c.clip);
+    const T l2 = by.l2, l1 = static_cast<T>(c.l1);
+    if (scale != 1 || clips()) {
+      each(n, [scale, clip](T d) { return clamp(scale * d, -clip, clip); }, buffer, g);
       g = buffer;
     }
-    if (l2 != 0) {
+    if (c.l2 != 0 && how != coupled) {
       each(n, [l2](T d, T w) { return d + l2 * w; }, buffer, g, x);
       g = buffer;
     }
-    if (l1 != 0) {
+    if (c.l1 != 0) {
       each(n, [l1](T d, T w) { return d + l1 * sign(w); }, buffer, g, x);
       g = buffer;
     }
   }
 
-  // Stages 5 to 11, of the block from i on: what the rule's loop has left of the parameter.
-  [[gnu::noinline]] void finish(std::ptrdiff_t i, std::ptrdiff_t n, T* x, const T* update) const {
-    const T kept = keep, after = static_cast<T>(c.after), threshold = static_cast<T>(c.threshold);
-    if (masked)
-      each(n, [kept](T w, T u) { return (u * w > 0 ? kept : T(1)) * w - u; }, x, x, update);
+  // Stages 6 to 11, of the block from i on.
+  [[gnu::noinline]] void finish(std::ptrdiff_t i, std::ptrdiff_t n, T* x) const {
+    const T after = static_cast<T>(c.after), threshold = static_cast<T>(c.threshold);
     if (c.after != 1) each(n, [after](T w) { return after * w; }, x, x);
     if (c.threshold != 0) each(n, [threshold](T w) { return shrink(w, threshold); }, x, x);
     T one[block], other[block];
@@ -181,11 +197,8 @@ template <class T> struct stages {
       each(n, [low, high](T w) { return clamp(w, low, high); }, x, x);
     }
     if (is(a.average)) {
-      const T share = static_cast<T>(c.average), smallest = tiny;
-      const auto follow = [share, smallest](T e, T w) {
-        const T moved = e + share * (w - e);
-        return std::fabs(moved) < smallest ? T(0) : moved;
-      };
+      const T share = static_cast<T>(c.average), tiny = by.tiny;
+      const auto follow = [share, tiny](T e, T w) { return flushed(e + share * (w - e), tiny); };
       T* const average = static_cast<T*>(address(a.average, i));
       each(n, follow, average, average, x);
     }
@@ -212,8 +225,7 @@ template <class T, class Rule, std::size_t... S, std::size_t... C>
                                           std::index_sequence<C...>) {
   const Rule rule{static_cast<T>(c.rule_scalars[C])...};
   const stages<T> around(a, c);
-  const T keep = around.keep, tiny = around.tiny;
-  alignas(64) T x_buffer[block], g_buffer[block], update[block];
+  alignas(64) T x_buffer[block], g_buffer[block];
   [[maybe_unused]] alignas(64) T buffers[sizeof...(S) + 1][block];
 
   for (std::ptrdiff_t i = first; i < last; i += block) {
@@ -221,17 +233,16 @@ template <class T, class Rule, std::size_t... S, std::size_t... C>
     T* const x = open(a.master.kind == kind::none ? a.x : a.master, i, n, x_buffer);
     const T* g = open(a.g, i, n, g_buffer);
     T* const state[] = {open(a.state[S], i, n, buffers[S])..., nullptr};
-    T scale = around.scale;
+    factors<T> by = around.by;
     if (around.prepares) {
       around.prepare(n, g, x, g_buffer);
-      scale = 1;
+      by.scale = 1;
     }
-    if (around.masked)
-      apply<true>(rule, scale, keep, tiny, n, x, g, update, state[S]...);
-    else
-      apply<false>(rule, scale, keep, tiny, n, x, g, update, state[S]...);
+    if (around.how == plain) apply<plain>(rule, by, n, x, g, state[S]...);
+    if (around.how == coupled) apply<coupled>(rule, by, n, x, g, state[S]...);
+    if (around.how == masked) apply<masked>(rule, by, n, x, g, state[S]...);
     (close(a.state[S], i, n, state[S]), ...);
-    if (around.finishes) around.finish(i, n, x, update);
+    if (around.finishes) around.finish(i, n, x);
   }
 }
 

@@ -54,7 +54,7 @@ def spread(sizes: list[int]) -> Layout:
     return Layout(tuple(sizes), tuple(7 * i % 64 for i in range(len(sizes))))
 
 
-AROUND = [m * n + d for m, n in [(1, 256), (2, 256), (1, 4096), (3, 4096)] for d in (-1, 0, 1)]
+AROUND = [m * n + d for m, n in [(1, 512), (2, 512), (1, 4096), (3, 4096)] for d in (-1, 0, 1)]
 LAYOUTS = {
     "tails": spread([*range(131), *AROUND]),
     "offsets": Layout((100,) * 64, tuple(range(64))),

@@ -161,8 +161,7 @@ def clamp(a: Array, low: Array | float, high: Array | float) -> Array:
 
 def shrink(a: Array, threshold: float) -> Array:
     """Closer to 0 by the threshold, and 0 where it is closer already."""
-    size = maximum(np.abs(a) - threshold, 0.0)
-    return np.where(a < 0, -size, size).astype(a.dtype)
+    return a - clamp(a, -threshold, threshold)
 
 
 def mix(h: NDArray[np.uint32]) -> NDArray[np.uint32]:
