@@ -244,19 +244,34 @@ std::pair<std::ptrdiff_t, std::ptrdiff_t> share(std::ptrdiff_t size,
   return {edge(rank), edge(rank + 1)};
 }
 
+namespace {
+
+const rule& rule_of(const table& kernels, const span& a, const std::vector<scalars>& sets) {
+  return kernels.rules[sets[a.set].rule];
+}
+
+// The sums of a span's chunks, `stride` apart, folded pairwise by index into the first.
+void fold(double* sums, std::ptrdiff_t count, std::ptrdiff_t stride) {
+  for (std::ptrdiff_t n = count; n > 1; n = (n + 1) / 2) {
+    for (std::ptrdiff_t k = 0; k < n / 2; ++k)
+      sums[k * stride] = sums[2 * k * stride] + sums[(2 * k + 1) * stride];
+    if (n % 2 == 1) sums[n / 2 * stride] = sums[(n - 1) * stride];
+  }
+}
+
+}  // namespace
+
 void run(const table& kernels, const std::vector<span>& spans,
          const std::vector<scalars>& sets) noexcept {
-  const auto rule_of = [&](const span& a) -> const rule& {
-    return kernels.rules[sets[a.set].rule];
-  };
   const auto bytes_per_element = [&](const span& a) {
     std::ptrdiff_t bytes = 0;
     for (const stream* s : {&a.x, &a.g, &a.master, &a.average, &a.low, &a.high}) bytes += s->width;
-    for (int s = 0; s < rule_of(a).states; ++s) bytes += a.state[s].width;
+    for (int s = 0; s < rule_of(kernels, a, sets).states; ++s) bytes += a.state[s].width;
     return bytes;
   };
   over(spans, bytes_per_element, [&](const span& a, std::ptrdiff_t first, std::ptrdiff_t last) {
-    const kernel update = a.x.kind == kind::float64 ? rule_of(a).float64 : rule_of(a).float32;
+    const rule& own = rule_of(kernels, a, sets);
+    const kernel update = a.x.kind == kind::float64 ? own.float64 : own.float32;
     update(a, first, last, sets[a.set]);
   });
 }
@@ -273,14 +288,27 @@ measure norm(const table& kernels, const std::vector<span>& spans,
   });
   double total = 0;
   for (const span& a : spans) {
-    double* const own = sums.data() + a.chunk;
-    for (std::ptrdiff_t n = chunks(a.size); n > 1; n = (n + 1) / 2) {
-      for (std::ptrdiff_t k = 0; k < n / 2; ++k) own[k] = own[2 * k] + own[2 * k + 1];
-      if (n % 2 == 1) own[n / 2] = own[n - 1];
-    }
-    if (a.size > 0) total += own[0];
+    fold(sums.data() + a.chunk, chunks(a.size), 1);
+    if (a.size > 0) total += sums[static_cast<std::size_t>(a.chunk)];
   }
   return {total, finite};
+}
+
+void look(const table& kernels, const std::vector<span>& spans, const std::vector<scalars>& sets,
+          int wanted, std::vector<double>& sums) noexcept {
+  const auto bytes_per_element = [&](const span& a) {
+    std::ptrdiff_t bytes = a.x.width + a.g.width;
+    for (int s = 0; s < rule_of(kernels, a, sets).states; ++s) bytes += a.state[s].width;
+    return bytes;
+  };
+  over(spans, bytes_per_element, [&](const span& a, std::ptrdiff_t first, std::ptrdiff_t last) {
+    const rule& own = rule_of(kernels, a, sets);
+    const looking at = a.x.kind == kind::float64 ? own.look64 : own.look32;
+    at(a, first, last, sets[a.set], wanted, sums.data() + most_sums * (a.chunk + first / chunk));
+  });
+  for (const span& a : spans)
+    for (int s = 0; s < most_sums; ++s)
+      fold(sums.data() + most_sums * a.chunk + s, chunks(a.size), most_sums);
 }
 
 }  // namespace schuss

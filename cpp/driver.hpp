@@ -27,6 +27,11 @@ measure norm(const table& kernels, const std::vector<span>& spans,
              std::vector<double>& sums) noexcept;
 std::ptrdiff_t chunks(std::ptrdiff_t size) noexcept;
 
+// What a step would do: the sums of every span (kernel.hpp, looking), in the order of the norm, at
+// most_sums times the number of its first chunk. `sums` is room for most_sums of each chunk.
+void look(const table& kernels, const std::vector<span>& spans, const std::vector<scalars>& sets,
+          int wanted, std::vector<double>& sums) noexcept;
+
 // The part of a span of `size` elements that thread `rank` of `team` takes, when `before` bytes lie
 // in earlier spans and `total` in all: the step's bytes in equal shares, cut where an array may be
 // cut. The parts of all ranks follow one another without a gap.

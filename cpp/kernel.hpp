@@ -20,6 +20,7 @@ struct stream {
 
 constexpr int most_states = 4;    // state arrays of one rule
 constexpr int most_scalars = 16;  // members of one rule
+constexpr int most_sums = 6;      // what a look at an array returns
 
 // One set of scalars: every span of the same group and step count shares it. Computed in double,
 // rounded once to the compute type. The stages are in the order of a step; with the value in
@@ -29,6 +30,8 @@ struct scalars {
   double scale;       // g = scale*g: 1/grad_scale, negative to maximize [1]
   double clip;        // g = clamp(g, -clip, clip) [infinite]
   double l2, l1;      // g = (g + l2*x) + l1*sign(x) [0]
+  double agree;       // u = agree*u where u and g have the same sign [1]
+  double oppose;      // u = oppose*u elsewhere [1]
   double keep;        // x = keep*x - u: decoupled weight decay [1]
   double masked;      // not 0: x = x - u where u and x differ in sign [0]
   double after;       // x = after*x: proximal weight decay [1]
@@ -57,10 +60,19 @@ struct span {
 // Updates the elements first <= i < last of a span; first is a multiple of the block.
 using kernel = void (*)(const span&, std::ptrdiff_t first, std::ptrdiff_t last, const scalars&);
 
+// Writes most_sums sums of each chunk of a span, one after another, of the elements first <= i <
+// last: of x*x, g*g, u*u, whether u and g have the same sign, and of what the rule's own look at an
+// element gives. g and u are what the rule is to see and would return. Those of which `wanted` has
+// the bit, 1, 2, 4, 8 and 16 for both of the look; 0 for the others. Nothing is changed.
+using looking = void (*)(const span&, std::ptrdiff_t first, std::ptrdiff_t last, const scalars&,
+                         int wanted, double* sums);
+
 struct rule {
   const char* name;
   int states, scalars;
+  bool looks;  // whether it has a look of its own
   kernel float32, float64;
+  looking look32, look64;
 };
 
 // Writes the sum of the squares of each chunk of a stream, of the elements first <= i < last;

@@ -91,24 +91,33 @@ template <bool half> [[gnu::always_inline]] inline void dithered(std::ptrdiff_t 
     out[i] = dither<half>(x[i], mix(mix(start + static_cast<std::uint32_t>(i)) + key));
 }
 
-template <class T>
-void add_lanes(std::ptrdiff_t n, const T* __restrict g, double* __restrict lanes) {
+// Element i adds its value, a double, to lane i mod 16, in order.
+template <class Value, class... In>
+[[gnu::always_inline]] inline void add_lanes(std::ptrdiff_t n, double* __restrict lanes,
+                                             const Value value, const In* __restrict... in) {
   std::ptrdiff_t i = 0;
   for (; i + 16 <= n; i += 16)
-    for (int l = 0; l < 16; ++l)
-      lanes[l] += static_cast<double>(g[i + l]) * static_cast<double>(g[i + l]);
-  for (int l = 0; i + l < n; ++l)
-    lanes[l] += static_cast<double>(g[i + l]) * static_cast<double>(g[i + l]);
+    for (int l = 0; l < 16; ++l) lanes[l] += value(in[i + l]...);
+  for (int l = 0; i + l < n; ++l) lanes[l] += value(in[i + l]...);
+}
+
+template <class T> double square(T a) { return static_cast<double>(a) * static_cast<double>(a); }
+
+double folded(double* lanes) {
+  for (int half = 8; half > 0; half /= 2)
+    for (int l = 0; l < half; ++l) lanes[l] = lanes[l] + lanes[l + half];
+  return lanes[0];
 }
 
 // What the rule's loop has room for while it waits for a division and a root: scaling and keeping,
 // where 1 changes no bit, and the term of one kind of decay. Every instruction more leaves fewer
 // elements under way at a time: with all stages in it AdamW takes twice as long as with a loop for
 // each.
-enum form { plain, coupled, masked };
+enum form { plain, coupled, judged };
 
 template <class T> struct factors {
   T scale, l2, keep, tiny;
+  T agree, oppose, against;  // where signs are judged: of u, and the keep where u and x differ
 };
 
 template <form how, class T, class Rule, class... State>
@@ -128,8 +137,11 @@ template <form how, class T, class Rule, class... State>
       ((state[i] = flushed(s, by.tiny)), ...);
       return u;
     };
-    const T u = updated(state[i]...);
-    if constexpr (how == masked) keep = u * w > 0 ? by.keep : T(1);
+    T u = updated(state[i]...);
+    if constexpr (how == judged) {
+      u = (u * d > 0 ? by.agree : by.oppose) * u;
+      keep = u * w > 0 ? by.keep : by.against;
+    }
     x[i] = keep * w - u;
   }
 }
@@ -142,19 +154,24 @@ template <class T> struct stages {
   form how;
   bool prepares, finishes;
 
-  stages(const span& array, const scalars& set)
+  stages(const span& array, const scalars& set, form loop)
       : a(array),
         c(set),
-        by{static_cast<T>(c.scale), static_cast<T>(c.l2), static_cast<T>(c.keep),
-           c.flush != 0 ? std::numeric_limits<T>::min() : T(0)},
-        how(form_of(set)),
+        by{static_cast<T>(c.scale),
+           static_cast<T>(c.l2),
+           static_cast<T>(c.keep),
+           c.flush != 0 ? std::numeric_limits<T>::min() : T(0),
+           static_cast<T>(c.agree),
+           static_cast<T>(c.oppose),
+           c.masked != 0 ? T(1) : static_cast<T>(c.keep)},
+        how(loop),
         prepares(clips() || c.l1 != 0 || (c.l2 != 0 && how != coupled)),
         finishes(c.after != 1 || c.threshold != 0 || bounded() || is(a.low) || is(a.average) ||
                  a.x.width == 2 || c.zero_grad != 0) {}
 
   // The l1 term comes behind that of l2, and takes it out of the rule's loop.
   static form form_of(const scalars& c) {
-    if (c.masked != 0) return masked;
+    if (c.masked != 0 || c.agree != 1 || c.oppose != 1) return judged;
     return c.l2 != 0 && c.l1 == 0 ? coupled : plain;
   }
   static bool is(const stream& s) { return s.kind != kind::none; }
@@ -224,7 +241,7 @@ template <class T, class Rule, std::size_t... S, std::size_t... C>
                                           const scalars& c, std::index_sequence<S...>,
                                           std::index_sequence<C...>) {
   const Rule rule{static_cast<T>(c.rule_scalars[C])...};
-  const stages<T> around(a, c);
+  const stages<T> around(a, c, stages<T>::form_of(c));
   alignas(64) T x_buffer[block], g_buffer[block];
   [[maybe_unused]] alignas(64) T buffers[sizeof...(S) + 1][block];
 
@@ -240,9 +257,75 @@ template <class T, class Rule, std::size_t... S, std::size_t... C>
     }
     if (around.how == plain) apply<plain>(rule, by, n, x, g, state[S]...);
     if (around.how == coupled) apply<coupled>(rule, by, n, x, g, state[S]...);
-    if (around.how == masked) apply<masked>(rule, by, n, x, g, state[S]...);
+    if (around.how == judged) apply<judged>(rule, by, n, x, g, state[S]...);
     (close(a.state[S], i, n, state[S]), ...);
     if (around.finishes) around.finish(i, n, x);
+  }
+}
+
+// ---- A look at what a step would do
+
+template <class T> struct seen {
+  T d[block], u[block], p[block], q[block];  // gradient, update, and the rule's own look
+};
+
+template <class Rule, class T, class... State> struct has_look {
+  template <class R> static auto test(const R& rule)
+      -> decltype(rule.look(T(), T(), State()...), std::true_type());
+  static std::false_type test(...);
+  static constexpr bool value = decltype(test(std::declval<Rule>()))::value;
+};
+
+template <class T, class Rule, class... State>
+[[gnu::always_inline]] inline void regard(const Rule& rule, T scale, std::ptrdiff_t n,
+                                          const T* __restrict x, const T* __restrict g,
+                                          seen<T>& __restrict at,
+                                          const State* __restrict... state) {
+#pragma GCC ivdep
+  for (std::ptrdiff_t i = 0; i < n; ++i) {
+    const T w = x[i], d = scale * g[i];
+    const auto updated = [&](auto... s) { return rule(w, d, s...); };
+    at.d[i] = d;
+    at.u[i] = updated(state[i]...);
+    if constexpr (has_look<Rule, T, State...>::value) {
+      const look<T> own = rule.look(w, d, state[i]...);
+      at.p[i] = own.p;
+      at.q[i] = own.q;
+    }
+  }
+}
+
+template <class T, class Rule, std::size_t... S, std::size_t... C>
+[[gnu::always_inline]] inline void look_at(const span& a, std::ptrdiff_t first, std::ptrdiff_t last,
+                                           const scalars& c, int wanted, double* sums,
+                                           std::index_sequence<S...>, std::index_sequence<C...>) {
+  const Rule rule{static_cast<T>(c.rule_scalars[C])...};
+  const stages<T> around(a, c, plain);
+  alignas(64) T x_buffer[block], g_buffer[block];
+  [[maybe_unused]] alignas(64) T buffers[sizeof...(S) + 1][block];
+  alignas(64) seen<T> at;
+  std::memset(&at, 0, sizeof at);
+
+  for (std::ptrdiff_t from = first; from < last; from += chunk) {
+    const std::ptrdiff_t to = last - from < chunk ? last : from + chunk;
+    double lanes[most_sums][16] = {};
+    for (std::ptrdiff_t i = from; i < to; i += block) {
+      const std::ptrdiff_t n = to - i < block ? to - i : block;
+      const T* const x = open(a.master.kind == kind::none ? a.x : a.master, i, n, x_buffer);
+      const T* g = open(a.g, i, n, g_buffer);
+      const T* const state[] = {open(a.state[S], i, n, buffers[S])..., nullptr};
+      if (around.prepares) around.prepare(n, g, x, g_buffer);
+      regard(rule, around.prepares ? T(1) : around.by.scale, n, x, g, at, state[S]...);
+      if ((wanted & 1) != 0) add_lanes(n, lanes[0], square<T>, x);
+      if ((wanted & 2) != 0) add_lanes(n, lanes[1], square<T>, at.d);
+      if ((wanted & 4) != 0) add_lanes(n, lanes[2], square<T>, at.u);
+      const auto agrees = [](T u, T d) { return u * d > 0 ? 1.0 : 0.0; };
+      const auto itself = [](T own) { return static_cast<double>(own); };
+      if ((wanted & 8) != 0) add_lanes(n, lanes[3], agrees, at.u, at.d);
+      if ((wanted & 16) != 0) add_lanes(n, lanes[4], itself, at.p);
+      if ((wanted & 16) != 0) add_lanes(n, lanes[5], itself, at.q);
+    }
+    for (double* own : lanes) *sums++ = folded(own);
   }
 }
 
@@ -261,16 +344,15 @@ bool add_squares(const stream& s, std::ptrdiff_t first, std::ptrdiff_t last, dou
       T buffer[block] = {};
       for (std::ptrdiff_t i = from; i < to; i += block) {
         const std::ptrdiff_t n = to - i < block ? to - i : block;
-        add_lanes(n, open(s, i, n, buffer), lanes);
+        add_lanes(n, lanes, square<T>, static_cast<const T*>(open(s, i, n, buffer)));
       }
-      for (int half = 8; half > 0; half /= 2)
-        for (int l = 0; l < half; ++l) lanes[l] = lanes[l] + lanes[l + half];
-      if (lanes[0] - lanes[0] != 0)
+      const double sum = folded(lanes);
+      if (sum - sum != 0)
         for (std::ptrdiff_t i = from; i < to; ++i) {
           const T d = *open(s, i, 1, buffer);
           finite = finite && d - d == 0;
         }
-      *sums++ = lanes[0];
+      *sums++ = sum;
     }
     return finite;
   };
@@ -286,13 +368,26 @@ template <template <class> class Rule> struct kernels_of {
   static void run(const span& a, std::ptrdiff_t first, std::ptrdiff_t last, const scalars& c) {
     blocks<T, Rule<T>>(a, first, last, c, states(), std::make_index_sequence<scalar_count>());
   }
+  template <class T> static void look(const span& a, std::ptrdiff_t first, std::ptrdiff_t last,
+                                      const scalars& c, int wanted, double* sums) {
+    look_at<T, Rule<T>>(a, first, last, c, wanted, sums, states(),
+                        std::make_index_sequence<scalar_count>());
+  }
 };
 
+template <class Rule> constexpr auto looks(int) -> decltype(&Rule::look, bool()) { return true; }
+template <class Rule> constexpr bool looks(long) { return false; }
+
 constexpr rule rules[] = {
-#define SCHUSS_ENTRY(name)                                                         \
-  {#name, static_cast<int>(kernels_of<name>::states::size()),                      \
-   static_cast<int>(kernels_of<name>::scalar_count), kernels_of<name>::run<float>, \
-   kernels_of<name>::run<double>},
+#define SCHUSS_ENTRY(name)                             \
+  {#name,                                              \
+   static_cast<int>(kernels_of<name>::states::size()), \
+   static_cast<int>(kernels_of<name>::scalar_count),   \
+   looks<name<float>>(0),                              \
+   kernels_of<name>::run<float>,                       \
+   kernels_of<name>::run<double>,                      \
+   kernels_of<name>::look<float>,                      \
+   kernels_of<name>::look<double>},
     SCHUSS_RULES(SCHUSS_ENTRY)
 #undef SCHUSS_ENTRY
 };

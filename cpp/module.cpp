@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -319,30 +320,43 @@ class plan {
   }
 
   // The sum of the squares of the gradients, and whether all are finite.
-  std::pair<double, bool> measure_gradients() {
+  std::pair<double, bool> measure_norm() {
     check();
     measure found{};
     freely([&] { found = norm(kernels(), spans_, sums_); });
     return {found.squares, found.finite};
   }
 
+  // What a step with these sets would do: the wanted sums of each array (kernel.hpp, looking).
+  std::vector<std::array<double, most_sums>> look(const py::sequence& sets, int wanted) {
+    read_sets(sets);
+    check();
+    looks_.resize(sums_.size() * most_sums);
+    freely([&] { schuss::look(kernels(), spans_, sets_, wanted, looks_); });
+    std::vector<std::array<double, most_sums>> found;
+    for (const span& a : spans_) {
+      const double* own = looks_.data() + most_sums * a.chunk;
+      std::array<double, most_sums> sums{};
+      if (a.size > 0) std::copy(own, own + most_sums, sums.begin());
+      found.push_back(sums);
+    }
+    return found;
+  }
+
+  // From here on each array of the step has a set of scalars of its own.
+  void spread() {
+    std::size_t own = 0;
+    for (auto& [i, set] : active_) set = own++;
+  }
+
   // Updates what fits, with a set of scalars for each key that begin returned, and moves the
   // counters and the memory with the data.
   void run(const py::sequence& sets, std::vector<std::vector<double>> memories,
            std::vector<double> shared) {
-    const table& in_use = kernels();
-    sets_.clear();
-    for (const py::handle& values : sets)
-      sets_.push_back(read_scalars(in_use, py::reinterpret_borrow<py::tuple>(values)));
-    for (const auto& [i, set] : active_) {
-      if (set >= sets_.size()) throw py::value_error("run: a set of scalars for each key");
-      const int states = in_use.rules[sets_[set].rule].states;
-      if (static_cast<std::size_t>(states) != members_[i].states)
-        throw py::value_error("run: the rule has other state arrays");
-    }
+    read_sets(sets);
     require_memories(memories, shared);
     check();
-    freely([&] { schuss::run(in_use, spans_, sets_); });
+    freely([&] { schuss::run(kernels(), spans_, sets_); });
     move_on(memories, shared);
   }
 
@@ -399,13 +413,27 @@ class plan {
   }
 
  private:
+  void read_sets(const py::sequence& sets) {
+    const table& in_use = kernels();
+    sets_.clear();
+    for (const py::handle& values : sets)
+      sets_.push_back(read_scalars(in_use, py::reinterpret_borrow<py::tuple>(values)));
+    for (const auto& [i, set] : active_) {
+      if (set >= sets_.size()) throw py::value_error("sets: one of scalars for each key");
+      const int states = in_use.rules[sets_[set].rule].states;
+      if (static_cast<std::size_t>(states) != members_[i].states)
+        throw py::value_error("sets: the rule has other state arrays");
+    }
+  }
+
   static scalars read_scalars(const table& in_use, const py::tuple& values) {
     scalars c{};
     std::size_t i = 0;
     const auto next = [&] { return values[i++].cast<double>(); };
-    double* const stages[] = {&c.scale,   &c.clip,  &c.l2,        &c.l1,         &c.keep,
-                              &c.masked,  &c.after, &c.threshold, &c.low,        &c.high,
-                              &c.average, &c.flush, &c.zero_grad, &c.stochastic, &c.key};
+    double* const stages[] = {&c.scale,      &c.clip, &c.l2,      &c.l1,    &c.agree,
+                              &c.oppose,     &c.keep, &c.masked,  &c.after, &c.threshold,
+                              &c.low,        &c.high, &c.average, &c.flush, &c.zero_grad,
+                              &c.stochastic, &c.key};
     if (values.size() <= std::size(stages)) throw py::value_error("scalars: too few");
     c.rule = values[i++].cast<int>();
     for (double* stage : stages) *stage = next();
@@ -602,7 +630,7 @@ class plan {
   std::vector<scalars> sets_;
   std::vector<std::pair<std::size_t, std::size_t>> active_;  // member, and number of its set
   std::vector<py::object> gradients_;                        // of the active members
-  std::vector<double> sums_;                                 // room for the norm's
+  std::vector<double> sums_, looks_;                         // room for those of the chunks
   py::ssize_t elements_ = 0;
   std::int64_t iterations_ = 0;
   std::vector<double> shared_;
@@ -622,7 +650,9 @@ PYBIND11_MODULE(_core, m) {
            py::arg("group"), py::arg("decays"), py::arg("memory"))
       .def("require_disjoint", &plan::require_disjoint)
       .def("begin", &plan::begin, py::arg("grads"), py::arg("zero_grad"))
-      .def("measure", &plan::measure_gradients)
+      .def("norm", &plan::measure_norm)
+      .def("look", &plan::look, py::arg("sets"), py::arg("wanted"))
+      .def("spread", &plan::spread)
       .def("check", &plan::check)
       .def("run", &plan::run, py::arg("sets"), py::arg("memories"), py::arg("shared"))
       .def("advance", &plan::advance, py::arg("memories"), py::arg("shared"))
@@ -637,10 +667,10 @@ PYBIND11_MODULE(_core, m) {
 
   m.def("require_parameter", &require_parameter, py::arg("x"), py::arg("label"));
   m.def("rules", [] {
-    std::vector<std::tuple<std::string, int, int>> all;
+    std::vector<std::tuple<std::string, int, int, bool>> all;
     for (int i = 0; i < kernels().size; ++i)
       all.emplace_back(kernels().rules[i].name, kernels().rules[i].states,
-                       kernels().rules[i].scalars);
+                       kernels().rules[i].scalars, kernels().rules[i].looks);
     return all;
   });
   m.def("compiled_isas", &compiled_isas);

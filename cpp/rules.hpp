@@ -44,6 +44,12 @@ template <class T> T scaled(T s, T q, T minus, T plus) {
   return q > 0 ? plus * s : smaller;
 }
 
+// What a rule's own look at an element gives, where its step depends on sums over the array: two
+// numbers, of the state as it is before the step.
+template <class T> struct look {
+  T p, q;
+};
+
 template <class T> struct sgd {
   T lr;
   T operator()(T, T g) const { return lr * g; }

@@ -19,7 +19,7 @@ from schuss import _core, rules
 from schuss.groups import Group, Parameter
 from schuss.hyperparameters import REQUIRED, Interval, check_int
 from schuss.optimizer import Optimizer, check_loss, signature
-from schuss.scalars import scalar_set
+from schuss.scalars import ScalarSet, Sums, scalar_set, wanted
 
 # The options of an optimizer that a single call has, too.
 STATELESS = ("grad_scale", "zero_grad", "stochastic_rounding", "seed", "subnormals", "backend")
@@ -53,21 +53,20 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:
             raise TypeError(f"{name}: state {given} given; these options take {settings.states}")
         check_int("step", step, 1)
         h = settings.at(step - 1)
-        follows = rule.reads_loss(h)
+        bits = wanted(settings, h)
+        follows = rule.reads_loss(h) or bool(rule.sums(h))
         remembers = [*rule.memory, *(rule.shared if follows else ())]
         written = [param, *arrays.values(), *([] if master is None else [master])]
-        memory = {key: remembered(name, key, numbers[key], written) for key in remembers}
-        if follows:
-            memory |= rule.follow(h | memory, check_loss(loss))
-        scalars = scalar_set(
-            settings,
-            h,
-            step,
-            True,
-            memory,
-            1.0 / float(around["grad_scale"]),  # a LossScale, too
-            {f"_{key}": value for key, value in (defaults | around).items()},
-        )
+        memory: dict[str, Any] = {"sums": None}
+        memory |= {key: remembered(name, key, numbers[key], written) for key in remembers}
+        if rule.reads_loss(h):
+            memory |= rule.follow(h | memory | {"loss": check_loss(loss)})
+
+        def made() -> ScalarSet:
+            scale = 1.0 / float(around["grad_scale"])  # a LossScale, too
+            optimizers = {f"_{key}": value for key, value in (defaults | around).items()}
+            return scalar_set(settings, h, step, True, memory, scale, optimizers)
+
         own: dict[str, Any] = {key: arrays[key] for key in settings.states}
         beside = {} if master is None else {"master": master}
         p = Parameter(name, param, grad, own, beside, group=0, decays=True, position=0)
@@ -75,10 +74,21 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:
         plan = _core.Plan()
         plan.add(labels, param, p.keeps(), grad, 0, True, [])
         plan.begin(None, around["zero_grad"])
-        if around["backend"] == "compiled":
+        compiled = around["backend"] == "compiled"
+        scalars = made()
+        if not compiled:
+            plan.check()
+        if bits:
+            look = (
+                plan.look([scalars.packed()], bits)[0] if compiled else scalars.look(p, grad, bits)
+            )
+            memory["sums"] = memory["totals"] = Sums(*look, param.size)
+            if rule.shared:
+                memory |= rule.follow(h | memory)
+            scalars = made()
+        if compiled:
             plan.run([scalars.packed()], [[]], [])
         else:
-            plan.check()
             scalars.step(p, grad)
         for key in remembers:
             numbers[key][...] = {**memory, **scalars.rule}[key]

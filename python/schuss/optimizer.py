@@ -6,9 +6,10 @@ import copy
 import functools
 import inspect
 import math
+import operator
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import InitVar
 from typing import (
@@ -25,7 +26,7 @@ from weakref import WeakSet
 import numpy as np
 
 from schuss import _core, reference
-from schuss.groups import Group, Parameter
+from schuss.groups import Group, Parameter, Settings
 from schuss.hyperparameters import (
     REQUIRED,
     Bounded,
@@ -49,7 +50,7 @@ from schuss.hyperparameters import (
     pair,
 )
 from schuss.loss_scale import LossScale
-from schuss.scalars import scalar_set
+from schuss.scalars import ScalarSet, Sums, scalar_set, wanted
 from schuss.state import States, differences
 from schuss.structure import (
     Tree,
@@ -127,6 +128,10 @@ class Optimizer(Declared):
     Options of a group, live, in the order of a step (reference.step):
 
     maximize     ascends, default False
+    cautious     False (default); "mean": only those elements of an update count whose sign is the
+                 gradient's, divided by their share of the array; "plus1": multiplied by
+                 size/(number + 1). Needs one read of all arrays more. Liang et al. 2024, arXiv
+                 2411.16085
     clip_value   each gradient element is brought into [-clip_value, clip_value], in (0, inf],
                  default inf
     l2, l1       g + l2*x + l1*sign(x) takes the place of g, in [0, inf), default 0
@@ -191,6 +196,7 @@ class Optimizer(Declared):
         ema: Any = argument(default=None)
         zero_grad: Any = argument(default=False)
     maximize: bool = flag(default=False)
+    cautious: bool | str = choice(False, "mean", "plus1", default=False)
     clip_value: Number = number("(0, inf]", default=math.inf)
     l2: Number = number("[0, inf)", default=0.0)
     l1: Number = number("[0, inf)", default=0.0)
@@ -299,8 +305,20 @@ class Optimizer(Declared):
         return False
 
     @staticmethod
-    def follow(h: Mapping[str, Any], loss: float) -> dict[str, float]:
-        """What `shared` becomes by a step with this loss, and what else `scalars` wants to know."""
+    def sums(h: Mapping[str, Any]) -> tuple[str, ...]:
+        """What a step has to know of an array as a whole: "x", "g", "u", "agree", "look".
+
+        Then `scalars` finds h["sums"]: None in a look at the arrays, and in the step what it found.
+        """
+        return ()
+
+    @staticmethod
+    def follow(h: Mapping[str, Any]) -> dict[str, float]:
+        """What `shared` becomes by a step, and what else `scalars` wants to know.
+
+        h has the first group's values, `shared`, and where they are asked for "loss" and "totals",
+        the sums over all arrays.
+        """
         raise NotImplementedError
 
     @staticmethod
@@ -477,7 +495,9 @@ class Optimizer(Declared):
         plan = self._plan
         settings = [group.settings for group in self._groups]
         values = [s.at(plan.iterations) for s in settings]  # the user's callables run here
-        shared = self._followed(values, loss)
+        shared: dict[str, Any] = dict(zip(self.shared, plan.shared, strict=True))
+        if any(map(self.reads_loss, values)):
+            shared |= self.follow(values[0] | shared | {"loss": check_loss(loss)})
         flat = None if grads is None else self._gather(grads, "grads")
         keys = plan.begin(flat, self.zeroes_grad)
         factor = 1.0 / float(scale)
@@ -491,18 +511,7 @@ class Optimizer(Declared):
                 return False
             clip = self.clip_norm / (self.grad_norm + 1e-6)
             factor = factor if clip > 1.0 else factor * clip
-        sets = [
-            scalar_set(
-                settings[g],
-                values[g],
-                t + 1,
-                decays,
-                {**dict(zip(self.memory, memory, strict=True)), **shared},
-                factor,
-                vars(self),
-            )
-            for g, decays, t, memory in keys
-        ]
+        sets = self._sets(settings, values, keys, shared, factor, flat)
         memories, after = [s.memory for s in sets], [shared[name] for name in self.shared]
         if self.backend == "compiled":
             plan.run([s.packed() for s in sets], memories, after)
@@ -516,12 +525,45 @@ class Optimizer(Declared):
             scale.update(True)
         return True
 
-    def _followed(self, values: list[dict[str, Any]], loss: Any) -> dict[str, float]:
-        """What all arrays share in this step; of several groups the first one's options count."""
-        shared = dict(zip(self.shared, self._plan.shared, strict=True))
-        if not any(map(self.reads_loss, values)):
-            return shared
-        return shared | self.follow(values[0] | shared, check_loss(loss))
+    def _sets(
+        self,
+        settings: list[Settings],
+        values: list[dict[str, Any]],
+        keys: list[tuple[int, bool, int, list[float]]],
+        shared: dict[str, Any],
+        factor: float,
+        flat: list[Any] | None,
+    ) -> list[ScalarSet]:
+        """The scalars of each key, or where a look is asked for, of each array; `shared` follows."""
+
+        def made(key: tuple[int, bool, int, list[float]], **seen: Any) -> ScalarSet:
+            group, decays, t, memory = key
+            known = {**dict(zip(self.memory, memory, strict=True)), **shared, **seen}
+            return scalar_set(
+                settings[group], values[group], t + 1, decays, known, factor, vars(self)
+            )
+
+        bits = functools.reduce(operator.or_, map(wanted, settings, values))
+        if not (bits and keys):
+            return [made(key) for key in keys]
+        sums = self._looked([made(key, sums=None) for key in keys], bits, flat)
+        if self.shared:
+            shared |= self.follow(values[0] | shared | {"totals": Sums.total(sums)})
+        own = [keys[number_of_set] for _, number_of_set in self._plan.active()]
+        self._plan.spread()
+        return [made(key, sums=s) for key, s in zip(own, sums, strict=True)]
+
+    def _looked(self, sets: list[ScalarSet], bits: int, flat: list[Any] | None) -> list[Sums]:
+        """What a step with these sets would do to each array."""
+        active = self._plan.active()
+        sizes = [self._parameters[i].x.size for i, _ in active]
+        if self.backend == "compiled":
+            found: Sequence[tuple[float, ...]] = self._plan.look([s.packed() for s in sets], bits)
+        else:
+            self._plan.check()
+            gradients = self._in_order(flat)
+            found = [sets[n].look(self._parameters[i], gradients[i], bits) for i, n in active]
+        return [Sums(*sums, size) for sums, size in zip(found, sizes, strict=True)]
 
     def _in_order(self, flat: list[Any] | None) -> list[Any]:
         """The gradients of a step: those that were given, or the bound ones."""
@@ -530,7 +572,7 @@ class Optimizer(Declared):
     def _measured(self, flat: list[Any] | None) -> tuple[float, bool]:
         """The sum of the squares of the gradients, and whether all of them are finite."""
         if self.backend == "compiled":
-            return self._plan.measure()
+            return self._plan.norm()
         self._plan.check()
         return reference.norm_squared([g for g in self._in_order(flat) if g is not None])
 

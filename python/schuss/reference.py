@@ -26,6 +26,8 @@ class Stages(NamedTuple):
     clip: float = np.inf
     l2: float = 0.0
     l1: float = 0.0
+    agree: float = 1.0  # of u where u and g have the same sign
+    oppose: float = 1.0  # of u elsewhere
     keep: float = 1.0  # 1 - lr*weight_decay where the decay is decoupled
     masked: bool = False
     after: float = 1.0  # 1/(1 + lr*weight_decay) where it is proximal
@@ -59,6 +61,7 @@ def step(
          2  g = clamp(g, -clip, clip)
          3  g = g + l2*x;  g = g + l1*sign(x)
          4  u = rule(x, g, state)               the state is updated
+            u = (agree where u*g > 0, else oppose)*u
          5  x = keep*x - u                      masked: keep only where u and x have the same sign
          6  x = after*x
          7  x = shrink(x, threshold)
@@ -87,17 +90,13 @@ def step(
     tiny = np.finfo(computing).smallest_normal if around.flush else number(0)
     with np.errstate(all="ignore"):
         w = (x if master is None else master).astype(computing, copy=False)
-        d = number(around.scale) * g.astype(computing, copy=False)
-        if around.clip < np.inf:
-            d = clamp(d, number(-around.clip), number(around.clip))
-        if around.l2 != 0:
-            d = d + number(around.l2) * w
-        if around.l1 != 0:
-            d = d + number(around.l1) * sign(w)
+        d = prepared(w, g, around)
         wide = [s.astype(computing, copy=False) for s in state]
         u = rule(w, d, *wide, **{name: number(value) for name, value in scalars.items()})
         for s, new in zip(state, wide, strict=True):
             s[...] = np.where(np.abs(new) < tiny, number(0), new)
+        if (around.agree, around.oppose) != (1.0, 1.0):
+            u = np.where(u * d > 0, number(around.agree), number(around.oppose)) * u
         keep = number(around.keep)
         w = (np.where(u * w > 0, keep, number(1)) if around.masked else keep) * w - u
         if around.after != 1:
@@ -120,6 +119,59 @@ def step(
         g.fill(0)
 
 
+def prepared(w: Array, g: Array, around: Stages) -> Array:
+    """The gradient that a rule is to see, in the type of w: steps 1 to 3."""
+    number: Any = w.dtype.type
+    d: Array = number(around.scale) * g.astype(w.dtype, copy=False)
+    if around.clip < np.inf:
+        d = clamp(d, number(-around.clip), number(around.clip))
+    if around.l2 != 0:
+        d = d + number(around.l2) * w
+    if around.l1 != 0:
+        d = d + number(around.l1) * sign(w)
+    return d
+
+
+def look(
+    rule: Callable[..., Array],
+    x: Array,
+    g: Array,
+    state: Sequence[Array],
+    scalars: Mapping[str, float],
+    around: Stages,
+    *,
+    own: Callable[..., tuple[Array, Array]] | None = None,
+    master: Array | None = None,
+) -> tuple[float, float, float, float, float, float]:
+    """What a step of one array would do, as sums: of x*x, g*g, u*u, u*g > 0, and of the own look.
+
+    g is the gradient that the rule sees, u the update that it returns. Nothing is changed. Each is
+    computed in the array's type and added in double, in the order of the norm.
+
+    own   a function of this module: two numbers of each element, of the state before the step
+    """
+    number: Any = np.float64 if x.dtype == np.float64 else np.float32
+    with np.errstate(all="ignore"):
+        w = (x if master is None else master).astype(number, copy=False)
+        d = prepared(w, g, around)
+        rounded = {name: number(value) for name, value in scalars.items()}
+        p, q = (
+            (None, None)
+            if own is None
+            else own(w, d, *(s.astype(number, copy=False) for s in state), **rounded)
+        )
+        u = rule(w, d, *(s.astype(number) for s in state), **rounded)
+        squares = [a.astype(np.float64) ** 2 for a in (w, d, u)]
+        return (
+            folded(squares[0]),
+            folded(squares[1]),
+            folded(squares[2]),
+            folded(u * d > 0),
+            0.0 if p is None else folded(p),
+            0.0 if q is None else folded(q),
+        )
+
+
 def norm_squared(gradients: Sequence[Array]) -> tuple[float, bool]:
     """The sum of the squares of all gradients, in double, and whether all elements are finite.
 
@@ -129,23 +181,29 @@ def norm_squared(gradients: Sequence[Array]) -> tuple[float, bool]:
     total, finite = 0.0, True
     with np.errstate(all="ignore"):
         for g in gradients:
-            flat = np.asarray(g).ravel(order="K").astype(np.float64)
-            finite = finite and bool(np.isfinite(flat).all())
-            squares = np.zeros(-(-flat.size // 4096) * 4096)
-            squares[: flat.size] = flat * flat
-            rows = squares.reshape(-1, 256, 16)
-            lanes = np.zeros((len(rows), 16))
-            for i in range(256):
-                lanes = lanes + rows[:, i]
-            for half in (8, 4, 2, 1):
-                lanes = lanes[:, :half] + lanes[:, half : 2 * half]
-            sums = lanes[:, 0]
-            while sums.size > 1:
-                rest = sums[sums.size // 2 * 2 :]
-                sums = np.concatenate([sums[: sums.size - rest.size : 2] + sums[1::2], rest])
-            if sums.size:
-                total += float(sums[0])
+            wide = np.asarray(g).astype(np.float64)
+            finite = finite and bool(np.isfinite(wide).all())
+            if wide.size:
+                total += folded(wide * wide)
     return total, finite
+
+
+def folded(a: Array | NDArray[np.bool_]) -> float:
+    """The sum of an array's elements in double, in the fixed tree."""
+    flat = a.ravel(order="K").astype(np.float64)
+    padded = np.zeros(-(-flat.size // 4096) * 4096)
+    padded[: flat.size] = flat
+    rows = padded.reshape(-1, 256, 16)
+    lanes = np.zeros((len(rows), 16))
+    for i in range(256):
+        lanes = lanes + rows[:, i]
+    for half in (8, 4, 2, 1):
+        lanes = lanes[:, :half] + lanes[:, half : 2 * half]
+    sums = lanes[:, 0]
+    while sums.size > 1:
+        rest = sums[sums.size // 2 * 2 :]
+        sums = np.concatenate([sums[: sums.size - rest.size : 2] + sums[1::2], rest])
+    return float(sums[0]) if sums.size else 0.0
 
 
 def sign(a: Array) -> Array:

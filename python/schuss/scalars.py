@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 # affair.
 DECAY_MODES = ("l2", "decoupled", "decoupled_unscaled", "corrected", "proximal", "masked")
 
-NUMBERS = {name: number for number, (name, _, _) in enumerate(_core.rules())}
+NUMBERS = {name: number for number, (name, *_) in enumerate(_core.rules())}
 
 
 def scalar_names(kernel: str) -> tuple[str, ...]:
@@ -28,6 +30,27 @@ def scalar_names(kernel: str) -> tuple[str, ...]:
 
 
 NAMES = {kernel: scalar_names(kernel) for kernel in NUMBERS}
+
+
+class Sums(NamedTuple):
+    """What a look at an array, or at all of them, has found before the step: reference.look."""
+
+    x: float
+    g: float
+    u: float
+    agree: float
+    p: float
+    q: float
+    size: int
+
+    @classmethod
+    def total(cls, parts: Sequence[Sums]) -> Sums:
+        """The sums over all arrays, added in their order."""
+        return cls(*(functools.reduce(operator.add, column) for column in zip(*parts, strict=True)))
+
+
+# The bit of each of the sums, as the kernels count; p and q come together.
+WANTED = {"x": 1, "g": 2, "u": 4, "agree": 8, "look": 16}
 
 
 class ScalarSet(NamedTuple):
@@ -45,15 +68,24 @@ class ScalarSet(NamedTuple):
 
     def step(self, p: Parameter, g: np.ndarray) -> None:
         """One array's step, in NumPy: on the plain array behind a subclass."""
-        reference.step(
+        reference.step(*self.arguments(p, g), position=p.position, **p.beside)
+
+    def look(self, p: Parameter, g: np.ndarray, wanted: int) -> tuple[float, ...]:
+        """What the step would do, in NumPy: all sums, of which only the wanted ones count."""
+        own = getattr(reference, f"{self.kernel}_look", None)
+        found = reference.look(*self.arguments(p, g), own=own, master=p.beside.get("master"))
+        bits = (1, 2, 4, 8, 16, 16)
+        return tuple(s if wanted & bit else 0.0 for s, bit in zip(found, bits, strict=True))
+
+    def arguments(self, p: Parameter, g: np.ndarray) -> tuple[Any, ...]:
+        """What the reference takes of an array: rule, arrays, scalars, stages."""
+        return (
             getattr(reference, self.kernel),
             np.asarray(p.x),
             np.asarray(g),
             list(p.state.values()),
             {name: self.rule[name] for name in NAMES[self.kernel]},
             self.around,
-            position=p.position,
-            **p.beside,
         )
 
 
@@ -68,14 +100,15 @@ def scalar_set(
 ) -> ScalarSet:
     """The scalars of an array's step t, counted from 1: the rule's and those of the stages.
 
-    h is the group's, `memory` what the rule remembers of the steps before, `options` the
-    optimizer's, with an underscore before their names.
+    h is the group's, `memory` what the rule knows besides: numbers of the steps before, the loss,
+    the sums of a look; `options` the optimizer's, with an underscore before their names.
     """
     if not decays:
         h = {**h, "weight_decay": 0.0}
     if memory:
         h = {**h, **memory}
-    lr, l1, bounds = h["lr"], h["l1"], h["bounds"]
+    rule = settings.rule.scalars(h, t)
+    lr, l1, bounds = rule.get("rate", h["lr"]), h["l1"], h["bounds"]
     prox = h["l1_mode"] == "prox"
     l2, keep, masked, after = decayed(settings, h, lr, h["weight_decay"])
     low, high = -math.inf, math.inf
@@ -87,7 +120,8 @@ def scalar_set(
         h["clip_value"],
         h["l2"] + l2,
         0.0 if prox else l1,
-        keep,
+        *judged(h),
+        keep * rule.get("keep", 1.0),
         masked,
         after,
         lr * l1 if prox else 0.0,
@@ -99,8 +133,23 @@ def scalar_set(
         chance,
         step_key(options["_seed"], t) if chance else 0,
     )
-    rule = settings.rule.scalars(h, t)
     return ScalarSet(settings.kernel, rule, around, [rule[name] for name in settings.rule.memory])
+
+
+def judged(h: Mapping[str, Any]) -> tuple[float, float]:
+    """The factors of an update by its sign: where it agrees with the gradient's, and elsewhere."""
+    if not h["cautious"] or h["sums"] is None:
+        return 1.0, 1.0
+    agreeing, size = h["sums"].agree, h["sums"].size
+    if h["cautious"] == "plus1":
+        return size / (agreeing + 1.0), 0.0
+    return 1.0 / max(agreeing / size, 1e-3) if size else 1.0, 0.0
+
+
+def wanted(settings: Settings, h: Mapping[str, Any]) -> int:
+    """Which sums a step has to know first, as bits; 0: none, and no look is taken."""
+    names = (*settings.rule.sums(h), *(("agree",) if h["cautious"] else ()))
+    return functools.reduce(operator.or_, (WANTED[name] for name in names), 0)
 
 
 def decayed(

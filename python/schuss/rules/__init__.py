@@ -51,16 +51,14 @@ RULES: tuple[type[Optimizer], ...] = (
 
 def _verify() -> None:
     """Kernel, reference and class of each rule agree on what they take, or nothing is trusted."""
-    table = {name: (states, scalars) for name, states, scalars in _core.rules()}
+    table = {name: taken for name, *taken in _core.rules()}
     claimed = {kernel: states for rule in RULES for kernel, states in rule.states.items()}
     if table.keys() != claimed.keys():
         raise ImportError(f"kernels and classes differ: {sorted(table.keys() ^ claimed.keys())}")
-    for kernel, (states, scalars) in table.items():
-        code = getattr(reference, kernel).__code__
-        if (code.co_argcount - 2, len(NAMES[kernel]), len(claimed[kernel])) != (
-            states,
-            scalars,
-            states,
+    for kernel, taken in table.items():
+        states = getattr(reference, kernel).__code__.co_argcount - 2
+        if [states, len(NAMES[kernel]), hasattr(reference, f"{kernel}_look")] != taken or (
+            len(claimed[kernel]) != states
         ):
             raise ImportError(
                 f"{kernel}: kernel, reference and class take different state or scalars"

@@ -75,8 +75,8 @@ class Rprop(Optimizer):
         return bool(h["variant"] == "irprop+")
 
     @staticmethod
-    def follow(h: Mapping[str, Any], loss: float) -> dict[str, float]:
-        return {"previous_loss": loss, "worse": float(loss > h["previous_loss"])}
+    def follow(h: Mapping[str, Any]) -> dict[str, float]:
+        return {"previous_loss": h["loss"], "worse": float(h["loss"] > h["previous_loss"])}
 
     @staticmethod
     def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
