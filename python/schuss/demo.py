@@ -150,7 +150,18 @@ def picture(title: str, epochs: Sequence[Epoch], times: dict[str, float]) -> Fig
 
 DTYPES = {dtype.__name__: dtype for dtype in (np.float32, np.float64, np.float16, bfloat16)}
 NAMED = {rule.__name__.lower(): rule for rule in RULES}
-LEARNING_RATES = {"sgd": 0.3, "adagrad": 0.1, "rmsprop": 3e-3, "adam": 5e-3, "adamw": 5e-3}
+LEARNING_RATES = {
+    "sgd": 0.3,
+    "momentum": 0.03,
+    "nag": 0.03,
+    "adagrad": 0.1,
+    "rmsprop": 3e-3,
+    "adam": 5e-3,
+    "adamw": 5e-3,
+    "adamax": 1e-2,
+    "radam": 1e-2,
+}
+BATCH_SIZES = {"rprop": 360}  # it goes by the sign, which a small batch has too often wrong
 
 
 def number(kind: Callable[[str], float], interval: str) -> Callable[[str], float]:
@@ -194,7 +205,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rule", type=str.lower, choices=NAMED, default="adamw", help="default: %(default)s")
     add("--lr", type=rate, help="learning rate, at its peak; default: one that suits the rule")
     add("--epochs", type=count, default=30, help="default: %(default)s")
-    add("--batch-size", type=count, default=32, help="default: %(default)s")
+    add("--batch-size", type=count, help="default: 32, or what the rule needs")
     add("--hidden", type=width, nargs="+", default=[64, 64], help="widths; default: %(default)s")
     add("--seed", type=number(int, "[0, 4294967295]"), default=0, help="default: %(default)s")
     add("--threads", type=count, help="at most; default: as in schuss info")
@@ -225,6 +236,7 @@ def run(args: argparse.Namespace) -> None:
     rule = NAMED[args.rule]
     default = LEARNING_RATES.get(args.rule, rule.hyperparameters["lr"].default)
     lr = default if args.lr is None else args.lr
+    batch_size = args.batch_size or BATCH_SIZES.get(args.rule, 32)
     threads = args.threads or schuss.get_num_threads()
     dtype, gradient_dtype = DTYPES[args.dtype], DTYPES[args.gradient_dtype or args.dtype]
     options = {
@@ -256,7 +268,7 @@ def run(args: argparse.Namespace) -> None:
             rule=rule,
             lr=lr,
             epochs=args.epochs,
-            batch_size=args.batch_size,
+            batch_size=batch_size,
             gradient_dtype=gradient_dtype,
             rng=rng,
             backend=args.backend,

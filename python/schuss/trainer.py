@@ -123,13 +123,14 @@ def train(
 
     The images' type is what everything is computed in, whatever the parameters and gradients are
     stored in. The learning rate climbs to `lr` in a tenth of the steps and falls to 0 in the
-    others; the rule has the other options as well. Raises FloatingPointError where the loss is no
-    longer finite.
+    others, unless the rule takes a constant; the rule has the other options as well. Raises
+    FloatingPointError where the loss is no longer finite.
     """
     x, y = data
     steps = epochs * math.ceil(len(x) / batch_size)
     schedule = schuss.schedules.cosine(lr, steps=steps, warmup=steps // 10)
-    opt = rule(params, lr=schedule, **options)
+    constant = rule.hyperparameters["lr"].fixed
+    opt = rule(params, lr=lr if constant else schedule, **options)
     for epoch in range(1, epochs + 1):
         with np.errstate(over="ignore", invalid="ignore"):  # the check below says it in words
             order = rng.permutation(len(x))
