@@ -25,7 +25,7 @@ from schuss.scalars import ScalarSet, Sums, scalar_set, wanted
 STATELESS = ("grad_scale", "zero_grad", "stochastic_rounding", "seed", "subnormals", "backend")
 
 
-def stateless(rule: type[Optimizer]) -> Callable[..., None]:
+def stateless(rule: type[Optimizer]) -> Callable[..., None]:  # noqa: PLR0915  one call, in its order
     """The functional form of a rule."""
     name = rule.__name__.lower()
     every_state = max(rule.states.values(), key=len)
@@ -82,8 +82,8 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:
             look = (
                 plan.look([scalars.packed()], bits)[0] if compiled else scalars.look(p, grad, bits)
             )
-            memory["sums"] = memory["totals"] = Sums(*look, param.size)
-            if rule.shared:
+            memory["sums"] = memory["totals"] = Sums._make((*look, param.size))
+            if rule.sums(h) and rule.shared:
                 memory |= rule.follow(h | memory)
             scalars = made()
         if compiled:

@@ -534,7 +534,7 @@ class Optimizer(Declared):
         factor: float,
         flat: list[Any] | None,
     ) -> list[ScalarSet]:
-        """The scalars of each key, or where a look is asked for, of each array; `shared` follows."""
+        """The scalars of each key, or where a look is asked for of each array; `shared` follows."""
 
         def made(key: tuple[int, bool, int, list[float]], **seen: Any) -> ScalarSet:
             group, decays, t, memory = key
@@ -547,7 +547,7 @@ class Optimizer(Declared):
         if not (bits and keys):
             return [made(key) for key in keys]
         sums = self._looked([made(key, sums=None) for key in keys], bits, flat)
-        if self.shared:
+        if self.sums(values[0]) and self.shared:
             shared |= self.follow(values[0] | shared | {"totals": Sums.total(sums)})
         own = [keys[number_of_set] for _, number_of_set in self._plan.active()]
         self._plan.spread()
@@ -563,7 +563,7 @@ class Optimizer(Declared):
             self._plan.check()
             gradients = self._in_order(flat)
             found = [sets[n].look(self._parameters[i], gradients[i], bits) for i, n in active]
-        return [Sums(*sums, size) for sums, size in zip(found, sizes, strict=True)]
+        return [Sums._make((*sums, size)) for sums, size in zip(found, sizes, strict=True)]
 
     def _in_order(self, flat: list[Any] | None) -> list[Any]:
         """The gradients of a step: those that were given, or the bound ones."""

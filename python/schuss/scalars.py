@@ -77,7 +77,7 @@ class ScalarSet(NamedTuple):
         bits = (1, 2, 4, 8, 16, 16)
         return tuple(s if wanted & bit else 0.0 for s, bit in zip(found, bits, strict=True))
 
-    def arguments(self, p: Parameter, g: np.ndarray) -> tuple[Any, ...]:
+    def arguments(self, p: Parameter, g: np.ndarray) -> Any:
         """What the reference takes of an array: rule, arrays, scalars, stages."""
         return (
             getattr(reference, self.kernel),
