@@ -137,6 +137,10 @@ template <class T> struct adam {
     v = beta2 * v + w2 * (g * g);
     return step * (m / (denom * std::sqrt(v) + eps));
   }
+  schuss::look<T> look(T, T g, T, T v) const {
+    const T square = g * g;
+    return {square / maximum(beta2 * v + w2 * square, eps * eps), T(0)};
+  }
 };
 
 // Adam with eps wherever a library puts it, and with a term of the gradient itself (NAdam). Where v
@@ -209,6 +213,71 @@ template <class T> struct rprop_backtracking {
   }
 };
 
+// ---- Rules whose scalars follow from sums over the array, or over all arrays
+
+template <class T> struct lars {
+  T decay, mu, w, a, s;
+  T operator()(T x, T g, T& b) const {
+    b = mu * b + w * (g + decay * x);
+    return s * b + a * (g + decay * x);
+  }
+  schuss::look<T> look(T x, T g, T) const {
+    const T d = g + decay * x;
+    return {d * d, T(0)};
+  }
+};
+
+template <class T> struct lamb {
+  T w1, beta2, w2, step, denom, eps, decay, rate;
+  T operator()(T x, T g, T& m, T& v) const {
+    m = m + w1 * (g - m);
+    v = beta2 * v + w2 * (g * g);
+    return rate * (step * (m / (denom * std::sqrt(v) + eps)) + decay * x);
+  }
+};
+
+template <class T> struct mars {
+  T ahead, shrink, w1, beta2, w2, step, denom, eps;
+  T operator()(T, T g, T& m, T& v, T& p) const {
+    const T c = shrink * (g + ahead * (g - p));
+    p = g;
+    m = m + w1 * (c - m);
+    v = beta2 * v + w2 * (c * c);
+    return step * (m / (denom * std::sqrt(v) + eps));
+  }
+  schuss::look<T> look(T, T g, T, T, T p) const {
+    const T c = g + ahead * (g - p);
+    return {c * c, T(0)};
+  }
+};
+
+template <class T> struct prodigy {
+  T d, w1, beta2, w2, beta3, k, step, eps;
+  T operator()(T, T g, T& m, T& v, T& s, [[maybe_unused]] T& start) const {
+    const T c = d * g;
+    m = m + w1 * (c - m);
+    v = beta2 * v + w2 * (c * c);
+    s = beta3 * s + k * g;
+    return step * (m / (std::sqrt(v) + eps));
+  }
+  schuss::look<T> look(T x, T g, T, T, T s, T start) const {
+    return {g * (start - x), std::fabs(beta3 * s + k * g)};
+  }
+};
+
+template <class T> struct dadapt_adam {
+  T rate, w1, beta2, w2, beta3, k, eps;
+  T operator()(T, T g, T& m, T& v, T& s) const {
+    m = m + w1 * (rate * g - m);
+    v = beta2 * v + w2 * (g * g);
+    s = beta3 * s + k * g;
+    return m / (std::sqrt(v) + eps);
+  }
+  schuss::look<T> look(T, T g, T, T v, T s) const {
+    return {g * (s / (std::sqrt(v) + eps)), std::fabs(beta3 * s + k * g)};
+  }
+};
+
 }  // namespace
 }  // namespace schuss
 
@@ -218,4 +287,5 @@ template <class T> struct rprop_backtracking {
   rule(sgd) rule(momentum) rule(nesterov) rule(adagrad) rule(rmsprop) rule(rmsprop_momentum) \
       rule(rmsprop_centered) rule(rmsprop_centered_momentum) rule(adadelta) rule(adam)       \
           rule(general_adam) rule(decayed_adam) rule(amsgrad) rule(adamax) rule(rprop)       \
-              rule(rprop_backtracking)
+              rule(rprop_backtracking) rule(lars) rule(lamb) rule(mars) rule(prodigy)        \
+                  rule(dadapt_adam)

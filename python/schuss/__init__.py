@@ -28,6 +28,9 @@ from schuss import functional, reference, schedules
 from schuss.loss_scale import LossScale
 from schuss.optimizer import Optimizer
 from schuss.rules import (
+    LAMB,
+    LARS,
+    MARS,
     NAG,
     SGD,
     Adadelta,
@@ -35,17 +38,23 @@ from schuss.rules import (
     Adam,
     Adamax,
     AdamW,
+    DAdaptAdam,
     Momentum,
     NAdam,
     NAdamW,
+    Prodigy,
     RAdam,
     RMSprop,
     Rprop,
+    StableAdamW,
 )
 from schuss.threads import get_num_threads, set_num_threads, threads
 from schuss.torch_state import torch_state_dict
 
 __all__ = [
+    "LAMB",
+    "LARS",
+    "MARS",
     "NAG",
     "SGD",
     "Adadelta",
@@ -53,14 +62,17 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "DAdaptAdam",
     "LossScale",
     "Momentum",
     "NAdam",
     "NAdamW",
     "Optimizer",
+    "Prodigy",
     "RAdam",
     "RMSprop",
     "Rprop",
+    "StableAdamW",
     "functional",
     "get_num_threads",
     "reference",

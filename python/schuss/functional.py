@@ -84,7 +84,7 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:  # noqa: PLR0915  o
             )
             memory["sums"] = memory["totals"] = Sums._make((*look, param.size))
             if rule.sums(h) and rule.shared:
-                memory |= rule.follow(h | memory)
+                memory |= rule.follow(h | memory | {"t": step})
             scalars = made()
         if compiled:
             plan.run([scalars.packed()], [[]], [])

@@ -115,6 +115,9 @@ class Declared:
     """Tells type checkers that what a class declares are its constructor's arguments."""
 
 
+PARAMETER = "parameter"  # what a state array starts with: the parameter as it is
+
+
 class Optimizer(Declared):
     """Steps arrays in place, one compiled call for all of them; the base of every rule.
 
@@ -322,8 +325,8 @@ class Optimizer(Declared):
         raise NotImplementedError
 
     @staticmethod
-    def initial(h: Mapping[str, Any]) -> dict[str, float]:
-        """What state arrays start with where it isn't 0."""
+    def initial(h: Mapping[str, Any]) -> dict[str, Any]:
+        """What state arrays start with where it isn't 0: a number, or PARAMETER for a copy of x."""
         return {}
 
     # ---- Parameters
@@ -433,7 +436,9 @@ class Optimizer(Declared):
         for key in group.settings.states:
             dtype = chosen.get(key, chosen.get("", computing))
             state[key] = np.zeros_like(x, dtype=dtype, subok=False)
-            if start.get(key):
+            if start.get(key) == PARAMETER:
+                state[key][...] = x
+            elif start.get(key):
                 state[key].fill(start[key])
         return state
 
@@ -548,7 +553,8 @@ class Optimizer(Declared):
             return [made(key) for key in keys]
         sums = self._looked([made(key, sums=None) for key in keys], bits, flat)
         if self.sums(values[0]) and self.shared:
-            shared |= self.follow(values[0] | shared | {"totals": Sums.total(sums)})
+            known = {"totals": Sums.total(sums), "t": self.iterations + 1}
+            shared |= self.follow(values[0] | shared | known)
         own = [keys[number_of_set] for _, number_of_set in self._plan.active()]
         self._plan.spread()
         return [made(key, sums=s) for key, s in zip(own, sums, strict=True)]

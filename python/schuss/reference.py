@@ -272,6 +272,11 @@ def scaled(s: Array, q: Array, minus: float, plus: float) -> Array:
     return np.where(q > 0, plus * s, np.where(q < 0, minus * s, s))
 
 
+def zero(g: Array) -> Array:
+    """What a look does not need."""
+    return np.zeros_like(g)
+
+
 def sgd(x: Array, g: Array, *, lr: float) -> Array:
     return lr * g
 
@@ -409,6 +414,23 @@ def adam(
     return step * (m / (denom * np.sqrt(v) + eps))
 
 
+def adam_look(
+    x: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    *,
+    w1: float,
+    beta2: float,
+    w2: float,
+    step: float,
+    denom: float,
+    eps: float,
+) -> tuple[Array, Array]:
+    square = g * g
+    return square / maximum(beta2 * v + w2 * square, eps * eps), zero(g)
+
+
 def general_adam(
     x: Array,
     g: Array,
@@ -538,3 +560,170 @@ def rprop_backtracking(
     u = np.where(q < 0, -back * d, s * sign(g))
     d[...] = u
     return u
+
+
+# ---- Rules whose scalars follow from sums over the array, or over all arrays
+
+
+def lars(
+    x: Array, g: Array, b: Array, *, decay: float, mu: float, w: float, a: float, s: float
+) -> Array:
+    b[...] = mu * b + w * (g + decay * x)
+    return s * b + a * (g + decay * x)
+
+
+def lars_look(
+    x: Array, g: Array, b: Array, *, decay: float, mu: float, w: float, a: float, s: float
+) -> tuple[Array, Array]:
+    d = g + decay * x
+    return d * d, zero(g)
+
+
+def lamb(
+    x: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    *,
+    w1: float,
+    beta2: float,
+    w2: float,
+    step: float,
+    denom: float,
+    eps: float,
+    decay: float,
+    rate: float,
+) -> Array:
+    m[...] = m + w1 * (g - m)
+    v[...] = beta2 * v + w2 * (g * g)
+    u: Array = rate * (step * (m / (denom * np.sqrt(v) + eps)) + decay * x)
+    return u
+
+
+def mars(
+    x: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    p: Array,
+    *,
+    ahead: float,
+    shrink: float,
+    w1: float,
+    beta2: float,
+    w2: float,
+    step: float,
+    denom: float,
+    eps: float,
+) -> Array:
+    c = shrink * (g + ahead * (g - p))
+    p[...] = g
+    m[...] = m + w1 * (c - m)
+    v[...] = beta2 * v + w2 * (c * c)
+    u: Array = step * (m / (denom * np.sqrt(v) + eps))
+    return u
+
+
+def mars_look(
+    x: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    p: Array,
+    *,
+    ahead: float,
+    shrink: float,
+    w1: float,
+    beta2: float,
+    w2: float,
+    step: float,
+    denom: float,
+    eps: float,
+) -> tuple[Array, Array]:
+    c = g + ahead * (g - p)
+    return c * c, zero(g)
+
+
+def prodigy(
+    x: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    s: Array,
+    start: Array,
+    *,
+    d: float,
+    w1: float,
+    beta2: float,
+    w2: float,
+    beta3: float,
+    k: float,
+    step: float,
+    eps: float,
+) -> Array:
+    c = d * g
+    m[...] = m + w1 * (c - m)
+    v[...] = beta2 * v + w2 * (c * c)
+    s[...] = beta3 * s + k * g
+    u: Array = step * (m / (np.sqrt(v) + eps))
+    return u
+
+
+def prodigy_look(
+    x: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    s: Array,
+    start: Array,
+    *,
+    d: float,
+    w1: float,
+    beta2: float,
+    w2: float,
+    beta3: float,
+    k: float,
+    step: float,
+    eps: float,
+) -> tuple[Array, Array]:
+    return g * (start - x), np.abs(beta3 * s + k * g)
+
+
+def dadapt_adam(
+    x: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    s: Array,
+    *,
+    rate: float,
+    w1: float,
+    beta2: float,
+    w2: float,
+    beta3: float,
+    k: float,
+    eps: float,
+) -> Array:
+    m[...] = m + w1 * (rate * g - m)
+    v[...] = beta2 * v + w2 * (g * g)
+    s[...] = beta3 * s + k * g
+    u: Array = m / (np.sqrt(v) + eps)
+    return u
+
+
+def dadapt_adam_look(
+    x: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    s: Array,
+    *,
+    rate: float,
+    w1: float,
+    beta2: float,
+    w2: float,
+    beta3: float,
+    k: float,
+    eps: float,
+) -> tuple[Array, Array]:
+    return g * (s / (np.sqrt(v) + eps)), np.abs(beta3 * s + k * g)

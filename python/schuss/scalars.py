@@ -68,7 +68,8 @@ class ScalarSet(NamedTuple):
 
     def step(self, p: Parameter, g: np.ndarray) -> None:
         """One array's step, in NumPy: on the plain array behind a subclass."""
-        reference.step(*self.arguments(p, g), position=p.position, **p.beside)
+        beside: dict[str, Any] = p.beside
+        reference.step(*self.arguments(p, g), position=p.position, **beside)
 
     def look(self, p: Parameter, g: np.ndarray, wanted: int) -> tuple[float, ...]:
         """What the step would do, in NumPy: all sums, of which only the wanted ones count."""

@@ -12,9 +12,13 @@ from schuss.rules.accumulation import Adadelta, Adagrad, RMSprop
 from schuss.rules.adam import Adam, Adamax, AdamW, NAdam, NAdamW, RAdam
 from schuss.rules.descent import NAG, SGD, Momentum
 from schuss.rules.sign import Rprop
+from schuss.rules.whole import LAMB, LARS, MARS, DAdaptAdam, Prodigy, StableAdamW
 from schuss.scalars import NAMES
 
 __all__ = [
+    "LAMB",
+    "LARS",
+    "MARS",
     "NAG",
     "RULES",
     "SGD",
@@ -23,12 +27,15 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "DAdaptAdam",
     "Momentum",
     "NAdam",
     "NAdamW",
+    "Prodigy",
     "RAdam",
     "RMSprop",
     "Rprop",
+    "StableAdamW",
 ]
 
 # The list that drives tests, benchmarks, stateless calls and the command line.
@@ -46,6 +53,12 @@ RULES: tuple[type[Optimizer], ...] = (
     NAdamW,
     RAdam,
     Rprop,
+    LARS,
+    LAMB,
+    StableAdamW,
+    MARS,
+    Prodigy,
+    DAdaptAdam,
 )
 
 

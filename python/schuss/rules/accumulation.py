@@ -66,7 +66,7 @@ class Adagrad(Optimizer):
         return "adagrad"
 
     @staticmethod
-    def initial(h: Mapping[str, Any]) -> dict[str, float]:
+    def initial(h: Mapping[str, Any]) -> dict[str, Any]:
         return {"sum": h["initial_accumulator_value"]}
 
     @staticmethod
@@ -173,7 +173,7 @@ class RMSprop(Optimizer):
         return f"rmsprop{centered}{momentum}"
 
     @staticmethod
-    def initial(h: Mapping[str, Any]) -> dict[str, float]:
+    def initial(h: Mapping[str, Any]) -> dict[str, Any]:
         return {"square_avg": h["initial_accumulator_value"]}
 
     @staticmethod

@@ -67,7 +67,7 @@ class Rprop(Optimizer):
         return "rprop_backtracking" if h["variant"].endswith("+") else "rprop"
 
     @staticmethod
-    def initial(h: Mapping[str, Any]) -> dict[str, float]:
+    def initial(h: Mapping[str, Any]) -> dict[str, Any]:
         return {"step_size": h["lr"]}
 
     @staticmethod
