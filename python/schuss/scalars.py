@@ -101,6 +101,8 @@ def scalar_set(
 ) -> ScalarSet:
     """The scalars of an array's step t, counted from 1: the rule's and those of the stages.
 
+    A rule whose rate is not the group's lr says so as its `decay_rate`.
+
     h is the group's, `memory` what the rule knows besides: numbers of the steps before, the loss,
     the sums of a look; `options` the optimizer's, with an underscore before their names.
     """
@@ -109,7 +111,7 @@ def scalar_set(
     if memory:
         h = {**h, **memory}
     rule = settings.rule.scalars(h, t)
-    lr, l1, bounds = rule.get("rate", h["lr"]), h["l1"], h["bounds"]
+    lr, l1, bounds = rule.get("decay_rate", h["lr"]), h["l1"], h["bounds"]
     prox = h["l1_mode"] == "prox"
     l2, keep, masked, after = decayed(settings, h, lr, h["weight_decay"])
     low, high = -math.inf, math.inf
@@ -166,7 +168,7 @@ def decayed(
         return 0.0, 1.0 - lr * decay, mode == "masked", 1.0
     if mode == "proximal":
         return 0.0, 1.0, False, 1.0 / (1.0 + lr * decay)
-    share = lr / peak(settings.values["lr"]) if lr else 0.0
+    share = h["lr"] / peak(settings.values["lr"]) if h["lr"] else 0.0
     return 0.0, 1.0 - (share if mode == "decoupled_unscaled" else lr * share) * decay, False, 1.0
 
 

@@ -209,7 +209,7 @@ class StableAdamW(Optimizer):
             "step": rate,
             "denom": 1.0,
             "eps": h["eps"],
-            "rate": rate,
+            "decay_rate": rate,
         }
 
 
@@ -371,7 +371,7 @@ class Prodigy(Optimizer):
             "k": weight(h, t),
             "step": rate,
             "eps": (h["d"] or h["d0"]) * h["eps"],
-            "rate": rate,
+            "decay_rate": rate,
         }
 
 
@@ -441,4 +441,5 @@ class DAdaptAdam(Optimizer):
             "k": (1.0 - w) * rate,
             "eps": h["eps"],
             "rate": rate,
+            "decay_rate": rate,
         }
