@@ -437,7 +437,8 @@ class Optimizer(Declared):
             dtype = chosen.get(key, chosen.get("", computing))
             state[key] = np.zeros_like(x, dtype=dtype, subok=False)
             if start.get(key) == PARAMETER:
-                state[key][...] = x
+                with np.errstate(over="ignore"):  # it may be narrower
+                    state[key][...] = x
             elif start.get(key):
                 state[key].fill(start[key])
         return state
