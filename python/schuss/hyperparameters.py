@@ -360,3 +360,22 @@ def check_int(name: str, value: Any, low: int, high: float = math.inf) -> int:
     if not low <= int(value) <= high:
         raise ValueError(f"{name}: {value} is out of range, wanted whole numbers {low} to {high}")
     return int(value)
+
+
+def check_fields(instance: Any, **wanted: str | int | tuple[Any, ...]) -> None:
+    """Checks a dataclass' fields: each against its interval, its least whole number, or choices.
+
+    Plain numbers are stored where NumPy's were passed.
+    """
+    for name, range_ in wanted.items():
+        value = unpacked(getattr(instance, name))
+        if isinstance(range_, tuple):
+            if not isinstance(value, str | bool | np.bool_) or value not in range_:
+                choices = " or ".join(map(repr, range_))
+                raise ValueError(f"{name}: {value!r} is unknown; wanted {choices}")
+            value = range_[range_.index(value)]
+        elif isinstance(range_, int):
+            value = check_int(name, value, range_)
+        else:
+            value = Interval(range_).check(name, value)
+        object.__setattr__(instance, name, value)

@@ -49,6 +49,7 @@ from schuss.hyperparameters import (
     pair,
 )
 from schuss.loss_scale import LossScale
+from schuss.plateau import check_metric, load, observers, saved
 from schuss.scalars import scalar_set
 from schuss.state import States, differences
 from schuss.structure import (
@@ -558,6 +559,26 @@ class Optimizer(Declared):
         rate: float = self.hyperparameters["lr"].at(self._groups[0]["lr"], self.iterations)
         return rate
 
+    @one_at_a_time
+    def observe(self, metric: float) -> None:
+        """Hands a metric, such as a validation loss, to each schedule that follows one.
+
+        metric   a number, which may be NaN
+
+        A schedule that serves several groups or hyperparameters hears of it once. Raises ValueError
+        where no schedule follows a metric: see schedules.ReduceOnPlateau.
+        """
+        metric = check_metric(metric)
+        following = {id(s): s for s in self._observers().values()}
+        if not following:
+            raise ValueError("metric: no schedule here follows one, as ReduceOnPlateau does")
+        for schedule in following.values():
+            schedule.observe(metric)
+
+    def _observers(self) -> dict[str, Any]:
+        """The schedules that follow a metric, by their place."""
+        return observers(group.settings.values for group in self._groups)
+
     # ---- State
 
     @property
@@ -614,7 +635,7 @@ class Optimizer(Declared):
     def state_dict(self) -> dict[str, Any]:
         """A copy of what a resumed run needs, by name: numbers and arrays.
 
-        A callable isn't in it: None stands in its place.
+        A callable isn't in it: None stands in its place. What it remembers of metrics is.
         """
         scale = self.grad_scale
         return {
@@ -632,6 +653,7 @@ class Optimizer(Declared):
             "iterations": self.iterations,
             "shared": dict(zip(self.shared, self._plan.shared, strict=True)),
             "skipped_steps": self.skipped_steps,
+            "schedules": saved(self._observers()),
             "loss_scale": dict(vars(scale)) if isinstance(scale, LossScale) else None,
         }
 
@@ -680,6 +702,7 @@ class Optimizer(Declared):
         own_arrays = [(p.name, k, a) for p in self._parameters for k, a in p.saved.items()]
         arrays = [(a, state[name][k].copy()) for name, k, a in own_arrays]
         planned(self._parameters)  # notices an array that can't be written any more
+        load(self._observers(), state_dict.get("schedules", {}))
 
         for own, settings in zip(self._groups, changed, strict=True):
             own.settings = settings
