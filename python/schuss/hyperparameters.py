@@ -79,8 +79,13 @@ class Hyperparameter:
 
     def __set__(self, optimizer: Optimizer, value: Any) -> None:
         with optimizer._lock:  # a step of another thread sees all groups set, or none
-            changed = [group.changed({self.name: value}) for group in optimizer.param_groups]
-            for group, settings in zip(optimizer.param_groups, changed, strict=True):
+            groups = [
+                group
+                for group in optimizer.param_groups
+                if group.settings.rule.hyperparameters.get(self.name) is self
+            ]
+            changed = [group.changed({self.name: value}) for group in groups]
+            for group, settings in zip(groups, changed, strict=True):
                 group.settings = settings
 
     def check(self, value: Any) -> Any:
@@ -276,10 +281,14 @@ class Storage(Hyperparameter):
 
 
 class Whole(Hyperparameter):
-    """A whole number, not negative."""
+    """A whole number, 0 or larger unless told otherwise."""
+
+    def __init__(self, *, default: int, least: int = 0) -> None:
+        super().__init__(default)
+        self.least = least
 
     def check(self, value: Any) -> Any:
-        return check_int(self.name, value, 0, 2**63 - 1)
+        return check_int(self.name, value, self.least, 2**63 - 1)
 
 
 class LossScaleOrNumber(Bounded):
@@ -341,6 +350,10 @@ def choice(*choices: str | bool, default: str | bool) -> Any:
 
 def pair(*, default: None) -> Any:
     return Pair(default)
+
+
+def whole(*, default: int, least: int = 0) -> Any:
+    return Whole(default=default, least=least)
 
 
 def option(

@@ -47,10 +47,11 @@ from schuss.hyperparameters import (
     numbers,
     option,
     pair,
+    whole,
 )
 from schuss.loss_scale import LossScale
 from schuss.plateau import check_metric, load, observers, saved
-from schuss.scalars import scalar_set
+from schuss.scalars import ScalarSet, scalar_set
 from schuss.state import States, differences
 from schuss.structure import (
     Tree,
@@ -109,7 +110,7 @@ def argument(*, default: Any = None, kw_only: bool = True) -> Any:
 
 @dataclass_transform(
     kw_only_default=True,
-    field_specifiers=(number, numbers, constant, flag, choice, pair, option, argument),
+    field_specifiers=(number, numbers, constant, flag, choice, pair, whole, option, argument),
 )
 class Declared:
     """Tells type checkers that what a class declares are its constructor's arguments."""
@@ -177,6 +178,7 @@ class Optimizer(Declared):
     states: ClassVar[dict[str, tuple[str, ...]]]  # the state arrays of each kernel
     memory: ClassVar[dict[str, float]] = {}  # numbers beside each array's state, at the start
     shared: ClassVar[dict[str, float]] = {}  # numbers beside the state of all, at the start
+    apart: ClassVar[tuple[str, ...]] = ("grads", "no_decay")  # of a group, and no hyperparameter
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # what differs from PyTorch's convention
     hyperparameters: ClassVar[dict[str, Hyperparameter]] = {}
     options: ClassVar[dict[str, Option]] = {}
@@ -216,7 +218,7 @@ class Optimizer(Declared):
         cls.options = {d.argument: d for d in declared.values() if isinstance(d, Option)}
         cls.__signature__ = signature(  # type: ignore[attr-defined]
             {"params": REQUIRED},
-            {"grads": None, "no_decay": None, "preset": None, **cls.defaults()},
+            {**dict.fromkeys((*cls.apart, "preset")), **cls.defaults()},
         )
 
     @classmethod
@@ -369,39 +371,53 @@ class Optimizer(Declared):
         """Takes a group in: its hyperparameters, its parameters and their state."""
         if not isinstance(group, Mapping) or "params" not in group:
             raise TypeError('group: pass a mapping with "params" and what differs')
-        apart = ("params", "grads", "no_decay")
-        made = Group(type(self), {name: v for name, v in group.items() if name not in apart})
+        made, part = self._divided(
+            group, {k: v for k, v in group.items() if k not in ("params", *self.apart)}
+        )
         no_decay = group.get("no_decay")
         if not (no_decay is None or callable(no_decay)):
             raise TypeError(f"no_decay: {no_decay!r} is no function of a name and an array")
         tree, arrays = flatten(listed(group["params"]), len(self._parameters))
         taken = {p.name for p in self._parameters}
+        added: list[Parameter] = []
         for name, x in arrays.items():
             if name in taken:
                 raise ValueError(f"{label('params', name)}: two groups have this name; rename one")
             _core.require_parameter(x, label("params", name))
-            before = [*self._parameters[-1:], *made.members[-1:]]
-            made.members.append(
+            number = part(name, x)
+            before = [*self._parameters[-1:], *added[-1:]]
+            added.append(
                 Parameter(
                     name,
                     x,
                     None,
-                    self._state(x, made),
-                    self._beside(x, made, name),
-                    len(self._groups),
+                    self._state(x, made[number]),
+                    self._beside(x, made[number], name),
+                    len(self._groups) + number,
                     no_decay is None or not no_decay(name, x),
                     before[-1].position + before[-1].x.size if before else 0,
                     list(self.memory.values()),
                 )
             )
+            made[number].members.append(added[-1])
         if group.get("grads") is not None:
-            own = gather(tree, group["grads"], "grads") if made.members else []
-            for p, g in zip(made.members, own, strict=True):
+            own = gather(tree, group["grads"], "grads") if added else []
+            for p, g in zip(added, own, strict=True):
                 p.g = g
-        self._groups = (*self._groups, made)
+        self._groups = (*self._groups, *made)
         self._trees = [*self._trees, tree]
-        self._parameters = [*self._parameters, *made.members]
-        return made.members
+        self._parameters = [*self._parameters, *added]
+        return added
+
+    def _divided(
+        self, group: Mapping[str, Any], values: dict[str, Any]
+    ) -> tuple[tuple[Group, ...], Callable[[str, np.ndarray], int]]:
+        """What a group becomes, of which `values` are hyperparameters: as a rule, one group.
+
+        A rule that leaves some parameters to another rule makes two of it. Also returned is what
+        says for a parameter, by name and array, in which of them it is.
+        """
+        return (Group(type(self), values),), lambda name, x: 0
 
     def _state(self, x: np.ndarray, group: Group) -> dict[str, np.ndarray]:
         """The state arrays of a parameter, as they are at the start."""
@@ -411,7 +427,7 @@ class Optimizer(Declared):
         if unknown or (chosen and computing == np.float64):
             what = f"no state {', '.join(sorted(unknown))}" if unknown else "float64 for a float64"
             raise ValueError(f"state_dtype: {what} parameter has {group.settings.states}")
-        start = self.initial(group)
+        start = group.settings.rule.initial(group)
         state = {}
         for key in group.settings.states:
             dtype = chosen.get(key, chosen.get("", computing))
@@ -504,18 +520,22 @@ class Optimizer(Declared):
             )
             for g, decays, t, memory in keys
         ]
-        memories, after = [s.memory for s in sets], [shared[name] for name in self.shared]
-        if self.backend == "compiled":
-            plan.run([s.packed() for s in sets], memories, after)
-        else:
-            plan.check()
-            gradients = self._in_order(flat)
-            for i, number_of_set in plan.active():
-                sets[number_of_set].step(self._parameters[i], gradients[i])
-            plan.advance(memories, after)
+        self._run(flat, sets, [shared[name] for name in self.shared])
         if isinstance(scale, LossScale):
             scale.update(True)
         return True
+
+    def _run(self, flat: list[Any] | None, sets: list[ScalarSet], shared: list[float]) -> None:
+        """Updates all arrays of the step that has begun, once they have been looked over."""
+        plan, memories = self._plan, [s.memory for s in sets]
+        if self.backend == "compiled":
+            plan.run([s.packed() for s in sets], memories, shared)
+            return
+        plan.check()
+        gradients = self._in_order(flat)
+        for i, number_of_set in plan.active():
+            sets[number_of_set].step(self._parameters[i], gradients[i])
+        plan.advance(memories, shared)
 
     def _followed(self, values: list[dict[str, Any]], loss: Any) -> dict[str, float]:
         """What all arrays share in this step; of several groups the first one's options count."""
@@ -629,7 +649,11 @@ class Optimizer(Declared):
     @property
     def nbytes(self) -> int:
         """The bytes of all arrays that the optimizer has allocated."""
-        return sum(a.nbytes for p in self._parameters for _, a in p.keeps())
+        return sum(
+            a.nbytes
+            for p in self._parameters
+            for a in (*p.matrices.values(), *(kept for _, kept in p.keeps()))
+        )
 
     @one_at_a_time
     def state_dict(self) -> dict[str, Any]:
@@ -646,7 +670,7 @@ class Optimizer(Declared):
             "param_groups": [
                 {
                     "params": g["param_names"],
-                    **{k: h.saved(g[k]) for k, h in self.hyperparameters.items()},
+                    **{k: h.saved(g[k]) for k, h in g.settings.rule.hyperparameters.items()},
                 }
                 for g in self._groups
             ],
@@ -684,8 +708,9 @@ class Optimizer(Declared):
         changed = []
         for own, group in zip(self._groups, groups, strict=True):
             given = {name: value for name, value in group.items() if name != "params"}
-            known = given.keys() & self.hyperparameters.keys()
-            given |= {k: self.hyperparameters[k].loaded(given[k], own[k]) for k in known}
+            declared = own.settings.rule.hyperparameters
+            known = given.keys() & declared.keys()
+            given |= {k: declared[k].loaded(given[k], own[k]) for k in known}
             changed.append(own.changed(given))
         most = 2**62  # a counter has room for as many steps again
         counts = [check_int(f"{n!r} step", s["step"], 0, most) for n, s in state.items()]
