@@ -26,6 +26,7 @@ if _isa := _os.environ.get("SCHUSS_ISA"):
 
 from schuss import functional, reference, schedules
 from schuss.loss_scale import LossScale
+from schuss.matrix import SOAP, MatrixRule, Muon, Shampoo
 from schuss.optimizer import Optimizer
 from schuss.rules import (
     NAG,
@@ -48,19 +49,23 @@ from schuss.torch_state import torch_state_dict
 __all__ = [
     "NAG",
     "SGD",
+    "SOAP",
     "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",
     "Adamax",
     "LossScale",
+    "MatrixRule",
     "Momentum",
+    "Muon",
     "NAdam",
     "NAdamW",
     "Optimizer",
     "RAdam",
     "RMSprop",
     "Rprop",
+    "Shampoo",
     "functional",
     "get_num_threads",
     "reference",
