@@ -13,7 +13,7 @@ import pytest
 
 import schuss
 from schuss import __main__ as cli
-from schuss import demo
+from schuss import demo, matrix
 from schuss.hyperparameters import REQUIRED
 from schuss.rules import RULES
 
@@ -82,6 +82,20 @@ def test_one_rule(capsys: pytest.CaptureFixture[str], rule: type[schuss.Optimize
                 wanted = "required" if value is REQUIRED else str(value)
                 assert cells[name][preset] == wanted
                 assert cells[name]["default"] == str(declared)
+
+
+@pytest.mark.parametrize("rule", [*matrix.RULES, matrix.MatrixRule])
+def test_rules_for_matrices(
+    capsys: pytest.CaptureFixture[str], rule: type[matrix.MatrixRule]
+) -> None:
+    """In a list of their own; each with what they have in common, and the shapes of its state."""
+    text = output(capsys, "rules", rule.__name__.lower())
+    assert text.startswith(f"schuss.{rule.__name__}\n\n{inspect.getdoc(rule)}")
+    assert text.count("\nschuss.MatrixRule\n") == (rule is not matrix.MatrixRule)
+    assert text.count("\npreset ") == (rule is schuss.Muon)
+    if rule in matrix.RULES:
+        assert f"\n{rule.__name__} " in output(capsys, "rules").split("\nfor matrices ")[1]
+        assert all(re.search(rf"^{name} +[mn] x [mn]$", text, re.MULTILINE) for name in rule.kept)
 
 
 def test_what_all_rules_have_in_common(capsys: pytest.CaptureFixture[str]) -> None:

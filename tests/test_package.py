@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import schuss
-from schuss import _core, catalogue, functional, reference, rules, scalars
+from schuss import _core, catalogue, functional, matrix, reference, rules, scalars
 from schuss.hyperparameters import Bounded, Choice, Several
 from schuss.optimizer import Optimizer
 
@@ -88,7 +88,7 @@ def spelled(value: object) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 
-@pytest.mark.parametrize("rule", rules.RULES)
+@pytest.mark.parametrize("rule", [*rules.RULES, *matrix.RULES])
 def test_docstrings_tell_ranges_choices_and_defaults(rule: type[Optimizer]) -> None:
     text, common = rule.__doc__ or "", Optimizer.__doc__ or ""
     for name in [name for name in vars(rule) if name in rule.hyperparameters]:

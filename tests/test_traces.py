@@ -60,10 +60,10 @@ def test_trace_in_every_printed_digit(trace: Any) -> None:
 @pytest.mark.parametrize("trace", TRACES, ids=lambda t: t["id"])
 def test_trace_in_float32(trace: Any) -> None:
     diverges = trace["id"] in ("gd2d_ill_lr0.6_n20", "gd1d_square_lr1.1_n10")
-    tolerance = {"rtol": 5e-6, "atol": 5e-6} if diverges else {"rtol": 0, "atol": 5e-6}
+    relative = 5e-6 if diverges else 0.0
     for epoch, point in traced(trace, np.float32, **trace["params"]).items():
         printed = [float(text) for text in trace["printed"][epoch]]
-        np.testing.assert_allclose(point, printed, **tolerance, err_msg=epoch)
+        np.testing.assert_allclose(point, printed, rtol=relative, atol=5e-6, err_msg=epoch)
 
 
 def test_the_traces_tell_where_eps_stands() -> None:

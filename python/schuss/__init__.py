@@ -26,6 +26,7 @@ if _isa := _os.environ.get("SCHUSS_ISA"):
 
 from schuss import functional, reference, schedules
 from schuss.loss_scale import LossScale
+from schuss.matrix import SOAP, MatrixRule, Muon, Shampoo
 from schuss.optimizer import Optimizer
 from schuss.rules import (
     LAMB,
@@ -57,6 +58,7 @@ __all__ = [
     "MARS",
     "NAG",
     "SGD",
+    "SOAP",
     "Adadelta",
     "Adagrad",
     "Adam",
@@ -64,7 +66,9 @@ __all__ = [
     "Adamax",
     "DAdaptAdam",
     "LossScale",
+    "MatrixRule",
     "Momentum",
+    "Muon",
     "NAdam",
     "NAdamW",
     "Optimizer",
@@ -72,6 +76,7 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "Rprop",
+    "Shampoo",
     "StableAdamW",
     "functional",
     "get_num_threads",

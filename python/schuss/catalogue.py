@@ -8,15 +8,20 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from schuss import matrix
 from schuss.hyperparameters import REQUIRED
 from schuss.optimizer import Optimizer
 from schuss.rules import RULES
 
 # The only text on rules that stands in no class.
 PRESETS = """\
-A preset gives what PyTorch (torch), Keras 3, optax, timm or the paper take, or one of the documents
-that this project began with: seed000 leads from linear regression to Adam and Eve, seed001 is a
-tutorial with numbers, seed002 the notes of a course."""
+A preset gives what PyTorch (torch), Keras 3, optax, timm, the paper or an author's code take, or
+one of the documents that this project began with: seed000 leads from linear regression to Adam and
+Eve, seed001 is a tutorial with numbers, seed002 the notes of a course."""
+
+
+# What rules have in common.
+BASES: tuple[type[Optimizer], ...] = (Optimizer, matrix.MatrixRule)
 
 
 class Row(NamedTuple):
@@ -45,15 +50,29 @@ def row(rule: type[Optimizer]) -> Row:
     names = ", ".join(own) or "none"
     names += "".join(f" [{state}]" for state in every if state not in own)
     least, most = moved(own), max(map(moved, rule.states.values()))
-    _, _, source = (rule.__doc__ or "").partition("Source: ")
-    first = " ".join(source.split()).partition(";")[0]
-    shortest = re.match(r".*?\b[12]\d{3}\b", first)  # authors and year
-    return Row(
-        rule.__name__,
-        names,
-        f"{least}" if least == most else f"{least} to {most}",
-        shortest[0] if shortest else first,
-    )
+    bytes_moved = f"{least}" if least == most else f"{least} to {most}"
+    return Row(rule.__name__, names, bytes_moved, source(rule))
+
+
+def source(rule: type[Optimizer]) -> str:
+    """The first source that the rule's docstring names: authors and year."""
+    _, _, text = (rule.__doc__ or "").partition("Source: ")
+    first = " ".join(text.split()).partition(";")[0]
+    shortest = re.match(r".*?\b[12]\d{3}\b", first)
+    return shortest[0] if shortest else first
+
+
+class MatrixRow(NamedTuple):
+    """A rule for matrices in its list."""
+
+    rule: str
+    state: str  # of an m x n matrix
+    source: str
+
+
+def matrix_row(rule: type[matrix.MatrixRule]) -> MatrixRow:
+    """The row of a rule for matrices."""
+    return MatrixRow(rule.__name__, ", ".join(rule.kept), source(rule))
 
 
 def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -70,6 +89,11 @@ def listed() -> Iterator[str]:
     yield ""
     yield "bytes: read and written for a float32 element and step. `schuss rules adam` tells the"
     yield "rest of a rule, `schuss rules optimizer` what all have in common."
+    yield ""
+    yield from table([MatrixRow("for matrices", "state", "source"), *map(matrix_row, matrix.RULES)])
+    yield ""
+    yield "These multiply matrices by BLAS, outside the promise of equal bits, and leave to AdamW"
+    yield "what is no matrix. `schuss rules matrixrule` tells what they have in common."
 
 
 def docstrings(rule: type[Optimizer]) -> Iterator[str]:
@@ -105,7 +129,11 @@ def shown(value: Any) -> str:
 
 
 def kernels(rule: type[Optimizer]) -> Iterator[str]:
-    """The state arrays of each kernel, and the numbers that are remembered beside them."""
+    """The state arrays of each kernel or matrix, and the numbers remembered beside them."""
+    if issubclass(rule, matrix.MatrixRule):
+        rows = [["state of an m x n matrix", "shape"]]
+        yield from table(rows + [[name, " x ".join(shape)] for name, shape in rule.kept.items()])
+        return
     rows = [["kernel", "bytes", "state"]]
     rows += [[k, str(moved(s)), ", ".join(s) or "none"] for k, s in rule.states.items()]
     yield from table(rows)
@@ -117,13 +145,15 @@ def kernels(rule: type[Optimizer]) -> Iterator[str]:
 def described(rule: type[Optimizer]) -> Iterator[str]:
     """All there is to say of a rule, or of their base."""
     yield "\n\n".join(docstrings(rule))
-    if rule is not Optimizer:
-        yield from ("", *presets(rule), "", PRESETS, "", *kernels(rule))
+    if rule not in BASES:
+        if rule.presets:
+            yield from ("", *presets(rule), "", PRESETS)
+        yield from ("", *kernels(rule))
 
 
 def named(name: str) -> type[Optimizer]:
     """The rule of this name, in any case."""
-    known = {rule.__name__.lower(): rule for rule in (*RULES, Optimizer)}
+    known = {rule.__name__.lower(): rule for rule in (*RULES, *matrix.RULES, *BASES)}
     if name.lower() not in known:
         names = ", ".join(rule.__name__ for rule in known.values())
         raise argparse.ArgumentTypeError(f"{name!r} is unknown; there are {names}")

@@ -29,6 +29,7 @@ class Parameter:
     decays: bool  # whether its group's weight decay is for it, too
     position: int  # elements of the parameters before it
     memory: list[float] = field(default_factory=list)  # at the start: numbers beside the arrays
+    matrices: dict[str, np.ndarray] = field(default_factory=dict)  # state that no kernel sees
     kind: str = field(init=False)  # what an array in its place has to be
 
     def __post_init__(self) -> None:
@@ -38,7 +39,8 @@ class Parameter:
     def saved(self) -> dict[str, np.ndarray]:
         """The arrays that a resumed run needs, under the names that the user sees."""
         names = {"master": "master", "average": "ema"}
-        return self.state | {names[k]: a for k, a in self.beside.items() if k in names}
+        beside = {names[k]: a for k, a in self.beside.items() if k in names}
+        return self.state | self.matrices | beside
 
     def keeps(self) -> list[tuple[str, np.ndarray]]:
         """All arrays beside x and its gradient, each with its role in a step."""

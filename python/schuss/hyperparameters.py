@@ -79,8 +79,13 @@ class Hyperparameter:
 
     def __set__(self, optimizer: Optimizer, value: Any) -> None:
         with optimizer._lock:  # a step of another thread sees all groups set, or none
-            changed = [group.changed({self.name: value}) for group in optimizer.param_groups]
-            for group, settings in zip(optimizer.param_groups, changed, strict=True):
+            groups = [
+                group
+                for group in optimizer.param_groups
+                if group.settings.rule.hyperparameters.get(self.name) is self
+            ]
+            changed = [group.changed({self.name: value}) for group in groups]
+            for group, settings in zip(groups, changed, strict=True):
                 group.settings = settings
 
     def check(self, value: Any) -> Any:
@@ -276,10 +281,14 @@ class Storage(Hyperparameter):
 
 
 class Whole(Hyperparameter):
-    """A whole number, not negative."""
+    """A whole number, 0 or larger unless told otherwise."""
+
+    def __init__(self, *, default: int, least: int = 0) -> None:
+        super().__init__(default)
+        self.least = least
 
     def check(self, value: Any) -> Any:
-        return check_int(self.name, value, 0, 2**63 - 1)
+        return check_int(self.name, value, self.least, 2**63 - 1)
 
 
 class LossScaleOrNumber(Bounded):
@@ -343,6 +352,10 @@ def pair(*, default: None) -> Any:
     return Pair(default)
 
 
+def whole(*, default: int, least: int = 0) -> Any:
+    return Whole(default=default, least=least)
+
+
 def option(
     kind: Callable[..., Hyperparameter],
     *allowed: str,
@@ -360,3 +373,22 @@ def check_int(name: str, value: Any, low: int, high: float = math.inf) -> int:
     if not low <= int(value) <= high:
         raise ValueError(f"{name}: {value} is out of range, wanted whole numbers {low} to {high}")
     return int(value)
+
+
+def check_fields(instance: Any, **wanted: str | int | tuple[Any, ...]) -> None:
+    """Checks a dataclass' fields: each against its interval, its least whole number, or choices.
+
+    Plain numbers are stored where NumPy's were passed.
+    """
+    for name, range_ in wanted.items():
+        value = unpacked(getattr(instance, name))
+        if isinstance(range_, tuple):
+            if not isinstance(value, str | bool | np.bool_) or value not in range_:
+                choices = " or ".join(map(repr, range_))
+                raise ValueError(f"{name}: {value!r} is unknown; wanted {choices}")
+            value = range_[range_.index(value)]
+        elif isinstance(range_, int):
+            value = check_int(name, value, range_)
+        else:
+            value = Interval(range_).check(name, value)
+        object.__setattr__(instance, name, value)

@@ -48,8 +48,10 @@ from schuss.hyperparameters import (
     numbers,
     option,
     pair,
+    whole,
 )
 from schuss.loss_scale import LossScale
+from schuss.plateau import check_metric, load, observers, saved
 from schuss.scalars import ScalarSet, Sums, scalar_set, wanted
 from schuss.state import States, differences
 from schuss.structure import (
@@ -109,7 +111,7 @@ def argument(*, default: Any = None, kw_only: bool = True) -> Any:
 
 @dataclass_transform(
     kw_only_default=True,
-    field_specifiers=(number, numbers, constant, flag, choice, pair, option, argument),
+    field_specifiers=(number, numbers, constant, flag, choice, pair, whole, option, argument),
 )
 class Declared:
     """Tells type checkers that what a class declares are its constructor's arguments."""
@@ -184,6 +186,7 @@ class Optimizer(Declared):
     states: ClassVar[dict[str, tuple[str, ...]]]  # the state arrays of each kernel
     memory: ClassVar[dict[str, float]] = {}  # numbers beside each array's state, at the start
     shared: ClassVar[dict[str, float]] = {}  # numbers beside the state of all, at the start
+    apart: ClassVar[tuple[str, ...]] = ("grads", "no_decay")  # of a group, and no hyperparameter
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # what differs from PyTorch's convention
     hyperparameters: ClassVar[dict[str, Hyperparameter]] = {}
     options: ClassVar[dict[str, Option]] = {}
@@ -224,7 +227,7 @@ class Optimizer(Declared):
         cls.options = {d.argument: d for d in declared.values() if isinstance(d, Option)}
         cls.__signature__ = signature(  # type: ignore[attr-defined]
             {"params": REQUIRED},
-            {"grads": None, "no_decay": None, "preset": None, **cls.defaults()},
+            {**dict.fromkeys((*cls.apart, "preset")), **cls.defaults()},
         )
 
     @classmethod
@@ -389,39 +392,53 @@ class Optimizer(Declared):
         """Takes a group in: its hyperparameters, its parameters and their state."""
         if not isinstance(group, Mapping) or "params" not in group:
             raise TypeError('group: pass a mapping with "params" and what differs')
-        apart = ("params", "grads", "no_decay")
-        made = Group(type(self), {name: v for name, v in group.items() if name not in apart})
+        made, part = self._divided(
+            group, {k: v for k, v in group.items() if k not in ("params", *self.apart)}
+        )
         no_decay = group.get("no_decay")
         if not (no_decay is None or callable(no_decay)):
             raise TypeError(f"no_decay: {no_decay!r} is no function of a name and an array")
         tree, arrays = flatten(listed(group["params"]), len(self._parameters))
         taken = {p.name for p in self._parameters}
+        added: list[Parameter] = []
         for name, x in arrays.items():
             if name in taken:
                 raise ValueError(f"{label('params', name)}: two groups have this name; rename one")
             _core.require_parameter(x, label("params", name))
-            before = [*self._parameters[-1:], *made.members[-1:]]
-            made.members.append(
+            number = part(name, x)
+            before = [*self._parameters[-1:], *added[-1:]]
+            added.append(
                 Parameter(
                     name,
                     x,
                     None,
-                    self._state(x, made),
-                    self._beside(x, made, name),
-                    len(self._groups),
+                    self._state(x, made[number]),
+                    self._beside(x, made[number], name),
+                    len(self._groups) + number,
                     no_decay is None or not no_decay(name, x),
                     before[-1].position + before[-1].x.size if before else 0,
                     list(self.memory.values()),
                 )
             )
+            made[number].members.append(added[-1])
         if group.get("grads") is not None:
-            own = gather(tree, group["grads"], "grads") if made.members else []
-            for p, g in zip(made.members, own, strict=True):
+            own = gather(tree, group["grads"], "grads") if added else []
+            for p, g in zip(added, own, strict=True):
                 p.g = g
-        self._groups = (*self._groups, made)
+        self._groups = (*self._groups, *made)
         self._trees = [*self._trees, tree]
-        self._parameters = [*self._parameters, *made.members]
-        return made.members
+        self._parameters = [*self._parameters, *added]
+        return added
+
+    def _divided(
+        self, group: Mapping[str, Any], values: dict[str, Any]
+    ) -> tuple[tuple[Group, ...], Callable[[str, np.ndarray], int]]:
+        """What a group becomes, of which `values` are hyperparameters: as a rule, one group.
+
+        A rule that leaves some parameters to another rule makes two of it. Also returned is what
+        says for a parameter, by name and array, in which of them it is.
+        """
+        return (Group(type(self), values),), lambda name, x: 0
 
     def _state(self, x: np.ndarray, group: Group) -> dict[str, np.ndarray]:
         """The state arrays of a parameter, as they are at the start."""
@@ -431,7 +448,7 @@ class Optimizer(Declared):
         if unknown or (chosen and computing == np.float64):
             what = f"no state {', '.join(sorted(unknown))}" if unknown else "float64 for a float64"
             raise ValueError(f"state_dtype: {what} parameter has {group.settings.states}")
-        start = self.initial(group)
+        start = group.settings.rule.initial(group)
         state = {}
         for key in group.settings.states:
             dtype = chosen.get(key, chosen.get("", computing))
@@ -518,15 +535,7 @@ class Optimizer(Declared):
             clip = self.clip_norm / (self.grad_norm + 1e-6)
             factor = factor if clip > 1.0 else factor * clip
         sets = self._sets(settings, values, keys, shared, factor, flat)
-        memories, after = [s.memory for s in sets], [shared[name] for name in self.shared]
-        if self.backend == "compiled":
-            plan.run([s.packed() for s in sets], memories, after)
-        else:
-            plan.check()
-            gradients = self._in_order(flat)
-            for i, number_of_set in plan.active():
-                sets[number_of_set].step(self._parameters[i], gradients[i])
-            plan.advance(memories, after)
+        self._run(flat, sets, [shared[name] for name in self.shared])
         if isinstance(scale, LossScale):
             scale.update(True)
         return True
@@ -572,6 +581,18 @@ class Optimizer(Declared):
             found = [sets[n].look(self._parameters[i], gradients[i], bits) for i, n in active]
         return [Sums._make((*sums, size)) for sums, size in zip(found, sizes, strict=True)]
 
+    def _run(self, flat: list[Any] | None, sets: list[ScalarSet], shared: list[float]) -> None:
+        """Updates all arrays of the step that has begun, once they have been looked over."""
+        plan, memories = self._plan, [s.memory for s in sets]
+        if self.backend == "compiled":
+            plan.run([s.packed() for s in sets], memories, shared)
+            return
+        plan.check()
+        gradients = self._in_order(flat)
+        for i, number_of_set in plan.active():
+            sets[number_of_set].step(self._parameters[i], gradients[i])
+        plan.advance(memories, shared)
+
     def _in_order(self, flat: list[Any] | None) -> list[Any]:
         """The gradients of a step: those that were given, or the bound ones."""
         return [p.g for p in self._parameters] if flat is None else flat
@@ -606,6 +627,26 @@ class Optimizer(Declared):
         """The learning rate of the coming step, of the first group."""
         rate: float = self.hyperparameters["lr"].at(self._groups[0]["lr"], self.iterations)
         return rate
+
+    @one_at_a_time
+    def observe(self, metric: float) -> None:
+        """Hands a metric, such as a validation loss, to each schedule that follows one.
+
+        metric   a number, which may be NaN
+
+        A schedule that serves several groups or hyperparameters hears of it once. Raises ValueError
+        where no schedule follows a metric: see schedules.ReduceOnPlateau.
+        """
+        metric = check_metric(metric)
+        following = {id(s): s for s in self._observers().values()}
+        if not following:
+            raise ValueError("metric: no schedule here follows one, as ReduceOnPlateau does")
+        for schedule in following.values():
+            schedule.observe(metric)
+
+    def _observers(self) -> dict[str, Any]:
+        """The schedules that follow a metric, by their place."""
+        return observers(group.settings.values for group in self._groups)
 
     # ---- State
 
@@ -657,13 +698,17 @@ class Optimizer(Declared):
     @property
     def nbytes(self) -> int:
         """The bytes of all arrays that the optimizer has allocated."""
-        return sum(a.nbytes for p in self._parameters for _, a in p.keeps())
+        return sum(
+            a.nbytes
+            for p in self._parameters
+            for a in (*p.matrices.values(), *(kept for _, kept in p.keeps()))
+        )
 
     @one_at_a_time
     def state_dict(self) -> dict[str, Any]:
         """A copy of what a resumed run needs, by name: numbers and arrays.
 
-        A callable isn't in it: None stands in its place.
+        A callable isn't in it: None stands in its place. What it remembers of metrics is.
         """
         scale = self.grad_scale
         return {
@@ -674,13 +719,14 @@ class Optimizer(Declared):
             "param_groups": [
                 {
                     "params": g["param_names"],
-                    **{k: h.saved(g[k]) for k, h in self.hyperparameters.items()},
+                    **{k: h.saved(g[k]) for k, h in g.settings.rule.hyperparameters.items()},
                 }
                 for g in self._groups
             ],
             "iterations": self.iterations,
             "shared": dict(zip(self.shared, self._plan.shared, strict=True)),
             "skipped_steps": self.skipped_steps,
+            "schedules": saved(self._observers()),
             "loss_scale": dict(vars(scale)) if isinstance(scale, LossScale) else None,
         }
 
@@ -711,8 +757,9 @@ class Optimizer(Declared):
         changed = []
         for own, group in zip(self._groups, groups, strict=True):
             given = {name: value for name, value in group.items() if name != "params"}
-            known = given.keys() & self.hyperparameters.keys()
-            given |= {k: self.hyperparameters[k].loaded(given[k], own[k]) for k in known}
+            declared = own.settings.rule.hyperparameters
+            known = given.keys() & declared.keys()
+            given |= {k: declared[k].loaded(given[k], own[k]) for k in known}
             changed.append(own.changed(given))
         most = 2**62  # a counter has room for as many steps again
         counts = [check_int(f"{n!r} step", s["step"], 0, most) for n, s in state.items()]
@@ -729,6 +776,7 @@ class Optimizer(Declared):
         own_arrays = [(p.name, k, a) for p in self._parameters for k, a in p.saved.items()]
         arrays = [(a, state[name][k].copy()) for name, k, a in own_arrays]
         planned(self._parameters)  # notices an array that can't be written any more
+        load(self._observers(), state_dict.get("schedules", {}))
 
         for own, settings in zip(self._groups, changed, strict=True):
             own.settings = settings

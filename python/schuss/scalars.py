@@ -160,6 +160,8 @@ def decayed(
 ) -> tuple[float, float, bool, float]:
     """What the weight decay's mode makes of it: l2, keep, masked, after."""
     mode = h["decay_mode"]
+    if mode == "after":  # SOAP's
+        return 0.0, 1.0, False, 1.0 - lr * decay
     if mode not in DECAY_MODES:
         return 0.0, 1.0, False, 1.0
     if mode == "l2" or decay == 0:

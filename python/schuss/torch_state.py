@@ -48,6 +48,7 @@ def from_torch(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str,
     What PyTorch's doesn't have is at its start, a hyperparameter as it is here. Names, shapes and
     types that differ are left as they are: whoever loads it lists them.
     """
+    require_one_rule(optimizer)
     state: dict[str, Any] = {}
     groups: list[dict[str, Any]] = []
     left = dict(state_dict["state"])
@@ -143,6 +144,15 @@ def plain(value: Any) -> Any:
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
+def require_one_rule(optimizer: Optimizer) -> None:
+    """Raises where some parameters have another rule than the optimizer's, as beside matrices."""
+    names = dict.fromkeys(group.settings.rule.__name__ for group in optimizer.param_groups)
+    if len(names) > 1:
+        raise ValueError(
+            f"state_dict: {' and '.join(names)} are one optimizer here, not in PyTorch"
+        )
+
+
 # ---- To PyTorch
 
 
@@ -154,6 +164,7 @@ def torch_state_dict(optimizer: Optimizer) -> dict[str, Any]:
     rule is for the loop there: clip_norm, grad_scale, nonfinite, zero_grad and the running means.
     PyTorch's SGD doesn't count its steps, so that the number of them is lost. Needs PyTorch.
     """
+    require_one_rule(optimizer)
     try:
         torch = importlib.import_module("torch")
     except ModuleNotFoundError as error:
