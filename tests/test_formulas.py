@@ -127,7 +127,7 @@ def adamax(lr: float, beta1: float, beta2: float, eps: str = "inside") -> Any:
 
 def nadam(lr: float, b1: float, b2: float, psi: float, variant: str) -> Any:
     def mu(t: int) -> float:
-        return b1 * (1 - 0.5 * 0.96 ** (t * psi))
+        return b1 * (1 - 0.5 * float(0.96 ** (t * psi)))
 
     def update(x: float, g: float, t: int, s: dict[str, float]) -> float:
         s["m"] = b1 * s.get("m", 0.0) + (1 - b1) * g
@@ -183,6 +183,7 @@ def halving(n: int) -> float:
     return math.ldexp(0.1, -n)
 
 
+CONVENTIONS: tuple[bool | str, ...] = (True, "corrected", "paper")
 TEXTBOOK: list[tuple[type[Optimizer], dict[str, Any], Any]] = [
     (schuss.SGD, {"lr": 0.1}, sgd(0.1)),
     (schuss.SGD, {"lr": 0.1, "momentum": 0.9}, sgd(0.1, 0.9)),
@@ -283,9 +284,8 @@ TEXTBOOK: list[tuple[type[Optimizer], dict[str, Any], Any]] = [
                 correct=(convention != "paper", convention != "paper"),
             ),
         )
-        for convention, mode in itertools.product(
-            (True, "corrected", "paper"), ("outside", "inside")
-        )
+        for convention in CONVENTIONS
+        for mode in ("outside", "inside")
     ),
     (schuss.AdamW, {"lr": 0.1, "weight_decay": 0.3}, adam(0.1, 0.9, 0.999, wd=0.3)),
     (schuss.Adamax, {"lr": 0.1}, adamax(0.1, 0.9, 0.999)),
