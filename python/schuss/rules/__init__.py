@@ -65,17 +65,17 @@ RULES: tuple[type[Optimizer], ...] = (
 def _verify() -> None:
     """Kernel, reference and class of each rule agree on what they take, or nothing is trusted."""
     table = {name: taken for name, *taken in _core.rules()}
-    claimed = {kernel: states for rule in RULES for kernel, states in rule.states.items()}
-    if table.keys() != claimed.keys():
-        raise ImportError(f"kernels and classes differ: {sorted(table.keys() ^ claimed.keys())}")
-    for kernel, taken in table.items():
-        states = getattr(reference, kernel).__code__.co_argcount - 2
-        if [states, len(NAMES[kernel]), hasattr(reference, f"{kernel}_look")] != taken or (
-            len(claimed[kernel]) != states
-        ):
-            raise ImportError(
-                f"{kernel}: kernel, reference and class take different state or scalars"
-            )
+    claimed = {kernel for rule in RULES for kernel in rule.states}
+    if table.keys() != claimed:
+        raise ImportError(f"kernels and classes differ: {sorted(table.keys() ^ claimed)}")
+    for rule in RULES:
+        for kernel, arrays in rule.states.items():
+            states = getattr(reference, kernel).__code__.co_argcount - 2
+            looks = hasattr(reference, f"{kernel}_look")
+            if table[kernel] != [states, len(NAMES[kernel]), looks] or len(arrays) != states:
+                raise ImportError(
+                    f"{kernel}: kernel, reference and class take different state or scalars"
+                )
 
 
 _verify()

@@ -40,8 +40,8 @@ class LARS(Optimizer):
     trust_clip          r is at most lr, and takes its place (LARC), default False
     always_adapt        False: r = 1 where weight_decay is 0, default True
     variant             "paper" (default), or "optax": the norm of the sum
-    lr_in_buffer        True (default); False: b = momentum*b + r*d, x = x - lr*b
-    decay_mode          "inside" (default): as above; or one of DECAY_MODES, and then d = g
+    lr_in_buffer        default True; False: b = momentum*b + r*d, x = x - lr*b
+    decay_mode          "inside" (default): as above; or another, and then d = g: see Optimizer
 
     State: momentum_buffer (b). Reads all arrays once more. Options of every rule: see Optimizer.
     Traps: the paper adds the norms, optax takes that of the sum. A zero gradient still moves x by
@@ -107,7 +107,8 @@ class LAMB(Optimizer):
     weight_decay      in [0, inf), default 0.01
     bias_correction   default True
     always_adapt      False: no ratio where weight_decay is 0, default True
-    decay_mode        "inside" (default): as above; or one of DECAY_MODES, outside the ratio
+    decay_mode        "inside" (default): as above; or another, outside the ratio: see
+                      Optimizer
 
     State: exp_avg (m), exp_avg_sq (v). Reads all arrays once more. Options of every rule: see
     Optimizer.
@@ -171,7 +172,7 @@ class StableAdamW(Optimizer):
     betas          (beta1, beta2), each in [0, 1), default (0.9, 0.99)
     eps            in [0, inf), default 1e-6
     weight_decay   in [0, inf), default 1e-2
-    decay_mode     "decoupled" (default), or another of DECAY_MODES
+    decay_mode     "decoupled" (default), or another: see Optimizer
 
     State: exp_avg (m), exp_avg_sq (v). Reads all arrays once more. Options of every rule: see
     Optimizer.
@@ -226,7 +227,7 @@ class MARS(Optimizer):
     weight_decay   in [0, inf), default 0
     gamma          in [0, inf), default 0.025
     first_step     "zero" (default): p starts at 0; "copy": the first step has c = g, as timm
-    decay_mode     "decoupled" (default), or another of DECAY_MODES
+    decay_mode     "decoupled" (default), or another: see Optimizer
 
     State: exp_avg (m), exp_avg_sq (v), last_grad (p). Reads all arrays once more. Options of every
     rule: see Optimizer.
@@ -307,12 +308,12 @@ class Prodigy(Optimizer):
     eps               in [0, inf), default 1e-8
     weight_decay      in [0, inf), default 0
     bias_correction   dl is multiplied by sqrt(1 - beta2^t)/(1 - beta1^t), default False
-    d0                d at the start, in (0, inf), default 1e-6
+    d0                d at the start, in (0, inf), default 1e-6; fixed at construction
     d_coef            in [0, inf), default 1
     growth_rate       d grows at most by this factor a step after its first change, in [1, inf],
                       default inf
     safeguard_warmup  s and the numerator are weighted by d alone, without lr, default False
-    decay_mode        "decoupled" (default), with dl for lr, or another of DECAY_MODES
+    decay_mode        "decoupled" (default), with dl for lr, or another: see Optimizer
 
     State: exp_avg (m), exp_avg_sq (v), s, p0 (x0); of all arrays d, d_max and d_numerator. Reads
     all arrays once more. Options of every rule: see Optimizer.
@@ -391,9 +392,9 @@ class DAdaptAdam(Optimizer):
     eps               in [0, inf), default 1e-8
     weight_decay      in [0, inf), default 0
     bias_correction   dl is multiplied by sqrt(1 - beta2^t)/(1 - beta1^t), default False
-    d0                d at the start, in (0, inf), default 1e-6
+    d0                d at the start, in (0, inf), default 1e-6; fixed at construction
     growth_rate       d grows at most by this factor a step, in [1, inf], default inf
-    decay_mode        "decoupled" (default), with dl for lr, or another of DECAY_MODES
+    decay_mode        "decoupled" (default), with dl for lr, or another: see Optimizer
 
     State: exp_avg (m), exp_avg_sq (v), s; of all arrays d and d_numerator (r). Reads all arrays
     once more. Options of every rule: see Optimizer.
