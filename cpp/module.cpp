@@ -356,8 +356,47 @@ class plan {
     read_sets(sets);
     require_memories(memories, shared);
     check();
-    freely([&] { schuss::run(kernels(), spans_, sets_); });
+    update();
     move_on(memories, shared);
+    end();
+  }
+
+  // As run, where the next step will differ in the rules' scalars and in the gradients alone, and
+  // can be had by `again`: returns the number of finished steps, or -1 where not every array
+  // stepped.
+  std::int64_t run_steady(const py::sequence& sets) {
+    read_sets(sets);
+    const std::vector<std::vector<double>> memories(sets_.size());
+    std::vector<double> shared;
+    require_memories(memories, shared);
+    check();
+    update();
+    move_on(memories, shared);
+    steady_ = active_.size() == members_.size();
+    if (!steady_) end();
+    gradients_.clear();
+    return steady_ ? iterations_ : -1;
+  }
+
+  // A step as the one before, with these scalars of the rules, one tuple for each set, and these
+  // gradients (None: the bound ones). Returns the number of finished steps; -1, and has done
+  // nothing, where it is no longer `now`, or where this step differs in more.
+  std::int64_t again(std::int64_t now, const py::tuple& rules, py::handle grads) {
+    if (!steady_ || now != iterations_ || rules.size() != sets_.size()) return -1;
+    if (!take_gradients(grads)) return -1;
+    for (std::size_t i = 0; i < sets_.size(); ++i) {
+      const py::tuple own = py::reinterpret_borrow<py::tuple>(rules[i]);
+      double* const scalars = sets_[i].rule_scalars;
+      for (std::size_t k = 0; k < own.size() && k < most_scalars; ++k)
+        scalars[k] = own[k].cast<double>();
+    }
+    begun_ = true;
+    check();
+    update();
+    for (member& m : members_) ++m.count;
+    begun_ = false;
+    gradients_.clear();
+    return ++iterations_;
   }
 
   // Moves the counters and the memory as a step does.
@@ -365,11 +404,12 @@ class plan {
     if (!begun_) throw py::value_error("advance: no step has begun");
     require_memories(memories, shared);
     move_on(memories, shared);
+    end();
   }
 
   // Lets go of a step's gradients.
   void end() {
-    begun_ = false;
+    begun_ = steady_ = false;
     spans_.clear();
     active_.clear();
     gradients_.clear();
@@ -401,6 +441,7 @@ class plan {
     }
     iterations_ = iterations;
     shared_ = std::move(shared);
+    end();
   }
 
   std::int64_t iterations() const { return iterations_; }
@@ -460,7 +501,35 @@ class plan {
     }
     shared_.swap(shared);
     ++iterations_;
-    end();
+    begun_ = false;
+  }
+
+  // Without the GIL where that is worth its cost: others may run while many elements are updated.
+  void update() {
+    std::ptrdiff_t elements = 0;
+    for (const span& a : spans_) elements += a.size;
+    const auto work = [&] { schuss::run(kernels(), spans_, sets_); };
+    if (elements < chunk)
+      work();
+    else
+      freely(work);
+  }
+
+  // The gradients of a step in which every member takes part; false where one has none.
+  bool take_gradients(py::handle grads) {
+    const bool list = PyList_Check(grads.ptr()) != 0;
+    if (!grads.is_none() && !list && PyTuple_Check(grads.ptr()) == 0) return false;
+    if (!grads.is_none() && py::len(grads) != members_.size()) return false;
+    gradients_.clear();
+    for (std::size_t i = 0; i < members_.size(); ++i) {
+      const auto at = static_cast<py::ssize_t>(i);
+      const py::handle g = grads.is_none() ? py::handle(members_[i].g)
+                           : list          ? py::handle(PyList_GET_ITEM(grads.ptr(), at))
+                                           : py::handle(PyTuple_GET_ITEM(grads.ptr(), at));
+      if (g.is_none()) return false;
+      gradients_.push_back(py::reinterpret_borrow<py::object>(g));
+    }
+    return true;
   }
 
   // Whether an array has what its parameter asks for, its class included: ndarray, the parameter's,
@@ -634,7 +703,7 @@ class plan {
   py::ssize_t elements_ = 0;
   std::int64_t iterations_ = 0;
   std::vector<double> shared_;
-  bool begun_ = false, zero_grad_ = false;
+  bool begun_ = false, steady_ = false, zero_grad_ = false;
 };
 
 }  // namespace
@@ -655,6 +724,8 @@ PYBIND11_MODULE(_core, m) {
       .def("spread", &plan::spread)
       .def("check", &plan::check)
       .def("run", &plan::run, py::arg("sets"), py::arg("memories"), py::arg("shared"))
+      .def("run_steady", &plan::run_steady, py::arg("sets"))
+      .def("again", &plan::again, py::arg("now"), py::arg("rules"), py::arg("grads"))
       .def("advance", &plan::advance, py::arg("memories"), py::arg("shared"))
       .def("end", &plan::end)
       .def("active", &plan::active)

@@ -318,6 +318,7 @@ class Option:
         if self.fixed and self.key in vars(optimizer):
             raise ValueError(f"{self.argument}: {value!r} comes too late; fixed at construction")
         vars(optimizer)[self.key] = self.check(value)
+        vars(optimizer)["_steady"] = None  # a step in progress has read its options before
 
     def check(self, value: Any) -> Any:
         """The value as it is stored; raises TypeError or ValueError."""

@@ -54,6 +54,7 @@ from schuss.loss_scale import LossScale
 from schuss.plateau import check_metric, load, observers, saved
 from schuss.scalars import ScalarSet, Sums, scalar_set, wanted
 from schuss.state import States, differences
+from schuss.steady import Part, Steady
 from schuss.structure import (
     Tree,
     described,
@@ -282,6 +283,7 @@ class Optimizer(Declared):
         """Nobody is in a call: at the start, and in a forked child, which has no other thread."""
         self._lock = threading.RLock()
         self._busy = self._swapped = False
+        self._steady: Steady | None = None
         for group in self._groups:
             group.lock = self._lock
         alive.add(self)
@@ -358,7 +360,7 @@ class Optimizer(Declared):
             self._groups, self._trees, self._parameters = before
             raise
         self._grouped = True
-        self._plan = plan
+        self._plan, self._steady = plan, None
 
     @one_at_a_time
     def rebind(self, params: Any) -> None:
@@ -371,7 +373,7 @@ class Optimizer(Declared):
             if described(x) != p.kind:
                 raise ValueError(f"{p.labels()[0]}: {described(x)} where {p.kind} is registered")
             p.x = x
-        self._plan = planned(fresh, self._plan)
+        self._plan, self._steady = planned(fresh, self._plan), None
         for old, new in zip(self._parameters, fresh, strict=True):
             old.x = new.x
 
@@ -489,7 +491,6 @@ class Optimizer(Declared):
 
     # ---- The step
 
-    @one_at_a_time
     def step(
         self, grads: Any = None, *, loss: float | None = None, grad_scale: float | None = None
     ) -> bool:
@@ -506,6 +507,22 @@ class Optimizer(Declared):
         the array, FloatingPointError where nonfinite="raise" finds cause, and RuntimeError when a
         callable calls it from within a step.
         """
+        if loss is None and grad_scale is None:
+            with self._lock:
+                steady = self._steady
+                if steady is not None and not self._busy:
+                    self._busy = True
+                    try:
+                        if steady.step(grads):
+                            return True
+                    finally:
+                        self._busy = False
+        return self._step(grads, loss, grad_scale)
+
+    @one_at_a_time
+    def _step(self, grads: Any, loss: float | None, grad_scale: float | None) -> bool:
+        """The step, from nothing but the present settings."""
+        self._steady = None
         if self._swapped:
             raise RuntimeError("step: the parameters hold their means; leave opt.averaged() first")
         if grads is None and not self._bound:
@@ -535,10 +552,33 @@ class Optimizer(Declared):
             clip = self.clip_norm / (self.grad_norm + 1e-6)
             factor = factor if clip > 1.0 else factor * clip
         sets = self._sets(settings, values, keys, shared, factor, flat)
-        self._run(flat, sets, [shared[name] for name in self.shared])
+        if grad_scale is None and self._is_steady(settings):
+            now = plan.run_steady([s.packed() for s in sets])
+            if now >= 0:
+                parts = [
+                    Part(settings[g], values[g], decays, t + 1 - now) for g, decays, t, _ in keys
+                ]
+                self._steady = Steady(plan, self._groups, settings, parts, self._trees, now)
+        else:
+            self._run(flat, sets, [shared[name] for name in self.shared])
         if isinstance(scale, LossScale):
             scale.update(True)
         return True
+
+    def _is_steady(self, settings: list[Settings]) -> bool:
+        """Whether the next step will differ from this one in the rule's scalars alone.
+
+        Until something is set; what is set makes the settings others, or ends the steadiness.
+        """
+        return (
+            self.backend == "compiled"
+            and not (self.memory or self.shared or self.stochastic_rounding)
+            and self.clip_norm == math.inf
+            and self.nonfinite == "propagate"
+            and not isinstance(self.grad_scale, LossScale)
+            and type(self)._run is Optimizer._run
+            and not any(s.scheduled or wanted(s, s.values) for s in settings)
+        )
 
     def _sets(
         self,
@@ -678,7 +718,7 @@ class Optimizer(Declared):
             raise ValueError("ema: no running means; ask for them at construction with ema=")
         with self._lock:
             kept = [p.x.copy(order="K") for p in self._parameters]
-            self._swapped = True
+            self._swapped, self._steady = True, None
             for p in self._parameters:
                 p.x[...] = p.beside["average"]
         try:
@@ -789,7 +829,8 @@ class Optimizer(Declared):
             vars(self.grad_scale).update(state_dict["loss_scale"])
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {k: v for k, v in vars(self).items() if k not in ("_plan", "_lock", "_busy")}
+        fresh = ("_plan", "_lock", "_busy", "_steady")
+        own = {k: v for k, v in vars(self).items() if k not in fresh}
         plan = self._plan
         return own | {"moved": (plan.iterations, plan.counts(), plan.memories(), plan.shared)}
 

@@ -12,7 +12,8 @@ from schuss.optimizer import Optimizer
 from schuss.scalars import DECAY_MODES
 
 # Where eps stands: see Adam.
-EPS_MODES = ("outside", "hat", "inside", "root_and_outside", "clamp", "guard")
+PLAIN = ("outside", "hat")
+EPS_MODES = (*PLAIN, "inside", "root_and_outside", "clamp", "guard")
 
 # What no correction, no guard and no eps are to general_adam and amsgrad.
 NEUTRAL = {"kv": 1.0, "inside": 0.0, "kd": 1.0, "least": 0.0, "guard": -1.0, "under": 0.0}
@@ -112,7 +113,7 @@ class Adam(Optimizer):
 
     @staticmethod
     def kernel(h: Mapping[str, Any]) -> str:
-        plain = h["eps_mode"] in ("outside", "hat")
+        plain = h["eps_mode"] in PLAIN
         if h["decay_mode"] == "seed002":
             if h["amsgrad"] or not plain:
                 wanted = "'seed002' goes with eps_mode 'outside' or 'hat', and without amsgrad"
@@ -128,18 +129,19 @@ class Adam(Optimizer):
             c1 = 1.0
         if not h["bias_correction2"] or h["amsgrad"] == "paper":
             c2 = 1.0
-        step = h["lr"] / c1
-        if h["eps_mode"] == "hat":
-            step *= math.sqrt(c2)
+        root = math.sqrt(c2)
+        hat = h["eps_mode"] == "hat"
+        step, denom = (h["lr"] * root / c1, 1.0) if hat else (h["lr"] / c1, 1.0 / root)
+        plain = {**moments(h), "step": step, "denom": denom, "eps": h["eps"]}
+        if h["eps_mode"] in PLAIN and not h["amsgrad"] and h["decay_mode"] != "seed002":
+            return plain  # what most steps are, and what a step of a small array spends its time on
         early = h["amsgrad"] == "corrected"
         return {
-            **moments(h),
+            **plain,
             "cm": step,
             "cg": 0.0,
             "cx": h["lr"] * h["weight_decay"],
             "ka": 1.0 / c2 if early else 1.0,
-            "step": step,
-            "denom": 1.0 if h["eps_mode"] == "hat" else 1.0 / math.sqrt(c2),
             **denominator(h, 1.0 if early else c2),
         }
 
