@@ -68,15 +68,16 @@ from schuss.torch_state import from_torch, is_torch
 NoDecay = Callable[[str, np.ndarray], bool]
 P = ParamSpec("P")
 R = TypeVar("R")
+S = TypeVar("S", bound="Optimizer")
 
 
 def one_at_a_time(
-    method: Callable[Concatenate[Optimizer, P], R],
-) -> Callable[Concatenate[Optimizer, P], R]:
+    method: Callable[Concatenate[S, P], R],
+) -> Callable[Concatenate[S, P], R]:
     """A method that other threads wait for, and that its own thread can't enter a second time."""
 
     @functools.wraps(method)
-    def guarded(self: Optimizer, /, *args: P.args, **kwargs: P.kwargs) -> R:
+    def guarded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
         with self._lock:
             if self._busy:
                 raise RuntimeError(
@@ -272,7 +273,8 @@ class Optimizer(Declared):
     def _free(self) -> None:
         """Nobody is in a call: at the start, and in a forked child, which has no other thread."""
         self._lock = threading.RLock()
-        self._busy = self._swapped = False
+        self._busy = False
+        self._swapped = ""  # what stands where the parameters were, and how they come back
         for group in self._groups:
             group.lock = self._lock
         alive.add(self)
@@ -482,8 +484,7 @@ class Optimizer(Declared):
         the array, FloatingPointError where nonfinite="raise" finds cause, and RuntimeError when a
         callable calls it from within a step.
         """
-        if self._swapped:
-            raise RuntimeError("step: the parameters hold their means; leave opt.averaged() first")
+        self._require_parameters("step")
         if grads is None and not self._bound:
             raise ValueError("grads: none given and none bound; pass them, or bind them")
         scale = self.grad_scale
@@ -536,6 +537,11 @@ class Optimizer(Declared):
         for i, number_of_set in plan.active():
             sets[number_of_set].step(self._parameters[i], gradients[i])
         plan.advance(memories, shared)
+
+    def _require_parameters(self, what: str) -> None:
+        """Raises while something else stands where the parameters were."""
+        if self._swapped:
+            raise RuntimeError(f"{what}: {self._swapped}")
 
     def _followed(self, values: list[dict[str, Any]], loss: Any) -> dict[str, float]:
         """What all arrays share in this step; of several groups the first one's options count."""
@@ -628,8 +634,8 @@ class Optimizer(Declared):
         if self.ema_decay is None:
             raise ValueError("ema: no running means; ask for them at construction with ema=")
         with self._lock:
-            kept = [p.x.copy(order="K") for p in self._parameters]
-            self._swapped = True
+            kept, before = [p.x.copy(order="K") for p in self._parameters], self._swapped
+            self._swapped = "the parameters hold their means; leave opt.averaged() first"
             for p in self._parameters:
                 p.x[...] = p.beside["average"]
         try:
@@ -638,7 +644,7 @@ class Optimizer(Declared):
             with self._lock:
                 for p, x in zip(self._parameters, kept, strict=True):
                     p.x[...] = x
-                self._swapped = False
+                self._swapped = before
 
     def empty_like_params(self) -> Any:
         """New arrays in the structure of params, with no content."""
@@ -692,6 +698,7 @@ class Optimizer(Declared):
         The arrays are copied into this optimizer's. Raises TypeError or ValueError that lists every
         difference in names, shapes and types; nothing has changed then.
         """
+        self._require_parameters("load_state_dict")
         state, groups = state_dict.get("state"), state_dict.get("param_groups")
         if not isinstance(state, Mapping) or not isinstance(groups, list | tuple):
             raise TypeError(

@@ -69,7 +69,8 @@ def scalar_set(
     """The scalars of an array's step t, counted from 1: the rule's and those of the stages.
 
     h is the group's, `memory` what the rule remembers of the steps before, `options` the
-    optimizer's, with an underscore before their names.
+    optimizer's, with an underscore before their names. A rule may have a `keep` among its scalars,
+    and an `after`, in place of those of the weight decay.
     """
     if not decays:
         h = {**h, "weight_decay": 0.0}
@@ -100,6 +101,8 @@ def scalar_set(
         step_key(options["_seed"], t) if chance else 0,
     )
     rule = settings.rule.scalars(h, t)
+    if "keep" in rule:
+        around = around._replace(keep=rule["keep"], after=rule.get("after", after))
     return ScalarSet(settings.kernel, rule, around, [rule[name] for name in settings.rule.memory])
 
 
