@@ -125,7 +125,7 @@ def presets(rule: type[Optimizer]) -> Iterator[str]:
 
 def shown(value: Any) -> str:
     """A value in a cell."""
-    return "required" if value is REQUIRED else str(value)
+    return "required" if value is REQUIRED else str(value).replace(", ", ",")
 
 
 def kernels(rule: type[Optimizer]) -> Iterator[str]:

@@ -90,12 +90,13 @@ RULES: tuple[type[Optimizer], ...] = (
 def _verify() -> None:
     """Kernel, reference and class of each rule agree on what they take, or nothing is trusted."""
     table = {name: (states, scalars) for name, states, scalars in _core.rules()}
-    claimed = {kernel: states for rule in RULES for kernel, states in rule.states.items()}
-    if table.keys() != claimed.keys():
-        raise ImportError(f"kernels and classes differ: {sorted(table.keys() ^ claimed.keys())}")
-    for kernel, (states, scalars) in table.items():
+    claims = [claim for rule in RULES for claim in rule.states.items()]
+    if differ := table.keys() ^ {kernel for kernel, _ in claims}:
+        raise ImportError(f"kernels and classes differ: {sorted(differ)}")
+    for kernel, claimed in claims:
+        states, scalars = table[kernel]
         code = getattr(reference, kernel).__code__
-        if (code.co_argcount - 2, len(NAMES[kernel]), len(claimed[kernel])) != (
+        if (code.co_argcount - 2, len(NAMES[kernel]), len(claimed)) != (
             states,
             scalars,
             states,

@@ -263,11 +263,10 @@ class Ftrl(Optimizer):
     weight_decay                           in [0, inf), default 0
     decay_mode                             "l2" (default), or "proximal"
 
-    State: accumulator (n), linear (z). Options of every rule: see Optimizer, whose l1 and l2 are
-    penalties of the gradient.
-    Traps: x is a function of n and z: an element whose gradients have all been 0 is set to 0 by the
-    first step, wherever it began. Later a zero gradient changes nothing but by the shrinkage. With
-    initial_accumulator_value, beta and l2 all 0 it is NaN there. lr can't be 0.
+    State: accumulator (n), linear (z). Options of every rule: see Optimizer.
+    Traps: l1 and l2 of every rule join the gradient, and are not these. x is a function of n and z:
+    a zero gradient changes it by the shrinkage only, but in the first step sets it to 0, wherever
+    it began; or to NaN, where initial_accumulator_value, beta and l2 are all 0. lr can't be 0.
     Source: McMahan et al. 2013, "Ad click prediction: a view from the trenches", algorithm 1; the
     shrinkage is Keras'.
     """

@@ -147,7 +147,7 @@ class ScheduleFreeSGD(ScheduleFree):
     warmup_steps      in [0, inf), default 0
     r                 power of the step in the weights, in [0, inf), default 0
     weight_lr_power   power of the rate in the weights, in [0, inf), default 2
-    decay_mode        "l2" (default), or "decoupled": y = (1 - lr*weight_decay)*y, but not z
+    decay_mode        "l2" (default), or another: see Optimizer; they decay y, but not z
 
     State: z, which is y before the first step, and the numbers weight_sum and lr_max of each array.
     Options of every rule: see Optimizer.
@@ -162,7 +162,7 @@ class ScheduleFreeSGD(ScheduleFree):
     lr: Number = number("[0, inf)", default=1.0)
     momentum: Number = number("(0, 1)", default=0.9)
     weight_decay: Number = number("[0, inf)", default=0.0)
-    decay_mode: str = choice("l2", "decoupled", default="l2")
+    decay_mode: str = choice(*DECAY_MODES, default="l2")
 
     @staticmethod
     def kernel(h: Mapping[str, Any]) -> str:
@@ -194,12 +194,13 @@ class ScheduleFreeAdamW(ScheduleFree):
     warmup_steps      in [0, inf), default 0
     r                 power of the step in the weights, in [0, inf), default 0
     weight_lr_power   power of the rate in the weights, in [0, inf), default 2
-    decay_mode        "normalized" (default): as above; "l2": g + weight_decay*y in the place of g;
-                      "decoupled": y = (1 - lr*weight_decay)*y, but not z
+    decay_mode        "normalized" (default): as above; or another: see Optimizer; but for "l2" they
+                      decay y, but not z
 
     State: z, which is y before the first step, exp_avg_sq (v), and the numbers weight_sum and
     lr_max of each array. Options of every rule: see Optimizer.
-    Traps: as ScheduleFreeSGD. Keras has weight_lr_power = 0, and decays as "decoupled" does.
+    Traps: as ScheduleFreeSGD. Keras has weight_lr_power = 0, and decays as "decoupled" does. With
+    eps = 0 an element whose gradients have all been 0 becomes NaN. A zero gradient still moves y.
     Source: Defazio et al. 2024, arXiv 2405.15682, algorithm 1.
     """
 
@@ -216,7 +217,7 @@ class ScheduleFreeAdamW(ScheduleFree):
     betas: tuple[Number, Number] = numbers("(0, 1)", "[0, 1)", default=(0.9, 0.999))
     eps: Number = number("[0, inf)", default=1e-8)
     weight_decay: Number = number("[0, inf)", default=0.0)
-    decay_mode: str = choice("normalized", "l2", "decoupled", default="normalized")
+    decay_mode: str = choice("normalized", *DECAY_MODES, default="normalized")
 
     @staticmethod
     def kernel(h: Mapping[str, Any]) -> str:

@@ -52,7 +52,14 @@ class Sophia(Optimizer):
             "eps_mode": "clamp",
             "bias_correction": True,
         },
-        "paper": {"rho": 0.01, "bs": 1.0, "betas": (0.96, 0.99), "eps": 1e-12, "eps_mode": "clamp"},
+        "paper": {
+            "betas": (0.96, 0.99),
+            "rho": 0.01,
+            "bs": 1.0,
+            "eps": 1e-12,
+            "weight_decay": 0.2,
+            "eps_mode": "clamp",
+        },
     }
     lr: Number = number("[0, inf)", default=1e-4)
     betas: tuple[Number, Number] = numbers("[0, 1)", default=(0.965, 0.99))

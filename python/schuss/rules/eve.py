@@ -47,7 +47,7 @@ class Eve(Optimizer):
     fstar, and d loses its meaning. The noise of small batches makes d what it is: |f - fhat|/f on
     average. Of several groups the first one's beta3, c, fstar and thresholds count. A zero gradient
     still moves x.
-    Source: Koushik, Hayashi, Neubig 2016, arXiv 1611.01505, algorithm 1 of versions 1 and 3;
+    Source: Koushik et al. 2016, arXiv 1611.01505, algorithm 1 of versions 1 and 3;
     "code": the authors' final implementation.
     """
 

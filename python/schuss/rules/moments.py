@@ -128,7 +128,7 @@ class LaProp(Optimizer):
     betas          (beta1, beta2), each in [0, 1), default (0.9, 0.999)
     eps            in [0, inf), default 1e-15
     weight_decay   in [0, inf), default 0
-    lr_in_buffer   True (default): as above; False: m is a mean of n, and x - lr*m/(1 - beta1^t)
+    lr_in_buffer   as above; False: m is a mean of n, and x = x - lr*m/(1 - beta1^t), default True
     decay_mode     "decoupled" (default), or another: see Optimizer
 
     State: exp_avg_sq (v), exp_avg (m), and the number exp_avg_lr of each array. Options of every
@@ -136,7 +136,7 @@ class LaProp(Optimizer):
     Traps: while lr changes, m is corrected not by 1 - beta1^t but by exp_avg_lr/lr, where
     exp_avg_lr is the mean of the rates so far, as the authors do. A zero gradient still moves x.
     With eps = 0, an element whose gradients have all been 0 becomes NaN.
-    Source: Ziyin, Wang, Ueda 2020, arXiv 2002.04839, algorithm 1.
+    Source: Ziyin et al. 2020, arXiv 2002.04839, algorithm 1.
     """
 
     states: ClassVar = {"rmsprop_momentum": ("exp_avg_sq", "exp_avg")}
@@ -283,7 +283,7 @@ class AdEMAMix(Optimizer):
     Traps: s is not corrected for its start at 0; without warm-ups of both alpha and beta3, over as
     many steps as the run has, training may diverge early. The authors' code has alpha = 2. s
     remembers some 10000 steps: a zero gradient moves x for that long.
-    Source: Pagliardini, Ablin, Grangier 2024, arXiv 2409.03137, algorithm 1.
+    Source: Pagliardini et al. 2024, arXiv 2409.03137, algorithm 1.
     """
 
     states: ClassVar = {"ademamix": ("exp_avg", "exp_avg_slow", "exp_avg_sq")}
