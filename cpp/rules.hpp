@@ -50,6 +50,12 @@ template <class T> struct look {
   T p, q;
 };
 
+// A gain after agreement q: it grows by a sum and shrinks by a factor.
+template <class T> T gained(T k, T q, T add, T mul) {
+  const T smaller = q < 0 ? mul * k : k;
+  return q > 0 ? k + add : smaller;
+}
+
 template <class T> struct sgd {
   T lr;
   T operator()(T, T g) const { return lr * g; }
@@ -130,6 +136,18 @@ template <class T> struct adadelta {
   }
 };
 
+// The update is -x after the step: it goes with keep = 0.
+template <class T> struct ftrl {
+  T per_lr, shrink, l1, l2;
+  T operator()(T x, T g, T& n, T& z) const {
+    const T before = std::sqrt(n);
+    n = n + g * g;
+    const T root = std::sqrt(n);
+    z = z + ((g + shrink * x) - per_lr * (root - before) * x);
+    return (z - clamp(z, -l1, l1)) / (per_lr * root + l2);
+  }
+};
+
 template <class T> struct adam {
   T w1, beta2, w2, step, denom, eps;
   T operator()(T, T g, T& m, T& v) const {
@@ -188,6 +206,93 @@ template <class T> struct adamax {
   }
 };
 
+template <class T> struct adabelief {
+  T w1, beta2, w2, inside, step, denom, eps;
+  T operator()(T, T g, T& m, T& v) const {
+    m = m + w1 * (g - m);
+    const T d = g - m;
+    v = beta2 * v + w2 * (d * d) + inside;
+    return step * (m / (denom * std::sqrt(v) + eps));
+  }
+};
+
+template <class T> struct yogi {
+  T w1, w2, step, denom, eps;
+  T operator()(T, T g, T& m, T& v) const {
+    m = m + w1 * (g - m);
+    const T s = g * g;
+    v = v - w2 * (sign(v - s) * s);
+    return step * (m / (denom * std::sqrt(v) + eps));
+  }
+};
+
+// Divides by the root of v as it was before. A first step, with clip = 0, leaves m and x.
+template <class T> struct adopt {
+  T clip, eps, w1, beta2, w2, lr;
+  T operator()(T, T g, T& m, T& v) const {
+    const T n = clamp(g / maximum(std::sqrt(v), eps), -clip, clip);
+    m = m + w1 * (n - m);
+    v = beta2 * v + w2 * (g * g);
+    return lr * m;
+  }
+};
+
+template <class T> struct grams {
+  T w1, beta2, w2, step, denom, eps;
+  T operator()(T, T g, T& m, T& v) const {
+    m = m + w1 * (g - m);
+    v = beta2 * v + w2 * (g * g);
+    return sign(g) * (step * (std::fabs(m) / (denom * std::sqrt(v) + eps)));
+  }
+};
+
+template <class T> struct ademamix {
+  T w1, w3, beta2, w2, cm, cs, kv, inside, eps;
+  T operator()(T, T g, T& m, T& s, T& v) const {
+    m = m + w1 * (g - m);
+    s = s + w3 * (g - s);
+    v = beta2 * v + w2 * (g * g);
+    return (cm * m + cs * s) / (std::sqrt(kv * v + inside) + eps);
+  }
+};
+
+// The gradient before the first one is that one itself.
+template <class T> struct adan {
+  T first, w1, w2, beta3, w3, mix, cm, cd, kv, inside, eps;
+  T operator()(T, T g, T& m, T& d, T& v, T& p) const {
+    const T change = g - p, diff = first > 0 ? T(0) : change, y = g + mix * diff;
+    m = m + w1 * (g - m);
+    d = d + w2 * (diff - d);
+    v = beta3 * v + w3 * (y * y);
+    p = g;
+    return (cm * m + cd * d) / (std::sqrt(kv * v + inside) + eps);
+  }
+};
+
+// h is the caller's affair: see Sophia.update_hessian.
+template <class T> struct sophia {
+  T w1, cm, rho, least, eps, lr;
+  T operator()(T, T g, T& m, T& h) const {
+    m = m + w1 * (g - m);
+    return lr * clamp(cm * m / (maximum(rho * h, least) + eps), T(-1), T(1));
+  }
+};
+
+template <class T> struct signsgd {
+  T lr;
+  T operator()(T, T g) const { return lr * sign(g); }
+};
+
+// Where w1 = w2 it is the sign of the mean itself: Signum.
+template <class T> struct lion {
+  T w1, w2, lr;
+  T operator()(T, T g, T& m) const {
+    const T c = m + w1 * (g - m);
+    m = m + w2 * (g - m);
+    return lr * sign(c);
+  }
+};
+
 // Rprop without memory of its steps. Where the sign of the gradient turns, it counts as `least`
 // says: as 0, or as it is.
 template <class T> struct rprop {
@@ -209,6 +314,66 @@ template <class T> struct rprop_backtracking {
     p = q < 0 ? T(0) : g;
     const T forth = s * sign(g), undone = -back * d, u = q < 0 ? undone : forth;
     d = u;
+    return u;
+  }
+};
+
+template <class T> struct delta_bar_delta {
+  T add, mul, low, high, lr;
+  T operator()(T, T g, T& k, T& p) const {
+    k = clamp(gained(k, agreement(g, p, T(0)), add, mul), low, high);
+    p = g;
+    return lr * (k * g);
+  }
+};
+
+// The gain follows the agreement of the gradient with the velocity.
+template <class T> struct delta_bar_delta_velocity {
+  T add, mul, low, high, mu, lr;
+  T operator()(T, T g, T& k, T& b) const {
+    k = clamp(gained(k, agreement(g, b, T(0)), add, mul), low, high);
+    b = mu * b + k * g;
+    return lr * b;
+  }
+};
+
+template <class T> struct delta_bar_delta_momentum {
+  T add, mul, low, high, mu, lr;
+  T operator()(T, T g, T& k, T& p, T& b) const {
+    k = clamp(gained(k, agreement(g, p, T(0)), add, mul), low, high);
+    p = g;
+    b = mu * b + k * g;
+    return lr * b;
+  }
+};
+
+// a is the mean of x as it is after the step; with mu = 1 it is x itself.
+template <class T> struct asgd {
+  T decay, eta, mu;
+  T operator()(T x, T g, T& a) const {
+    const T u = decay * x + eta * g, after = x - u, old = a, start = mu < 1 ? old : after;
+    a = start + mu * (after - start);
+    return u;
+  }
+};
+
+// x is where the gradient is taken, z the descent; z starts at x.
+template <class T> struct schedule_free {
+  T first, ck, step, lr;
+  T operator()(T x, T g, T& z) const {
+    const T old = z, start = first > 0 ? x : old, u = step * g - ck * (start - x);
+    z = start - lr * g;
+    return u;
+  }
+};
+
+template <class T> struct schedule_free_adam {
+  T first, beta2, w2, denom, eps, decay, ck, step, lr;
+  T operator()(T x, T g, T& z, T& v) const {
+    v = beta2 * v + w2 * (g * g);
+    const T d = g / (denom * std::sqrt(v) + eps) + decay * x;
+    const T old = z, start = first > 0 ? x : old, u = step * d - ck * (start - x);
+    z = start - lr * d;
     return u;
   }
 };
@@ -251,16 +416,20 @@ template <class T> struct mars {
   }
 };
 
+// o is x as it was at the start.
 template <class T> struct prodigy {
-  T d, w1, beta2, w2, beta3, k, step, eps;
-  T operator()(T, T g, T& m, T& v, T& s, [[maybe_unused]] T& start) const {
+  T first, d, w1, beta2, w2, beta3, k, step, eps;
+  T operator()(T x, T g, T& m, T& v, T& s, T& o) const {
     const T c = d * g;
     m = m + w1 * (c - m);
     v = beta2 * v + w2 * (c * c);
     s = beta3 * s + k * g;
+    const T old = o;
+    o = first > 0 ? x : old;
     return step * (m / (std::sqrt(v) + eps));
   }
-  schuss::look<T> look(T x, T g, T, T, T s, T start) const {
+  schuss::look<T> look(T x, T g, T, T, T s, T o) const {
+    const T start = first > 0 ? x : o;
     return {g * (start - x), std::fabs(beta3 * s + k * g)};
   }
 };
@@ -283,9 +452,13 @@ template <class T> struct dadapt_adam {
 
 // The list of rules: a rule that is not on it does not exist, one that is on it is tested, timed
 // and documented.
-#define SCHUSS_RULES(rule)                                                                   \
-  rule(sgd) rule(momentum) rule(nesterov) rule(adagrad) rule(rmsprop) rule(rmsprop_momentum) \
-      rule(rmsprop_centered) rule(rmsprop_centered_momentum) rule(adadelta) rule(adam)       \
-          rule(general_adam) rule(decayed_adam) rule(amsgrad) rule(adamax) rule(rprop)       \
-              rule(rprop_backtracking) rule(lars) rule(lamb) rule(mars) rule(prodigy)        \
-                  rule(dadapt_adam)
+#define SCHUSS_RULES(rule)                                                                        \
+  rule(sgd) rule(momentum) rule(nesterov) rule(adagrad) rule(rmsprop) rule(rmsprop_momentum)      \
+      rule(rmsprop_centered) rule(rmsprop_centered_momentum) rule(adadelta) rule(ftrl) rule(adam) \
+          rule(general_adam) rule(decayed_adam) rule(amsgrad) rule(adamax) rule(adabelief)        \
+              rule(yogi) rule(adopt) rule(grams) rule(ademamix) rule(adan) rule(sophia)           \
+                  rule(signsgd) rule(lion) rule(rprop) rule(rprop_backtracking)                   \
+                      rule(delta_bar_delta) rule(delta_bar_delta_velocity)                        \
+                          rule(delta_bar_delta_momentum) rule(asgd) rule(schedule_free)           \
+                              rule(schedule_free_adam) rule(lars) rule(lamb) rule(mars)           \
+                                  rule(prodigy) rule(dadapt_adam)

@@ -165,7 +165,7 @@ def test_norm_is_that_of_all_arrays() -> None:
 
 def everything(opt: Optimizer, params: list[np.ndarray]) -> Any:
     state = {k: {n: np.asarray(a).tobytes() for n, a in s.items()} for k, s in opt.state.items()}
-    return [x.tobytes() for x in params], state, opt.iterations
+    return [x.tobytes() for x in params], state, opt.state_dict()["shared"], opt.iterations
 
 
 @settings(max_examples=60, deadline=None)
@@ -187,20 +187,20 @@ def test_a_step_that_is_not_finite_leaves_no_trace(
     opt = rule(params, nonfinite=policy, backend=backend, ema=0.9, master=True)
     good = [np.full(n, 0.5).astype(dtype) for n in sizes]
     for _ in range(before):
-        assert opt.step(good)
+        assert opt.step(good, loss=1.0)
     kept = everything(opt, params)
     flat = np.full(sum(sizes), 0.5)
     flat[where] = bad
     spoilt = [g.astype(dtype) for g in np.split(flat, np.cumsum(sizes)[:-1])]
     if policy == "skip":
-        assert opt.step(spoilt) is False
+        assert opt.step(spoilt, loss=2.0) is False
         assert opt.skipped_steps == 1
     else:
         name = 0 if where < 9000 else 1 if where < 9033 else 2
         with pytest.raises(FloatingPointError, match=rf"grads\[{name}\]: has elements"):
-            opt.step(spoilt)
+            opt.step(spoilt, loss=2.0)
     assert everything(opt, params) == kept
-    assert opt.step(good)
+    assert opt.step(good, loss=3.0)
 
 
 def test_finite_numbers_whose_squares_overflow_are_finite() -> None:

@@ -204,7 +204,8 @@ def test_textbook(rule: type[Optimizer], options: Any, textbook: Any, backend: s
         opt.step(gs)
         want = update(want, gs, t)
         for x, w, s in zip(xs, want, start, strict=True):
-            assert np.abs(x - w).max() <= 1e-11 * np.abs(w - s).max() + 2e-14, t  # x rounds, too
+            # x rounds, too, and Prodigy's d hangs on differences of x.
+            assert np.abs(x - w).max() <= 1e-10 * np.abs(w - s).max() + 2e-14, t
 
 
 def test_every_rule_that_looks_has_a_textbook() -> None:

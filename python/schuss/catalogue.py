@@ -38,9 +38,13 @@ def usual(rule: type[Optimizer]) -> tuple[str, ...]:
     return rule.states[rule.kernel(rule.defaults())]
 
 
-def moved(states: Sequence[str]) -> int:
-    """The bytes of a step for a float32 element: g is read, x and each state array written, too."""
-    return 4 * (1 + 2 + 2 * len(states))
+def moved(rule: type[Optimizer], states: Sequence[str]) -> int:
+    """The bytes of a step for a float32 element: g is read, x and each state array written, too.
+
+    A rule that looks at whole arrays first reads all of them once more.
+    """
+    look = 2 + len(states) if rule.sums(rule.defaults()) else 0
+    return 4 * (1 + 2 + 2 * len(states) + look)
 
 
 def row(rule: type[Optimizer]) -> Row:
@@ -49,7 +53,7 @@ def row(rule: type[Optimizer]) -> Row:
     every = dict.fromkeys(state for states in rule.states.values() for state in states)
     names = ", ".join(own) or "none"
     names += "".join(f" [{state}]" for state in every if state not in own)
-    least, most = moved(own), max(map(moved, rule.states.values()))
+    least, most = moved(rule, own), max(moved(rule, states) for states in rule.states.values())
     bytes_moved = f"{least}" if least == most else f"{least} to {most}"
     return Row(rule.__name__, names, bytes_moved, source(rule))
 
@@ -125,7 +129,7 @@ def presets(rule: type[Optimizer]) -> Iterator[str]:
 
 def shown(value: Any) -> str:
     """A value in a cell."""
-    return "required" if value is REQUIRED else str(value)
+    return "required" if value is REQUIRED else str(value).replace(", ", ",")
 
 
 def kernels(rule: type[Optimizer]) -> Iterator[str]:
@@ -135,8 +139,10 @@ def kernels(rule: type[Optimizer]) -> Iterator[str]:
         yield from table(rows + [[name, " x ".join(shape)] for name, shape in rule.kept.items()])
         return
     rows = [["kernel", "bytes", "state"]]
-    rows += [[k, str(moved(s)), ", ".join(s) or "none"] for k, s in rule.states.items()]
+    rows += [[k, str(moved(rule, s)), ", ".join(s) or "none"] for k, s in rule.states.items()]
     yield from table(rows)
+    if sums := rule.sums(rule.defaults()):
+        yield f"A look before the step reads all of it once more: {', '.join(sums)}."
     for numbers, of in ((rule.memory, "each array"), (rule.shared, "all arrays")):
         for name, start in numbers.items():
             yield f"and the number {name} of {of}, {start:g} at the start"

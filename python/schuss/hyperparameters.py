@@ -13,6 +13,7 @@ import inspect
 import math
 import numbers as abstract
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -317,8 +318,9 @@ class Option:
     def __set__(self, optimizer: Optimizer, value: Any) -> None:
         if self.fixed and self.key in vars(optimizer):
             raise ValueError(f"{self.argument}: {value!r} comes too late; fixed at construction")
-        vars(optimizer)[self.key] = self.check(value)
-        vars(optimizer)["_steady"] = None  # a step in progress has read its options before
+        checked = self.check(value)
+        with vars(optimizer).get("_lock", nullcontext()):  # there is none at construction
+            vars(optimizer).update({self.key: checked, "_steady": None})
 
     def check(self, value: Any) -> Any:
         """The value as it is stored; raises TypeError or ValueError."""

@@ -70,15 +70,16 @@ from schuss.torch_state import from_torch, is_torch
 NoDecay = Callable[[str, np.ndarray], bool]
 P = ParamSpec("P")
 R = TypeVar("R")
+S = TypeVar("S", bound="Optimizer")
 
 
 def one_at_a_time(
-    method: Callable[Concatenate[Optimizer, P], R],
-) -> Callable[Concatenate[Optimizer, P], R]:
+    method: Callable[Concatenate[S, P], R],
+) -> Callable[Concatenate[S, P], R]:
     """A method that other threads wait for, and that its own thread can't enter a second time."""
 
     @functools.wraps(method)
-    def guarded(self: Optimizer, /, *args: P.args, **kwargs: P.kwargs) -> R:
+    def guarded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
         with self._lock:
             if self._busy:
                 raise RuntimeError(
@@ -116,9 +117,6 @@ def argument(*, default: Any = None, kw_only: bool = True) -> Any:
 )
 class Declared:
     """Tells type checkers that what a class declares are its constructor's arguments."""
-
-
-PARAMETER = "parameter"  # what a state array starts with: the parameter as it is
 
 
 class Optimizer(Declared):
@@ -282,7 +280,8 @@ class Optimizer(Declared):
     def _free(self) -> None:
         """Nobody is in a call: at the start, and in a forked child, which has no other thread."""
         self._lock = threading.RLock()
-        self._busy = self._swapped = False
+        self._busy = False
+        self._swapped = ""  # what stands where the parameters were, and how they come back
         self._steady: Steady | None = None
         for group in self._groups:
             group.lock = self._lock
@@ -330,8 +329,8 @@ class Optimizer(Declared):
         raise NotImplementedError
 
     @staticmethod
-    def initial(h: Mapping[str, Any]) -> dict[str, Any]:
-        """What state arrays start with where it isn't 0: a number, or PARAMETER for a copy of x."""
+    def initial(h: Mapping[str, Any]) -> dict[str, float]:
+        """What state arrays start with where it isn't 0."""
         return {}
 
     # ---- Parameters
@@ -455,10 +454,7 @@ class Optimizer(Declared):
         for key in group.settings.states:
             dtype = chosen.get(key, chosen.get("", computing))
             state[key] = np.zeros_like(x, dtype=dtype, subok=False)
-            if start.get(key) == PARAMETER:
-                with np.errstate(over="ignore"):  # it may be narrower
-                    state[key][...] = x
-            elif start.get(key):
+            if start.get(key):
                 state[key].fill(start[key])
         return state
 
@@ -510,7 +506,7 @@ class Optimizer(Declared):
         if loss is None and grad_scale is None:
             with self._lock:
                 steady = self._steady
-                if steady is not None and not self._busy:
+                if steady is not None and not (self._busy or self._swapped):
                     self._busy = True
                     try:
                         if steady.step(grads):
@@ -523,8 +519,7 @@ class Optimizer(Declared):
     def _step(self, grads: Any, loss: float | None, grad_scale: float | None) -> bool:
         """The step, from nothing but the present settings."""
         self._steady = None
-        if self._swapped:
-            raise RuntimeError("step: the parameters hold their means; leave opt.averaged() first")
+        self._require_parameters("step")
         if grads is None and not self._bound:
             raise ValueError("grads: none given and none bound; pass them, or bind them")
         scale = self.grad_scale
@@ -633,6 +628,11 @@ class Optimizer(Declared):
             sets[number_of_set].step(self._parameters[i], gradients[i])
         plan.advance(memories, shared)
 
+    def _require_parameters(self, what: str) -> None:
+        """Raises while something else stands where the parameters were."""
+        if self._swapped:
+            raise RuntimeError(f"{what}: {self._swapped}")
+
     def _in_order(self, flat: list[Any] | None) -> list[Any]:
         """The gradients of a step: those that were given, or the bound ones."""
         return [p.g for p in self._parameters] if flat is None else flat
@@ -717,8 +717,8 @@ class Optimizer(Declared):
         if self.ema_decay is None:
             raise ValueError("ema: no running means; ask for them at construction with ema=")
         with self._lock:
-            kept = [p.x.copy(order="K") for p in self._parameters]
-            self._swapped, self._steady = True, None
+            kept, before = [p.x.copy(order="K") for p in self._parameters], self._swapped
+            self._swapped = "the parameters hold their means; leave opt.averaged() first"
             for p in self._parameters:
                 p.x[...] = p.beside["average"]
         try:
@@ -727,7 +727,7 @@ class Optimizer(Declared):
             with self._lock:
                 for p, x in zip(self._parameters, kept, strict=True):
                     p.x[...] = x
-                self._swapped = False
+                self._swapped = before
 
     def empty_like_params(self) -> Any:
         """New arrays in the structure of params, with no content."""
@@ -781,6 +781,7 @@ class Optimizer(Declared):
         The arrays are copied into this optimizer's. Raises TypeError or ValueError that lists every
         difference in names, shapes and types; nothing has changed then.
         """
+        self._require_parameters("load_state_dict")
         state, groups = state_dict.get("state"), state_dict.get("param_groups")
         if not isinstance(state, Mapping) or not isinstance(groups, list | tuple):
             raise TypeError(

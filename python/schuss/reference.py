@@ -277,6 +277,11 @@ def zero(g: Array) -> Array:
     return np.zeros_like(g)
 
 
+def gained(k: Array, q: Array, add: float, mul: float) -> Array:
+    """A gain after agreement q: it grows by a sum and shrinks by a factor."""
+    return np.where(q > 0, k + add, np.where(q < 0, mul * k, k))
+
+
 def sgd(x: Array, g: Array, *, lr: float) -> Array:
     return lr * g
 
@@ -394,6 +399,17 @@ def adadelta(
     u: Array = np.sqrt(d + eps) / np.sqrt(v + eps) * g
     d[...] = rho * d + w * (u * u)
     return lr * u
+
+
+def ftrl(
+    x: Array, g: Array, n: Array, z: Array, *, per_lr: float, shrink: float, l1: float, l2: float
+) -> Array:
+    before = np.sqrt(n)
+    n[...] = n + g * g
+    root = np.sqrt(n)
+    z[...] = z + ((g + shrink * x) - per_lr * (root - before) * x)
+    u: Array = (z - clamp(z, -l1, l1)) / (per_lr * root + l2)
+    return u
 
 
 def adam(
@@ -521,6 +537,162 @@ def adamax(
     return step * (m / (q + eps))
 
 
+def adabelief(
+    x: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    *,
+    w1: float,
+    beta2: float,
+    w2: float,
+    inside: float,
+    step: float,
+    denom: float,
+    eps: float,
+) -> Array:
+    m[...] = m + w1 * (g - m)
+    d = g - m
+    v[...] = beta2 * v + w2 * (d * d) + inside
+    return step * (m / (denom * np.sqrt(v) + eps))
+
+
+def yogi(
+    x: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    *,
+    w1: float,
+    w2: float,
+    step: float,
+    denom: float,
+    eps: float,
+) -> Array:
+    m[...] = m + w1 * (g - m)
+    s = g * g
+    v[...] = v - w2 * (sign(v - s) * s)
+    return step * (m / (denom * np.sqrt(v) + eps))
+
+
+def adopt(
+    x: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    *,
+    clip: float,
+    eps: float,
+    w1: float,
+    beta2: float,
+    w2: float,
+    lr: float,
+) -> Array:
+    n = clamp(g / maximum(np.sqrt(v), eps), -clip, clip)
+    m[...] = m + w1 * (n - m)
+    v[...] = beta2 * v + w2 * (g * g)
+    return lr * m
+
+
+def grams(
+    x: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    *,
+    w1: float,
+    beta2: float,
+    w2: float,
+    step: float,
+    denom: float,
+    eps: float,
+) -> Array:
+    m[...] = m + w1 * (g - m)
+    v[...] = beta2 * v + w2 * (g * g)
+    return sign(g) * (step * (np.abs(m) / (denom * np.sqrt(v) + eps)))
+
+
+def ademamix(
+    x: Array,
+    g: Array,
+    m: Array,
+    s: Array,
+    v: Array,
+    *,
+    w1: float,
+    w3: float,
+    beta2: float,
+    w2: float,
+    cm: float,
+    cs: float,
+    kv: float,
+    inside: float,
+    eps: float,
+) -> Array:
+    m[...] = m + w1 * (g - m)
+    s[...] = s + w3 * (g - s)
+    v[...] = beta2 * v + w2 * (g * g)
+    u: Array = (cm * m + cs * s) / (np.sqrt(kv * v + inside) + eps)
+    return u
+
+
+def adan(
+    x: Array,
+    g: Array,
+    m: Array,
+    d: Array,
+    v: Array,
+    p: Array,
+    *,
+    first: float,
+    w1: float,
+    w2: float,
+    beta3: float,
+    w3: float,
+    mix: float,
+    cm: float,
+    cd: float,
+    kv: float,
+    inside: float,
+    eps: float,
+) -> Array:
+    diff = np.zeros_like(g) if first > 0 else g - p
+    y = g + mix * diff
+    m[...] = m + w1 * (g - m)
+    d[...] = d + w2 * (diff - d)
+    v[...] = beta3 * v + w3 * (y * y)
+    p[...] = g
+    u: Array = (cm * m + cd * d) / (np.sqrt(kv * v + inside) + eps)
+    return u
+
+
+def sophia(
+    x: Array,
+    g: Array,
+    m: Array,
+    h: Array,
+    *,
+    w1: float,
+    cm: float,
+    rho: float,
+    least: float,
+    eps: float,
+    lr: float,
+) -> Array:
+    m[...] = m + w1 * (g - m)
+    return lr * clamp(cm * m / (maximum(rho * h, least) + eps), -1, 1)
+
+
+def signsgd(x: Array, g: Array, *, lr: float) -> Array:
+    return lr * sign(g)
+
+
+def lion(x: Array, g: Array, m: Array, *, w1: float, w2: float, lr: float) -> Array:
+    c = m + w1 * (g - m)
+    m[...] = m + w2 * (g - m)
+    return lr * sign(c)
+
+
 def rprop(
     x: Array,
     g: Array,
@@ -559,6 +731,102 @@ def rprop_backtracking(
     p[...] = np.where(q < 0, 0, g)
     u = np.where(q < 0, -back * d, s * sign(g))
     d[...] = u
+    return u
+
+
+def delta_bar_delta(
+    x: Array,
+    g: Array,
+    k: Array,
+    p: Array,
+    *,
+    add: float,
+    mul: float,
+    low: float,
+    high: float,
+    lr: float,
+) -> Array:
+    k[...] = clamp(gained(k, agreement(g, p, 0), add, mul), low, high)
+    p[...] = g
+    return lr * (k * g)
+
+
+def delta_bar_delta_velocity(
+    x: Array,
+    g: Array,
+    k: Array,
+    b: Array,
+    *,
+    add: float,
+    mul: float,
+    low: float,
+    high: float,
+    mu: float,
+    lr: float,
+) -> Array:
+    k[...] = clamp(gained(k, agreement(g, b, 0), add, mul), low, high)
+    b[...] = mu * b + k * g
+    return lr * b
+
+
+def delta_bar_delta_momentum(
+    x: Array,
+    g: Array,
+    k: Array,
+    p: Array,
+    b: Array,
+    *,
+    add: float,
+    mul: float,
+    low: float,
+    high: float,
+    mu: float,
+    lr: float,
+) -> Array:
+    k[...] = clamp(gained(k, agreement(g, p, 0), add, mul), low, high)
+    p[...] = g
+    b[...] = mu * b + k * g
+    return lr * b
+
+
+def asgd(x: Array, g: Array, a: Array, *, decay: float, eta: float, mu: float) -> Array:
+    u = decay * x + eta * g
+    after = x - u
+    start = a if mu < 1 else after
+    a[...] = start + mu * (after - start)
+    return u
+
+
+def schedule_free(
+    x: Array, g: Array, z: Array, *, first: float, ck: float, step: float, lr: float
+) -> Array:
+    start = x if first > 0 else z
+    u = step * g - ck * (start - x)
+    z[...] = start - lr * g
+    return u
+
+
+def schedule_free_adam(
+    x: Array,
+    g: Array,
+    z: Array,
+    v: Array,
+    *,
+    first: float,
+    beta2: float,
+    w2: float,
+    denom: float,
+    eps: float,
+    decay: float,
+    ck: float,
+    step: float,
+    lr: float,
+) -> Array:
+    v[...] = beta2 * v + w2 * (g * g)
+    d = g / (denom * np.sqrt(v) + eps) + decay * x
+    start = x if first > 0 else z
+    u: Array = step * d - ck * (start - x)
+    z[...] = start - lr * d
     return u
 
 
@@ -650,8 +918,9 @@ def prodigy(
     m: Array,
     v: Array,
     s: Array,
-    start: Array,
+    o: Array,
     *,
+    first: float,
     d: float,
     w1: float,
     beta2: float,
@@ -665,6 +934,7 @@ def prodigy(
     m[...] = m + w1 * (c - m)
     v[...] = beta2 * v + w2 * (c * c)
     s[...] = beta3 * s + k * g
+    o[...] = x if first > 0 else o
     u: Array = step * (m / (np.sqrt(v) + eps))
     return u
 
@@ -675,8 +945,9 @@ def prodigy_look(
     m: Array,
     v: Array,
     s: Array,
-    start: Array,
+    o: Array,
     *,
+    first: float,
     d: float,
     w1: float,
     beta2: float,
@@ -686,6 +957,7 @@ def prodigy_look(
     step: float,
     eps: float,
 ) -> tuple[Array, Array]:
+    start = x if first > 0 else o
     return g * (start - x), np.abs(beta3 * s + k * g)
 
 

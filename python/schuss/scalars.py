@@ -101,7 +101,8 @@ def scalar_set(
 ) -> ScalarSet:
     """The scalars of an array's step t, counted from 1: the rule's and those of the stages.
 
-    A rule whose rate is not the group's lr says so as its `decay_rate`.
+    A rule whose rate is not the group's lr says so as its `decay_rate`; and it may have a `keep`
+    among its scalars, and an `after`, in place of those of the weight decay.
 
     h is the group's, `memory` what the rule knows besides: numbers of the steps before, the loss,
     the sums of a look; `options` the optimizer's, with an underscore before their names.
@@ -124,7 +125,7 @@ def scalar_set(
         h["l2"] + l2,
         0.0 if prox else l1,
         *judged(h),
-        keep * rule.get("keep", 1.0),
+        keep,
         masked,
         after,
         lr * l1 if prox else 0.0,
@@ -136,6 +137,8 @@ def scalar_set(
         chance,
         step_key(options["_seed"], t) if chance else 0,
     )
+    if "keep" in rule:
+        around = around._replace(keep=rule["keep"], after=rule.get("after", after))
     return ScalarSet(settings.kernel, rule, around, [rule[name] for name in settings.rule.memory])
 
 

@@ -1,7 +1,7 @@
 """The steps after an ordinary one, while nothing but the step count changes.
 
 A training loop sets nothing between most of its steps. Then the scalars of the stages stay, those
-of the rule follow from the count, and a step of one small array costs three of its additions in NumPy.
+of the rule follow from the count, and a step of a small array costs about three of its additions.
 """
 
 from __future__ import annotations

@@ -8,26 +8,41 @@ from __future__ import annotations
 
 from schuss import _core, reference
 from schuss.optimizer import Optimizer
-from schuss.rules.accumulation import Adadelta, Adagrad, RMSprop
+from schuss.rules.accumulation import Adadelta, Adagrad, Ftrl, RMSprop
 from schuss.rules.adam import Adam, Adamax, AdamW, NAdam, NAdamW, RAdam
+from schuss.rules.averages import ASGD, ScheduleFreeAdamW, ScheduleFreeSGD
+from schuss.rules.curvature import Sophia
 from schuss.rules.descent import NAG, SGD, Momentum
-from schuss.rules.sign import Rprop
+from schuss.rules.eve import Eve
+from schuss.rules.moments import ADOPT, AdaBelief, Adan, AdEMAMix, Grams, LaProp, Yogi
+from schuss.rules.sign import DeltaBarDelta, Lion, Rprop, SignSGD, Signum
 from schuss.rules.whole import LAMB, LARS, MARS, DAdaptAdam, Prodigy, StableAdamW
 from schuss.scalars import NAMES
 
 __all__ = [
+    "ADOPT",
+    "ASGD",
     "LAMB",
     "LARS",
     "MARS",
     "NAG",
     "RULES",
     "SGD",
+    "AdEMAMix",
+    "AdaBelief",
     "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",
     "Adamax",
+    "Adan",
     "DAdaptAdam",
+    "DeltaBarDelta",
+    "Eve",
+    "Ftrl",
+    "Grams",
+    "LaProp",
+    "Lion",
     "Momentum",
     "NAdam",
     "NAdamW",
@@ -35,7 +50,13 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "Rprop",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeSGD",
+    "SignSGD",
+    "Signum",
+    "Sophia",
     "StableAdamW",
+    "Yogi",
 ]
 
 # The list that drives tests, benchmarks, stateless calls and the command line.
@@ -46,13 +67,30 @@ RULES: tuple[type[Optimizer], ...] = (
     Adagrad,
     RMSprop,
     Adadelta,
+    Ftrl,
     Adam,
     AdamW,
     Adamax,
     NAdam,
     NAdamW,
     RAdam,
+    Eve,
+    AdaBelief,
+    Yogi,
+    LaProp,
+    ADOPT,
+    Grams,
+    AdEMAMix,
+    Adan,
+    Sophia,
+    SignSGD,
+    Signum,
+    Lion,
     Rprop,
+    DeltaBarDelta,
+    ASGD,
+    ScheduleFreeSGD,
+    ScheduleFreeAdamW,
     LARS,
     LAMB,
     StableAdamW,

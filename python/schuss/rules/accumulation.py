@@ -66,7 +66,7 @@ class Adagrad(Optimizer):
         return "adagrad"
 
     @staticmethod
-    def initial(h: Mapping[str, Any]) -> dict[str, Any]:
+    def initial(h: Mapping[str, Any]) -> dict[str, float]:
         return {"sum": h["initial_accumulator_value"]}
 
     @staticmethod
@@ -173,7 +173,7 @@ class RMSprop(Optimizer):
         return f"rmsprop{centered}{momentum}"
 
     @staticmethod
-    def initial(h: Mapping[str, Any]) -> dict[str, Any]:
+    def initial(h: Mapping[str, Any]) -> dict[str, float]:
         return {"square_avg": h["initial_accumulator_value"]}
 
     @staticmethod
@@ -242,3 +242,63 @@ class Adadelta(Optimizer):
     @staticmethod
     def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
         return {"rho": h["rho"], "w": 1.0 - h["rho"], "eps": h["eps"], "lr": h["lr"]}
+
+
+class Ftrl(Optimizer):
+    """Follow the regularised leader: x anew in each step, and exactly 0 where little speaks for it.
+
+        s = sqrt(n);  n = n + g*g
+        z = z + g + 2*shrinkage*x - (sqrt(n) - s)/lr*x
+        x = 0 where |z| <= l1, else -(z - sign(z)*l1) / ((beta + sqrt(n))/lr + 2*l2)
+
+        l1, l2 and shrinkage are what the arguments below call their strength
+
+    lr                                     learning rate, in (0, inf), default 1e-3
+    initial_accumulator_value              n at the start, in [0, inf), default 0.1; fixed at
+                                           construction
+    l1_regularization_strength             in [0, inf), default 0
+    l2_regularization_strength             in [0, inf), default 0
+    l2_shrinkage_regularization_strength   in [0, inf), default 0
+    beta                                   in [0, inf), default 0
+    weight_decay                           in [0, inf), default 0
+    decay_mode                             "l2" (default), or "proximal"
+
+    State: accumulator (n), linear (z). Options of every rule: see Optimizer.
+    Traps: l1 and l2 of every rule join the gradient, and are not these. x is a function of n and z:
+    a zero gradient changes it by the shrinkage only, but in the first step sets it to 0, wherever
+    it began; or to NaN, where initial_accumulator_value, beta and l2 are all 0. lr can't be 0.
+    Source: McMahan et al. 2013, "Ad click prediction: a view from the trenches", algorithm 1; the
+    shrinkage is Keras'.
+    """
+
+    states: ClassVar = {"ftrl": ("accumulator", "linear")}
+    presets: ClassVar = {
+        "keras": {},
+        "paper": {"initial_accumulator_value": 0.0, "beta": 1.0},
+    }
+    lr: Number = number("(0, inf)", default=1e-3)
+    initial_accumulator_value: float = constant("[0, inf)", default=0.1)
+    l1_regularization_strength: Number = number("[0, inf)", default=0.0)
+    l2_regularization_strength: Number = number("[0, inf)", default=0.0)
+    l2_shrinkage_regularization_strength: Number = number("[0, inf)", default=0.0)
+    beta: Number = number("[0, inf)", default=0.0)
+    weight_decay: Number = number("[0, inf)", default=0.0)
+    decay_mode: str = choice("l2", "proximal", default="l2")
+
+    @staticmethod
+    def kernel(h: Mapping[str, Any]) -> str:
+        return "ftrl"
+
+    @staticmethod
+    def initial(h: Mapping[str, Any]) -> dict[str, float]:
+        return {"accumulator": h["initial_accumulator_value"]}
+
+    @staticmethod
+    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+        return {
+            "per_lr": 1.0 / h["lr"],
+            "shrink": 2.0 * h["l2_shrinkage_regularization_strength"],
+            "l1": h["l1_regularization_strength"],
+            "l2": 2.0 * h["l2_regularization_strength"] + h["beta"] / h["lr"],
+            "keep": 0.0,
+        }

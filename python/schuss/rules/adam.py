@@ -21,13 +21,13 @@ NEUTRAL = {"kv": 1.0, "inside": 0.0, "kd": 1.0, "least": 0.0, "guard": -1.0, "un
 
 def corrections(h: Mapping[str, Any], t: int) -> tuple[float, float]:
     """1 - beta^t of both means: what they lack because they start at 0."""
-    beta1, beta2 = h["betas"]
+    beta1, beta2, *_ = h["betas"]
     return 1.0 - beta1**t, 1.0 - beta2**t
 
 
 def moments(h: Mapping[str, Any]) -> dict[str, float]:
     """The scalars of both means."""
-    beta1, beta2 = h["betas"]
+    beta1, beta2, *_ = h["betas"]
     return {"w1": 1.0 - beta1, "beta2": beta2, "w2": 1.0 - beta2}
 
 

@@ -1,4 +1,4 @@
-"""Steps by the sign of the gradient."""
+"""Steps by the sign of the gradient, or by sizes that its changes of sign move."""
 
 from __future__ import annotations
 
@@ -9,6 +9,106 @@ from typing import Any, ClassVar
 from schuss.hyperparameters import REQUIRED, Number, choice, constant, number, numbers
 from schuss.optimizer import Optimizer
 from schuss.scalars import DECAY_MODES
+
+
+class SignSGD(Optimizer):
+    """Gradient descent by the sign of each element alone.
+
+        x = x - lr*sign(g)
+
+    lr             learning rate, in [0, inf), default 1e-4
+    weight_decay   in [0, inf), default 0
+    decay_mode     "decoupled" (default), or another: see Optimizer
+
+    State: none. Options of every rule: see Optimizer.
+    Traps: it comes no nearer than lr to its goal: let lr fall. A zero gradient does not move x.
+    Source: Bernstein et al. 2018, arXiv 1802.04434, algorithm 1.
+    """
+
+    states: ClassVar = {"signsgd": ()}
+    presets: ClassVar = {"optax": {"lr": REQUIRED}, "paper": {}}
+    lr: Number = number("[0, inf)", default=1e-4)
+    weight_decay: Number = number("[0, inf)", default=0.0)
+    decay_mode: str = choice(*DECAY_MODES, default="decoupled")
+
+    @staticmethod
+    def kernel(h: Mapping[str, Any]) -> str:
+        return "signsgd"
+
+    @staticmethod
+    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+        return {"lr": h["lr"]}
+
+
+class Signum(Optimizer):
+    """Descent by the sign of a running mean of the gradients.
+
+        m = m + (1 - momentum)*(g - m)
+        x = x - lr*sign(m)
+
+    lr             learning rate, in [0, inf), default 1e-4
+    momentum       in [0, 1), default 0.9
+    weight_decay   in [0, inf), default 0
+    decay_mode     "decoupled" (default), or another: see Optimizer
+
+    State: exp_avg (m). Options of every rule: see Optimizer.
+    Traps: as SignSGD. A zero gradient still moves x, by lr, until m has become 0.
+    Source: Bernstein et al. 2018, arXiv 1802.04434, algorithm 2.
+    """
+
+    states: ClassVar = {"lion": ("exp_avg",)}
+    presets: ClassVar = {"optax": {"lr": REQUIRED}, "paper": {}}
+    lr: Number = number("[0, inf)", default=1e-4)
+    momentum: Number = number("[0, 1)", default=0.9)
+    weight_decay: Number = number("[0, inf)", default=0.0)
+    decay_mode: str = choice(*DECAY_MODES, default="decoupled")
+
+    @staticmethod
+    def kernel(h: Mapping[str, Any]) -> str:
+        return "lion"
+
+    @staticmethod
+    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+        return {"w1": 1.0 - h["momentum"], "w2": 1.0 - h["momentum"], "lr": h["lr"]}
+
+
+class Lion(Optimizer):
+    """Signum that looks at the gradient more closely than it remembers it.
+
+        x = (1 - lr*weight_decay)*x - lr*sign(m + (1 - beta1)*(g - m))
+        m = m + (1 - beta2)*(g - m)
+
+    lr             learning rate, in [0, inf), default 1e-4
+    betas          (beta1, beta2), each in [0, 1), default (0.9, 0.99)
+    weight_decay   in [0, inf), default 0
+    decay_mode     "decoupled" (default), or another: see Optimizer
+
+    State: exp_avg (m). Options of every rule: see Optimizer.
+    Traps: every element moves by lr in every step: take 3 to 10 times less than for AdamW, and as
+    many times more weight_decay. A zero gradient still moves x, by the sign of m.
+    Source: Chen et al. 2023, arXiv 2302.06675, algorithm 2.
+    """
+
+    states: ClassVar = {"lion": ("exp_avg",)}
+    presets: ClassVar = {
+        "keras": {"lr": 1e-3},
+        "optax": {"lr": REQUIRED, "weight_decay": 1e-3},
+        "paper": {},
+        "timm": {},
+    }
+    lr: Number = number("[0, inf)", default=1e-4)
+    betas: tuple[Number, Number] = numbers("[0, 1)", default=(0.9, 0.99))
+    weight_decay: Number = number("[0, inf)", default=0.0)
+    decay_mode: str = choice(*DECAY_MODES, default="decoupled")
+
+    @staticmethod
+    def kernel(h: Mapping[str, Any]) -> str:
+        return "lion"
+
+    @staticmethod
+    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+        beta1, beta2 = h["betas"]
+        return {"w1": 1.0 - beta1, "w2": 1.0 - beta2, "lr": h["lr"]}
 
 
 class Rprop(Optimizer):
@@ -67,7 +167,7 @@ class Rprop(Optimizer):
         return "rprop_backtracking" if h["variant"].endswith("+") else "rprop"
 
     @staticmethod
-    def initial(h: Mapping[str, Any]) -> dict[str, Any]:
+    def initial(h: Mapping[str, Any]) -> dict[str, float]:
         return {"step_size": h["lr"]}
 
     @staticmethod
@@ -89,4 +189,72 @@ class Rprop(Optimizer):
             "high": high,
             "least": -math.inf if h["variant"] == "rprop-" else 0.0,
             "back": h["worse"] if h["variant"] == "irprop+" else 1.0,
+        }
+
+
+class DeltaBarDelta(Optimizer):
+    """Gradient descent with a gain for each element, which the agreement of gradients moves.
+
+        q = sign(g)*sign(p);  p = g
+        k = clamp(k + gain_add where q > 0, k*gain_mul where q < 0, gain_min, gain_max)
+        x = x - lr*k*g
+        b = mu*b + k*g;  x = x - lr*b           with momentum
+
+    lr             learning rate, in [0, inf), default 1e-2
+    momentum       mu, in [0, inf), default 0: no buffer
+    agreement      "gradient" (default), of g with the gradient before; "velocity": of g with b
+    gain_add       in [0, inf), default 0.05
+    gain_mul       in [0, 1], default 0.95
+    gain_min       in [0, inf), default 0.1
+    gain_max       in (0, inf), default 10
+    weight_decay   in [0, inf), default 0
+    decay_mode     "l2" (default), or another: see Optimizer
+
+    State: gain (k), 1 at the start; prev (p), not where the velocity is asked; momentum_buffer (b).
+    Options of every rule: see Optimizer.
+    Traps: for full or large batches, whose signs tell something. A zero gradient leaves the gain,
+    and without momentum x, too.
+    Source: Jacobs 1988, "Increased rates of convergence through learning rate adaptation"; in this
+    form Hinton 2012, lecture 6c.
+    """
+
+    states: ClassVar = {
+        "delta_bar_delta": ("gain", "prev"),
+        "delta_bar_delta_velocity": ("gain", "momentum_buffer"),
+        "delta_bar_delta_momentum": ("gain", "prev", "momentum_buffer"),
+    }
+    presets: ClassVar = {"seed002": {}}
+    lr: Number = number("[0, inf)", default=1e-2)
+    momentum: Number = number("[0, inf)", default=0.0)
+    agreement: str = choice("gradient", "velocity", default="gradient")
+    gain_add: Number = number("[0, inf)", default=0.05)
+    gain_mul: Number = number("[0, 1]", default=0.95)
+    gain_min: Number = number("[0, inf)", default=0.1)
+    gain_max: Number = number("(0, inf)", default=10.0)
+    weight_decay: Number = number("[0, inf)", default=0.0)
+    decay_mode: str = choice(*DECAY_MODES, default="l2")
+
+    @staticmethod
+    def kernel(h: Mapping[str, Any]) -> str:
+        low, high = h["gain_min"], h["gain_max"]
+        if not (callable(low) or callable(high) or low <= high):
+            raise ValueError(f"gain_min: {low!r} is above gain_max={high!r}")
+        if not h["momentum"]:  # the velocity is the gradient, but for its size
+            return "delta_bar_delta"
+        velocity = h["agreement"] == "velocity"
+        return "delta_bar_delta_velocity" if velocity else "delta_bar_delta_momentum"
+
+    @staticmethod
+    def initial(h: Mapping[str, Any]) -> dict[str, float]:
+        return {"gain": 1.0}
+
+    @staticmethod
+    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+        return {
+            "add": h["gain_add"],
+            "mul": h["gain_mul"],
+            "low": h["gain_min"],
+            "high": h["gain_max"],
+            "mu": h["momentum"],
+            "lr": h["lr"],
         }

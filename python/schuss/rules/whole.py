@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from schuss.hyperparameters import REQUIRED, Number, choice, constant, flag, number, numbers
-from schuss.optimizer import PARAMETER, Optimizer
+from schuss.optimizer import Optimizer
 from schuss.rules.adam import corrections, moments
 from schuss.scalars import DECAY_MODES
 
@@ -342,10 +342,6 @@ class Prodigy(Optimizer):
         return "prodigy"
 
     @staticmethod
-    def initial(h: Mapping[str, Any]) -> dict[str, Any]:
-        return {"p0": PARAMETER}
-
-    @staticmethod
     def sums(h: Mapping[str, Any]) -> tuple[str, ...]:
         return ("look",)
 
@@ -367,6 +363,7 @@ class Prodigy(Optimizer):
         rate = adapted(h, t)
         return {
             **moments(h),
+            "first": float(t == 1),
             "d": distance(h),
             "beta3": beta3_of(h),
             "k": weight(h, t),

@@ -1,0 +1,241 @@
+"""Descent whose result is an average of where it has been."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from schuss.hyperparameters import REQUIRED, Number, choice, number, numbers
+from schuss.optimizer import Optimizer, computing_type, one_at_a_time
+from schuss.scalars import DECAY_MODES
+
+
+class ASGD(Optimizer):
+    """Gradient descent with a falling rate, and the average of its points.
+
+        eta = lr/(1 + lambd*lr*(t - 1))^alpha
+        x = (1 - lambd*eta)*x - eta*g
+        a = a + (x - a)/max(1, t - 1 - t0)          a = x until step t0 + 2
+
+    lr             learning rate, in [0, inf), default 1e-2
+    lambd          decay of x, in [0, inf), default 1e-4
+    alpha          power of the fall, in [0, inf), default 0.75
+    t0             the step from which on points are averaged, in [0, inf), default 1e6
+    weight_decay   in [0, inf), default 0
+    decay_mode     "l2" (default), or another: see Optimizer
+
+    State: ax (a), which is the result; x itself goes on. Options of every rule: see Optimizer.
+    Traps: with the default t0 nothing is averaged for a million steps. While lr changes, PyTorch's
+    eta is that of the rate one step before. a follows x as the rule leaves it: not the decays after
+    it, nor the bounds. A zero gradient moves x by the decay alone.
+    Source: Polyak and Juditsky 1992; the rate: Bottou 2012, "Stochastic gradient descent tricks".
+    """
+
+    states: ClassVar = {"asgd": ("ax",)}
+    presets: ClassVar = {"torch": {}}
+    lr: Number = number("[0, inf)", default=1e-2)
+    lambd: Number = number("[0, inf)", default=1e-4)
+    alpha: Number = number("[0, inf)", default=0.75)
+    t0: Number = number("[0, inf)", default=1e6)
+    weight_decay: Number = number("[0, inf)", default=0.0)
+    decay_mode: str = choice(*DECAY_MODES, default="l2")
+
+    @staticmethod
+    def kernel(h: Mapping[str, Any]) -> str:
+        return "asgd"
+
+    @staticmethod
+    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+        eta = h["lr"] / (1.0 + h["lambd"] * h["lr"] * (t - 1)) ** h["alpha"]
+        return {
+            "decay": h["lambd"] * eta,
+            "eta": eta,
+            "mu": 1.0 / max(1.0, t - 1 - h["t0"]),
+        }
+
+
+AVERAGES = "the parameters hold their averages; call opt.train() first"
+
+
+class ScheduleFree(Optimizer):
+    """What the two rules without a schedule share: the weights of the average, `eval`, `train`."""
+
+    memory: ClassVar = {"weight_sum": 0.0, "lr_max": 0.0}
+    warmup_steps: Number = number("[0, inf)", default=0.0)
+    r: Number = number("[0, inf)", default=0.0)
+    weight_lr_power: Number = number("[0, inf)", default=2.0)
+    _trained: list[np.ndarray] | None = None  # the parameters, while their averages are evaluated
+
+    @staticmethod
+    def averaging(h: Mapping[str, Any], t: int, beta: float) -> dict[str, float]:
+        """The scalars of both kernels, and the new memory."""
+        lr = h["lr"] * (t / h["warmup_steps"] if t < h["warmup_steps"] else 1.0)
+        lr_max = max(h["lr_max"], lr)
+        weight = float(t) ** h["r"] * lr_max ** h["weight_lr_power"]
+        weight_sum = h["weight_sum"] + weight
+        ck = weight / weight_sum if weight_sum else 0.0
+        return {
+            "first": float(t == 1),
+            "ck": ck,
+            "step": lr * (1.0 - beta * (1.0 - ck)),
+            "lr": lr,
+            "weight_sum": weight_sum,
+            "lr_max": lr_max,
+        }
+
+    @staticmethod
+    def interpolation(h: Mapping[str, Any]) -> float:
+        """How far the parameters lie from z towards the average."""
+        raise NotImplementedError
+
+    @one_at_a_time
+    def eval(self) -> None:
+        """Puts the averages, the result of the training, in the place of the parameters.
+
+        Until `train` is called, a step is an error. An array that has not been stepped stays.
+        """
+        if self._trained is not None:
+            return
+        self._require_parameters("eval")
+        values = [group.settings.at(self.iterations) for group in self._groups]
+        kept = [p.x.copy(order="K") for p in self._parameters]
+        self._mark(kept)
+        for p, count in zip(self._parameters, self._plan.counts(), strict=True):
+            if count:
+                computing = computing_type(p.x)
+                y = p.beside.get("master", np.asarray(p.x)).astype(computing, copy=False)
+                z = p.state["z"].astype(computing, copy=False)
+                beyond = computing.type(1.0 - 1.0 / self.interpolation(values[p.group]))
+                with np.errstate(all="ignore"):
+                    p.x[...] = y + beyond * (z - y)
+
+    @one_at_a_time
+    def train(self) -> None:
+        """Brings the parameters back, with the bits that they had before `eval`."""
+        if self._trained is None:
+            return
+        if self._swapped != AVERAGES:
+            self._require_parameters("train")
+        for p, x in zip(self._parameters, self._trained, strict=False):  # some may be new
+            p.x[...] = x
+        self._mark(None)
+
+    def _mark(self, trained: list[np.ndarray] | None) -> None:
+        """Keeps the parameters, and refuses steps; or no more."""
+        self._trained, self._swapped = trained, "" if trained is None else AVERAGES
+
+    def _free(self) -> None:
+        super()._free()
+        self._mark(self._trained)
+
+
+class ScheduleFreeSGD(ScheduleFree):
+    """Gradient descent that averages its points in place of lowering its rate.
+
+        gamma = lr*min(1, t/warmup_steps);  w = t^r * max(gamma so far)^weight_lr_power
+        c = w/(sum of all w)
+        y = y + c*(z - y) - gamma*(1 - beta*(1 - c))*g
+        z = z - gamma*g
+        eval:  x = y + (1 - 1/beta)*(z - y)
+
+    lr                learning rate, in [0, inf), default 1
+    momentum          beta, in (0, 1), default 0.9
+    weight_decay      in [0, inf), default 0
+    warmup_steps      in [0, inf), default 0
+    r                 power of the step in the weights, in [0, inf), default 0
+    weight_lr_power   power of the rate in the weights, in [0, inf), default 2
+    decay_mode        "l2" (default), or another: see Optimizer; they decay y, but not z
+
+    State: z, which is y before the first step, and the numbers weight_sum and lr_max of each array.
+    Options of every rule: see Optimizer.
+    Traps: the parameters are y, where gradients are to be taken. The result is x: call `opt.eval()`
+    before evaluating or saving a model, and `opt.train()` before the next step. A schedule for lr
+    is not wanted, and changing momentum moves x. A zero gradient still moves y, towards z.
+    Source: Defazio et al. 2024, arXiv 2405.15682, equations 3 to 5; form: the authors' code.
+    """
+
+    states: ClassVar = {"schedule_free": ("z",)}
+    presets: ClassVar = {"optax": {"lr": REQUIRED}, "paper": {"weight_lr_power": 0.0}}
+    lr: Number = number("[0, inf)", default=1.0)
+    momentum: Number = number("(0, 1)", default=0.9)
+    weight_decay: Number = number("[0, inf)", default=0.0)
+    decay_mode: str = choice(*DECAY_MODES, default="l2")
+
+    @staticmethod
+    def kernel(h: Mapping[str, Any]) -> str:
+        return "schedule_free"
+
+    @staticmethod
+    def interpolation(h: Mapping[str, Any]) -> float:
+        beta: float = h["momentum"]
+        return beta
+
+    @staticmethod
+    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+        return ScheduleFree.averaging(h, t, h["momentum"])
+
+
+class ScheduleFreeAdamW(ScheduleFree):
+    """ScheduleFreeSGD with Adam's denominator.
+
+        v = beta2*v + (1 - beta2)*g*g
+        n = g/(sqrt(v/(1 - beta2^t)) + eps) + weight_decay*y
+        y = y + c*(z - y) - gamma*(1 - beta1*(1 - c))*n         c, gamma: see ScheduleFreeSGD
+        z = z - gamma*n
+        eval:  x = y + (1 - 1/beta1)*(z - y)
+
+    lr                learning rate, in [0, inf), default 0.0025
+    betas             (beta1, beta2), in (0, 1) and [0, 1), default (0.9, 0.999)
+    eps               in [0, inf), default 1e-8
+    weight_decay      in [0, inf), default 0
+    warmup_steps      in [0, inf), default 0
+    r                 power of the step in the weights, in [0, inf), default 0
+    weight_lr_power   power of the rate in the weights, in [0, inf), default 2
+    decay_mode        "normalized" (default): as above; or another: see Optimizer; but for "l2" they
+                      decay y, but not z
+
+    State: z, which is y before the first step, exp_avg_sq (v), and the numbers weight_sum and
+    lr_max of each array. Options of every rule: see Optimizer.
+    Traps: as ScheduleFreeSGD. Keras has weight_lr_power = 0, and decays as "decoupled" does. With
+    eps = 0 an element whose gradients have all been 0 becomes NaN. A zero gradient still moves y.
+    Source: Defazio et al. 2024, arXiv 2405.15682, algorithm 1.
+    """
+
+    states: ClassVar = {"schedule_free_adam": ("z", "exp_avg_sq")}
+    presets: ClassVar = {
+        "optax": {"lr": REQUIRED},
+        "keras": {
+            "eps": 1e-8,
+            "weight_lr_power": 0.0,
+            "decay_mode": "decoupled",
+        },
+    }
+    lr: Number = number("[0, inf)", default=0.0025)
+    betas: tuple[Number, Number] = numbers("(0, 1)", "[0, 1)", default=(0.9, 0.999))
+    eps: Number = number("[0, inf)", default=1e-8)
+    weight_decay: Number = number("[0, inf)", default=0.0)
+    decay_mode: str = choice("normalized", *DECAY_MODES, default="normalized")
+
+    @staticmethod
+    def kernel(h: Mapping[str, Any]) -> str:
+        return "schedule_free_adam"
+
+    @staticmethod
+    def interpolation(h: Mapping[str, Any]) -> float:
+        beta: float = h["betas"][0]
+        return beta
+
+    @staticmethod
+    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+        beta1, beta2 = h["betas"]
+        return {
+            **ScheduleFree.averaging(h, t, beta1),
+            "beta2": beta2,
+            "w2": 1.0 - beta2,
+            "denom": 1.0 / math.sqrt(1.0 - beta2**t),
+            "eps": h["eps"],
+            "decay": h["weight_decay"] if h["decay_mode"] == "normalized" else 0.0,
+        }
