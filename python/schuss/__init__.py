@@ -24,7 +24,7 @@ if _isa := _os.environ.get("SCHUSS_ISA"):
     except ValueError as _error:
         raise ValueError(f"SCHUSS_ISA: {_error}") from None
 
-from schuss import functional, reference, schedules
+from schuss import functional, projections, reference, schedules
 from schuss.loss_scale import LossScale
 from schuss.matrix import SOAP, MatrixRule, Muon, Shampoo
 from schuss.optimizer import Optimizer
@@ -68,6 +68,7 @@ __all__ = [
     "Shampoo",
     "functional",
     "get_num_threads",
+    "projections",
     "reference",
     "schedules",
     "set_num_threads",
