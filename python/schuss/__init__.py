@@ -25,6 +25,7 @@ if _isa := _os.environ.get("SCHUSS_ISA"):
         raise ValueError(f"SCHUSS_ISA: {_error}") from None
 
 from schuss import functional, projections, reference, schedules
+from schuss.gradients import check_grad, numerical_gradient
 from schuss.loss_scale import LossScale
 from schuss.matrix import SOAP, MatrixRule, Muon, Shampoo
 from schuss.optimizer import Optimizer
@@ -66,8 +67,10 @@ __all__ = [
     "RMSprop",
     "Rprop",
     "Shampoo",
+    "check_grad",
     "functional",
     "get_num_threads",
+    "numerical_gradient",
     "projections",
     "reference",
     "schedules",
