@@ -12,6 +12,8 @@ bit.
 from __future__ import annotations
 
 import os as _os
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 from schuss import _core
@@ -47,6 +49,10 @@ from schuss.rules import (
 from schuss.threads import get_num_threads, set_num_threads, threads
 from schuss.torch_state import torch_state_dict
 
+if _TYPE_CHECKING:
+    from schuss import scipy as scipy
+    from schuss.scipy import minimize as minimize
+
 __all__ = [
     "NAG",
     "SGD",
@@ -79,6 +85,18 @@ __all__ = [
     "threads",
     "torch_state_dict",
 ]
+
+
+def __getattr__(name: str) -> _Any:
+    """What needs SciPy is imported when it is asked for."""
+    if name in ("minimize", "scipy"):
+        module = _import_module("schuss.scipy")
+        return module.minimize if name == "minimize" else module
+    raise AttributeError(f"module 'schuss' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), "minimize", "scipy"})
 
 
 def show_config() -> dict[str, _Any]:
