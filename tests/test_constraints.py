@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -286,3 +287,12 @@ def test_constraints_that_can_not_be_met() -> None:
 def test_wrong_constraints(constraint: Any, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         schuss.minimize(hill, [0, 0], method="kkt", constraints=constraint, **HILL)
+
+
+def test_the_readmes_example(capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (example,) = [b for b in readme.split("```python\n")[1:] if "schuss.minimize(" in b[:900]]
+    exec(example.split("```")[0], {})
+    shown = capsys.readouterr().out
+    assert shown.startswith("Optimization terminated successfully")
+    assert "-0.6094" in shown
