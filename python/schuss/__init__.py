@@ -26,7 +26,7 @@ if _isa := _os.environ.get("SCHUSS_ISA"):
     except ValueError as _error:
         raise ValueError(f"SCHUSS_ISA: {_error}") from None
 
-from schuss import functional, projections, reference, schedules
+from schuss import functional, projections, reference
 from schuss.gradients import check_grad, numerical_gradient
 from schuss.loss_scale import LossScale
 from schuss.matrix import SOAP, MatrixRule, Muon, Shampoo
@@ -50,6 +50,9 @@ from schuss.threads import get_num_threads, set_num_threads, threads
 from schuss.torch_state import torch_state_dict
 
 if _TYPE_CHECKING:
+    from schuss import data as data
+    from schuss import init as init
+    from schuss import schedules as schedules
     from schuss import scipy as scipy
     from schuss.scipy import minimize as minimize
 
@@ -74,8 +77,10 @@ __all__ = [
     "Rprop",
     "Shampoo",
     "check_grad",
+    "data",
     "functional",
     "get_num_threads",
+    "init",
     "numerical_gradient",
     "projections",
     "reference",
@@ -87,8 +92,14 @@ __all__ = [
 ]
 
 
+# Imported when they are asked for: an optimizer needs none of them.
+_LAZY = ("data", "init", "schedules")
+
+
 def __getattr__(name: str) -> _Any:
-    """What needs SciPy is imported when it is asked for."""
+    """What needs SciPy is imported when it is asked for, and so is what costs time."""
+    if name in _LAZY:
+        return _import_module(f"schuss.{name}")
     if name in ("minimize", "scipy"):
         module = _import_module("schuss.scipy")
         return module.minimize if name == "minimize" else module
@@ -96,7 +107,7 @@ def __getattr__(name: str) -> _Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), "minimize", "scipy"})
+    return sorted({*globals(), *_LAZY, "minimize", "scipy"})
 
 
 def show_config() -> dict[str, _Any]:
