@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -17,7 +16,6 @@ from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
 
 import schuss
-from schuss.hyperparameters import Number
 
 Params = list[dict[str, np.ndarray]]  # "w" and "b" of every layer
 Data = tuple[np.ndarray, np.ndarray]  # images, one a row, and their digits
@@ -105,38 +103,7 @@ def evaluate(params: Params, data: Data) -> tuple[float, float]:
     return loss, float(np.mean(logits.argmax(axis=1) == y))
 
 
-def curvature(params: Params, x: np.ndarray, rng: np.random.Generator) -> Params:
-    """An estimate of the Hessian's diagonal: Liu et al. 2023, arXiv 2305.14342, algorithm 2.
-
-    The squares of the gradient for digits that the network itself draws, times their number.
-    """
-    _, logits = forward(params, x)
-    gumbel = rng.gumbel(size=logits.shape)  # the largest sum is a draw from the softmax
-    _, grads = loss_and_gradients(params, x, (logits + gumbel).argmax(axis=1))
-    return [{name: len(x) * g * g for name, g in layer.items()} for layer in grads]
-
-
 # ---- The training
-
-
-def rate(rule: type[schuss.Optimizer], lr: float, steps: int) -> Number:
-    """Climbs to `lr` in a tenth of the steps and falls to 0, unless the rule wants a constant."""
-    if rule.hyperparameters["lr"].fixed or hasattr(rule, "eval"):
-        return lr
-    return schuss.schedules.cosine(lr, steps=steps, warmup=steps // 10)
-
-
-@contextmanager
-def result(opt: schuss.Optimizer) -> Iterator[None]:
-    """Puts in place of the parameters what a rule that averages them has come to."""
-    averages = hasattr(opt, "eval")
-    if averages:
-        opt.eval()
-    try:
-        yield
-    finally:
-        if averages:
-            opt.train()
 
 
 def train(
@@ -155,13 +122,16 @@ def train(
     """Trains the parameters in place, and yields after every epoch.
 
     The images' type is what everything is computed in, whatever the parameters and gradients are
-    stored in. The learning rate is that of `rate`; the rule has the other options as well. Raises
+    stored in. The learning rate climbs to `lr` in a tenth of the steps and falls to 0 in the
+    others, unless the rule takes a constant; the rule has the other options as well. Raises
     FloatingPointError where the loss is no longer finite.
     """
     batches = schuss.data.Batches(*data, size=batch_size, rng=rng)
     steps = epochs * len(batches)
     dtype = data[0].dtype
-    opt = rule(params, lr=rate(rule, lr, steps), **options)
+    schedule = schuss.schedules.cosine(lr, steps=steps, warmup=steps // 10)
+    constant = rule.hyperparameters["lr"].fixed
+    opt = rule(params, lr=lr if constant else schedule, **options)
     for epoch in range(1, epochs + 1):
         with np.errstate(over="ignore", invalid="ignore"):  # the check below says it in words
             for x, y in batches:
