@@ -286,6 +286,50 @@ def test_comparison(run: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     assert min(float(ratio) for _, ratio in rows) == 1
 
 
+def trained(rule: type[schuss.Optimizer], **options: Any) -> list[trainer.Epoch]:
+    rng = np.random.default_rng(0)
+    data, test = trainer.digits(0, "float32")
+    params = trainer.network((64, 10), rng, "float32")
+    own: dict[str, Any] = {
+        "lr": 0.01,
+        "epochs": 2,
+        "batch_size": 360,
+        "gradient_dtype": "float32",
+        "rng": rng,
+    }
+    return list(trainer.train(params, data, test, rule=rule, **own, **options))
+
+
+def test_training_tells_the_loss() -> None:
+    assert trained(schuss.Rprop, variant="irprop+") != trained(schuss.Rprop, variant="rprop+")
+
+
+def test_comparison_tells_the_loss() -> None:
+    params, data = small()
+    _, grads = trainer.loss_and_gradients(params, *data)
+    times = demo.compare(schuss.Rprop, params, grads, seconds=0, variant="irprop+")
+    assert min(times.values()) > 0
+
+
+class Far(schuss.SGD):
+    """A rule whose result is elsewhere than its steps."""
+
+    def eval(self) -> None:
+        self.kept = [x.copy() for x in self.param_groups[0]["params"]]
+        for x in self.param_groups[0]["params"]:
+            x.fill(0)
+
+    def train(self) -> None:
+        for x, kept in zip(self.param_groups[0]["params"], self.kept, strict=True):
+            x[...] = kept
+
+
+def test_training_evaluates_the_result() -> None:
+    even = np.log(10)
+    for epoch in trained(Far):
+        np.testing.assert_allclose([epoch.loss, epoch.test_loss], even, rtol=1e-5)
+
+
 class Wrong(schuss.SGD):
     """A rule whose reference does something else."""
 

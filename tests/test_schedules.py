@@ -261,6 +261,7 @@ def test_draw(tmp_path: Path) -> None:
     assert len(ax.lines) == 2
     assert np.array_equal(np.asarray(ax.lines[1].get_ydata()), [plain(n) for n in range(30)])
     assert (tmp_path / "lr.png").read_bytes().startswith(b"\x89PNG")
+    draw(chain([cosine(1.0, 9)] * 5, [10, 20, 30, 40]), 50, tmp_path / "lr.pdf")  # a long name
 
 
 # ---- A plateau

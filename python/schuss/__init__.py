@@ -12,6 +12,8 @@ bit.
 from __future__ import annotations
 
 import os as _os
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 from schuss import _core
@@ -24,7 +26,8 @@ if _isa := _os.environ.get("SCHUSS_ISA"):
     except ValueError as _error:
         raise ValueError(f"SCHUSS_ISA: {_error}") from None
 
-from schuss import functional, reference, schedules
+from schuss import functional, projections, reference
+from schuss.gradients import check_grad, numerical_gradient
 from schuss.loss_scale import LossScale
 from schuss.matrix import SOAP, MatrixRule, Muon, Shampoo
 from schuss.optimizer import Optimizer
@@ -69,6 +72,13 @@ from schuss.rules import (
 from schuss.threads import get_num_threads, set_num_threads, threads
 from schuss.torch_state import torch_state_dict
 
+if _TYPE_CHECKING:
+    from schuss import data as data
+    from schuss import init as init
+    from schuss import schedules as schedules
+    from schuss import scipy as scipy
+    from schuss.scipy import minimize as minimize
+
 __all__ = [
     "ADOPT",
     "ASGD",
@@ -112,8 +122,13 @@ __all__ = [
     "Sophia",
     "StableAdamW",
     "Yogi",
+    "check_grad",
+    "data",
     "functional",
     "get_num_threads",
+    "init",
+    "numerical_gradient",
+    "projections",
     "reference",
     "schedules",
     "set_num_threads",
@@ -121,6 +136,24 @@ __all__ = [
     "threads",
     "torch_state_dict",
 ]
+
+
+# Imported when they are asked for: an optimizer needs none of them.
+_LAZY = ("data", "init", "schedules")
+
+
+def __getattr__(name: str) -> _Any:
+    """What needs SciPy is imported when it is asked for, and so is what costs time."""
+    if name in _LAZY:
+        return _import_module(f"schuss.{name}")
+    if name in ("minimize", "scipy"):
+        module = _import_module("schuss.scipy")
+        return module.minimize if name == "minimize" else module
+    raise AttributeError(f"module 'schuss' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY, "minimize", "scipy"})
 
 
 def show_config() -> dict[str, _Any]:

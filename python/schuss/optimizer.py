@@ -51,7 +51,7 @@ from schuss.hyperparameters import (
     whole,
 )
 from schuss.loss_scale import LossScale
-from schuss.plateau import check_metric, load, observers, saved
+from schuss.observers import check_metric, load, observers, saved
 from schuss.scalars import ScalarSet, Sums, scalar_set, wanted
 from schuss.state import States, differences
 from schuss.steady import Part, Steady

@@ -13,6 +13,7 @@ Keras one step later), and a schedule over `steps` steps has its final value at 
 from __future__ import annotations
 
 import math
+import textwrap
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -629,8 +630,9 @@ def draw(
 
         ax = Figure(layout="constrained").subplots()
         ax.set(xlabel="finished steps", ylabel="value")
-    ax.plot([schedule(n) for n in range(steps)], label=repr(schedule), drawstyle="steps-post")
-    ax.legend()
+    name = textwrap.fill(repr(schedule), 60)
+    ax.plot([schedule(n) for n in range(steps)], label=name, drawstyle="steps-post")
+    ax.legend(fontsize="small").set_in_layout(False)  # a long name takes no room from the curve
     if path is not None:
         figure: Any = ax.figure
         figure.savefig(path)

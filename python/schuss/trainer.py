@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
 
 import schuss
+from schuss.hyperparameters import Number
 
 Params = list[dict[str, np.ndarray]]  # "w" and "b" of every layer
 Data = tuple[np.ndarray, np.ndarray]  # images, one a row, and their digits
@@ -47,10 +49,10 @@ def digits(seed: int, dtype: DTypeLike) -> tuple[Data, Data]:
 
 
 def network(widths: Sequence[int], rng: np.random.Generator, dtype: DTypeLike) -> Params:
-    """A multilayer perceptron: weights as in He et al. 2015, eq. 10, biases zero."""
+    """A multilayer perceptron: weights as in He et al. 2015, biases zero."""
     return [
         {
-            "w": rng.normal(0, math.sqrt(2 / before), (before, after)).astype(dtype),
+            "w": schuss.init.he_normal((before, after), rng, fans="keras", dtype=dtype),
             "b": np.zeros(after, dtype),
         }
         for before, after in pairwise(widths)
@@ -106,6 +108,26 @@ def evaluate(params: Params, data: Data) -> tuple[float, float]:
 # ---- The training
 
 
+def rate(rule: type[schuss.Optimizer], lr: float, steps: int) -> Number:
+    """Climbs to `lr` in a tenth of the steps and falls to 0, unless the rule wants a constant."""
+    if rule.hyperparameters["lr"].fixed or hasattr(rule, "eval"):
+        return lr
+    return schuss.schedules.cosine(lr, steps=steps, warmup=steps // 10)
+
+
+@contextmanager
+def result(opt: schuss.Optimizer) -> Iterator[None]:
+    """Puts in place of the parameters what a rule that averages them has come to."""
+    if not (hasattr(opt, "eval") and hasattr(opt, "train")):
+        yield
+        return
+    opt.eval()
+    try:
+        yield
+    finally:
+        opt.train()
+
+
 def train(
     params: Params,
     data: Data,
@@ -122,26 +144,29 @@ def train(
     """Trains the parameters in place, and yields after every epoch.
 
     The images' type is what everything is computed in, whatever the parameters and gradients are
-    stored in. The learning rate climbs to `lr` in a tenth of the steps and falls to 0 in the
-    others, unless the rule takes a constant; the rule has the other options as well. Raises
+    stored in. The learning rate is that of `rate`; the rule has the other options as well. Raises
     FloatingPointError where the loss is no longer finite.
     """
-    x, y = data
-    steps = epochs * math.ceil(len(x) / batch_size)
-    schedule = schuss.schedules.cosine(lr, steps=steps, warmup=steps // 10)
-    constant = rule.hyperparameters["lr"].fixed
-    opt = rule(params, lr=lr if constant else schedule, **options)
+    batches = schuss.data.Batches(*data, size=batch_size, rng=rng)
+    steps = epochs * len(batches)
+    dtype = data[0].dtype
+    opt = rule(params, lr=rate(rule, lr, steps), **options)
     for epoch in range(1, epochs + 1):
         with np.errstate(over="ignore", invalid="ignore"):  # the check below says it in words
-            order = rng.permutation(len(x))
-            for start in range(0, len(x), batch_size):
-                batch = order[start : start + batch_size]
-                _, grads = loss_and_gradients(cast(params, x.dtype), x[batch], y[batch])
-                opt.step(cast(grads, gradient_dtype))
-            wide = cast(params, x.dtype)
-            done = Epoch(*evaluate(wide, data), *evaluate(wide, test))
-        if not math.isfinite(done.loss):
-            raise FloatingPointError(
-                f"the loss is {done.loss} after epoch {epoch}; a smaller learning rate may help"
-            )
+            for x, y in batches:
+                loss, grads = loss_and_gradients(cast(params, dtype), x, y)
+                require_finite(loss, epoch)
+                opt.step(cast(grads, gradient_dtype), loss=loss)
+            with result(opt):
+                wide = cast(params, dtype)
+                done = Epoch(*evaluate(wide, data), *evaluate(wide, test))
+        require_finite(done.loss, epoch)
         yield done
+
+
+def require_finite(loss: float, epoch: int) -> None:
+    """Raises FloatingPointError once there is nothing left to learn from."""
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"the loss is {loss} in epoch {epoch}; a smaller learning rate may help"
+        )
