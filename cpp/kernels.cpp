@@ -245,8 +245,12 @@ template <class T, class Rule, std::size_t... S, std::size_t... C>
   alignas(64) T x_buffer[block], g_buffer[block];
   [[maybe_unused]] alignas(64) T buffers[sizeof...(S) + 1][block];
 
-  for (std::ptrdiff_t i = first; i < last; i += block) {
-    const std::ptrdiff_t n = last - i < block ? last - i : block;
+  // Half a block at a time where 16 bits are written: far beyond the caches AdamW all in bfloat16
+  // then takes 1.4 of its float32 step, in whole blocks 1.9.
+  const bool halves = a.x.width == 2 || (... || (a.state[S].width == 2));
+  const std::ptrdiff_t step = halves ? block / 2 : block;
+  for (std::ptrdiff_t i = first; i < last; i += step) {
+    const std::ptrdiff_t n = last - i < step ? last - i : step;
     T* const x = open(a.master.kind == kind::none ? a.x : a.master, i, n, x_buffer);
     const T* g = open(a.g, i, n, g_buffer);
     T* const state[] = {open(a.state[S], i, n, buffers[S])..., nullptr};
