@@ -114,6 +114,13 @@ GOLDEN: list[tuple[Any, dict[str, Any], tuple[float, float]]] = [
     (schuss.Adam, {**DECAY, "preset": "seed002"}, (-2.97543379, -0.21991151)),
     (schuss.Adadelta, {"rho": 0.95}, (-4.90689099, -1.90786300)),
     (schuss.Adadelta, {"preset": "paper"}, (-4.90689099, -1.90786300)),
+    (schuss.Eve, {"lr": 0.1, "variant": "v1"}, (-3.044685066, -0.210532655)),
+    (schuss.Eve, {"lr": 0.1, "preset": "seed000"}, (-3.044685066, -0.210532655)),
+    (schuss.Eve, {"lr": 0.1}, (-3.044705193, -0.210547886)),
+    (schuss.Eve, {"lr": 0.1, "variant": "code"}, (-3.044705417, -0.210547910)),
+    (schuss.Lion, {"lr": 0.1}, (-3.0, 0.0)),
+    (schuss.Lion, {"lr": 0.1, "weight_decay": 0.1}, (-2.26860406, 0.18511675)),
+    (schuss.DeltaBarDelta, {"lr": 0.1}, (-2.74617038, -1.53e-8)),
     (schuss.Rprop, {"lr": 0.1, "variant": "rprop-"}, (0.07969566, 0.00051555)),
     (schuss.Rprop, {"lr": 0.1}, (0.06364668, 0.04463168)),
     (schuss.Rprop, {"lr": 0.1, "variant": "rprop+"}, (-0.01659822, -0.00610616)),
@@ -126,6 +133,33 @@ GOLDEN: list[tuple[Any, dict[str, Any], tuple[float, float]]] = [
 def test_golden(rule: Any, options: dict[str, Any], want: Any, backend: str) -> None:
     w = run(rule, backend=backend, **options)
     assert np.abs(w - want).max() <= 5.1e-9
+
+
+FEEDBACK = {"v1": 0.983509946775, "v3": 0.983523989338, "code": 0.983523989194}
+
+
+@pytest.mark.parametrize("backend", ["compiled", "numpy"])
+def test_the_feedback_of_eve(backend: str) -> None:
+    """Versions 1 and 3 are the same for three steps, until the loss that 1 tracks falls behind."""
+    points = {}
+    for variant, d in FEEDBACK.items():
+        w = np.array([-5.0, -2.0])
+        opt = schuss.Eve(w, lr=0.1, variant=variant, backend=backend)
+        for t in range(1, 21):
+            opt.step(GRADIENTS["ill"](w), loss=float(0.1 * w[0] ** 2 + 2 * w[1] ** 2))
+            points[variant, t] = w[0]
+        assert abs(opt.state_dict()["shared"]["d"] - d) <= 5.1e-13
+    assert abs(points["v1", 3] - points["v3", 3]) <= 1e-9
+    assert abs(points["v1", 10] + 4.003626820) <= 5.1e-10
+    assert abs(points["v3", 10] + 4.003633940) <= 5.1e-10
+
+
+def test_the_gains_of_separate_rates() -> None:
+    w = np.array([-5.0, -2.0])
+    opt = schuss.DeltaBarDelta(w, lr=0.1)
+    for _ in range(20):
+        opt.step(GRADIENTS["ill"](w))
+    assert np.abs(opt.state[0]["gain"] - 1.95).max() < 1e-12
 
 
 def test_the_decay_whose_sign_is_wrong() -> None:
