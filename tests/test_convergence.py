@@ -30,6 +30,23 @@ RATES = {  # on the parabola, in the valley, of the classifier
     "NAdamW": (0.1, 0.03, 0.03),
     "RAdam": (0.3, 0.003, 0.1),
     "Rprop": (0.1, 0.1, 0.01),
+    "Ftrl": (1.0, 0.3, 0.3),
+    "Eve": (0.1, 0.1, 0.03),
+    "AdaBelief": (0.1, 0.1, 0.03),
+    "Yogi": (0.1, 0.1, 0.03),
+    "LaProp": (0.1, 0.1, 0.03),
+    "ADOPT": (0.1, 0.3, 0.03),
+    "Grams": (0.1, 0.03, 0.03),
+    "AdEMAMix": (1.0, 0.1, 0.03),
+    "Adan": (0.1, 0.1, 0.03),
+    "Sophia": (0.003, 0.01, 0.03),
+    "SignSGD": (0.01, 0.001, 0.03),
+    "Signum": (0.01, 0.01, 0.03),
+    "Lion": (0.01, 0.01, 0.03),
+    "DeltaBarDelta": (0.1, 0.001, 0.3),
+    "ASGD": (0.1, 0.001, 1.0),
+    "ScheduleFreeSGD": (0.3, 0.003, 1.0),
+    "ScheduleFreeAdamW": (0.3, 0.1, 0.03),
 }
 
 
@@ -38,7 +55,7 @@ def parabola(rule: type[Optimizer], lr: float, **options: Any) -> bool:
     w = np.array([-5.0, -2.0])
     opt = rule(w, lr=lr, weight_decay=0.0, **options)
     for _ in range(2000):
-        opt.step(np.array([0.2, 4.0]) * w)
+        opt.step(np.array([0.2, 4.0]) * w, loss=float(0.1 * w[0] ** 2 + 2 * w[1] ** 2))
     return bool(np.abs(w).max() < 0.02)
 
 
@@ -51,7 +68,8 @@ def valley(rule: type[Optimizer], lr: float, **options: Any) -> bool:
     opt = rule(w, lr=lr, weight_decay=0.0, **options)
     for _ in range(3000):
         x, y = w
-        opt.step(np.array([-2 * (1 - x) - 400 * x * (y - x * x), 200 * (y - x * x)]))
+        loss = (1 - x) ** 2 + 100 * (y - x * x) ** 2
+        opt.step(np.array([-2 * (1 - x) - 400 * x * (y - x * x), 200 * (y - x * x)]), loss=loss)
     x, y = w
     return bool((1 - x) ** 2 + 100 * (y - x * x) ** 2 < 0.29)
 
@@ -62,8 +80,8 @@ def classifier(rule: type[Optimizer], lr: float, **options: Any) -> bool:
     params = network([64, 10], np.random.default_rng(0), np.float32)
     opt = rule(params, lr=lr, **options)
     for _ in range(60):
-        _, grads = loss_and_gradients(params, *train)
-        opt.step(grads)
+        loss, grads = loss_and_gradients(params, *train)
+        opt.step(grads, loss=loss)
     _, accuracy = evaluate(params, held_out)
     return accuracy > 0.9
 

@@ -5,7 +5,7 @@ Where a library has another convention, a preset or the options of a row are it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,13 +88,17 @@ OPTAX = [
 
 
 @pytest.fixture
-def optax() -> Any:
-    found = pytest.importorskip("optax", reason="optax is not installed: its oracle did not run")
-    jax = pytest.importorskip("jax")
+def float64_in_jax() -> Iterator[None]:
+    jax = pytest.importorskip("jax", reason="JAX is not installed: its oracles did not run")
     before = jax.config.jax_enable_x64
     jax.config.update("jax_enable_x64", True)
-    yield found
+    yield
     jax.config.update("jax_enable_x64", before)
+
+
+@pytest.fixture
+def optax(float64_in_jax: None) -> Any:
+    return pytest.importorskip("optax", reason="optax is not installed: its oracle did not run")
 
 
 @pytest.mark.parametrize("row", OPTAX, ids=lambda row: row.rule.__name__)
@@ -168,14 +172,15 @@ FTRL = {
 }
 
 
+@pytest.mark.usefixtures("float64_in_jax")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(
     ("name", "options"), [("Ftrl", {}), ("Ftrl", FTRL), ("Lion", {"weight_decay": 0.2})]
 )
 def test_keras(name: str, options: dict[str, Any]) -> None:
     keras = pytest.importorskip("keras", reason="Keras is not installed: its oracle did not run")
-    if keras.backend.backend() == "numpy":
-        pytest.skip("Keras computes with NumPy, in float32 here and there: its oracle did not run")
+    if keras.backend.backend() != "jax":
+        pytest.skip("Keras computes in float32 here and there, but for KERAS_BACKEND=jax")
     x = start()
     variable = keras.Variable(start(), dtype="float64")
     opt = getattr(schuss, name)(x, preset="keras", lr=0.01, **options)

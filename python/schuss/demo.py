@@ -163,7 +163,23 @@ LEARNING_RATES = {
     "adamw": 5e-3,
     "adamax": 1e-2,
     "radam": 1e-2,
+    "ftrl": 0.3,
+    "eve": 5e-3,
+    "adabelief": 5e-3,
+    "laprop": 5e-3,
+    "adopt": 5e-3,
+    "grams": 1e-2,
+    "ademamix": 5e-3,
+    "adan": 1e-2,
+    "sophia": 1e-3,
+    "signsgd": 3e-3,
+    "signum": 1e-3,
+    "lion": 1e-3,
+    "deltabardelta": 0.3,
+    "asgd": 0.3,
+    "schedulefreeadamw": 1e-2,
 }
+HIDDEN: dict[str, list[int]] = {"ftrl": []}  # it forgets a random start, which layers need
 BATCH_SIZES = {"rprop": 360}  # it goes by the sign, which a small batch has too often wrong
 
 
@@ -209,7 +225,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lr", type=rate, help="learning rate, at its peak; default: one that suits the rule")
     add("--epochs", type=count, default=30, help="default: %(default)s")
     add("--batch-size", type=count, help="default: 32, or what the rule needs")
-    add("--hidden", type=width, nargs="+", default=[64, 64], help="widths; default: %(default)s")
+    add("--hidden", type=width, nargs="+", help="widths; default: 64 64, or what suits the rule")
     add("--seed", type=number(int, "[0, 4294967295]"), default=0, help="default: %(default)s")
     add("--threads", type=count, help="at most; default: as in schuss info")
     add("--dtype", choices=DTYPES, default="float32", help="of parameters; default: %(default)s")
@@ -239,6 +255,7 @@ def run(args: argparse.Namespace) -> None:
     rule = NAMED[args.rule]
     default = LEARNING_RATES.get(args.rule, rule.hyperparameters["lr"].default)
     lr = default if args.lr is None else args.lr
+    hidden = HIDDEN.get(args.rule, [64, 64]) if args.hidden is None else args.hidden
     batch_size = args.batch_size or BATCH_SIZES.get(args.rule, 32)
     threads = args.threads or schuss.get_num_threads()
     dtype, gradient_dtype = DTYPES[args.dtype], DTYPES[args.gradient_dtype or args.dtype]
@@ -249,7 +266,7 @@ def run(args: argparse.Namespace) -> None:
     }
     rng = np.random.default_rng(args.seed)
     data, test = digits(args.seed, np.result_type(dtype, np.float32))
-    params = network((data[0].shape[1], *args.hidden, 10), rng, dtype)
+    params = network((data[0].shape[1], *hidden, 10), rng, dtype)
     fresh = copy.deepcopy(params)
     grads = cast(loss_and_gradients(cast(params, data[0].dtype), *data)[1], gradient_dtype)
     try:

@@ -110,7 +110,8 @@ def evaluate(params: Params, data: Data) -> tuple[float, float]:
 
 def rate(rule: type[schuss.Optimizer], lr: float, steps: int) -> Number:
     """Climbs to `lr` in a tenth of the steps and falls to 0, unless the rule wants a constant."""
-    if rule.hyperparameters["lr"].fixed or hasattr(rule, "eval"):
+    constant = rule.hyperparameters["lr"].fixed or rule is schuss.Ftrl  # whose x moves with it
+    if constant or hasattr(rule, "eval"):
         return lr
     return schuss.schedules.cosine(lr, steps=steps, warmup=steps // 10)
 

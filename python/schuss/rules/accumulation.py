@@ -266,7 +266,9 @@ class Ftrl(Optimizer):
     State: accumulator (n), linear (z). Options of every rule: see Optimizer.
     Traps: l1 and l2 of every rule join the gradient, and are not these. x is a function of n and z:
     a zero gradient changes it by the shrinkage only, but in the first step sets it to 0, wherever
-    it began; or to NaN, where initial_accumulator_value, beta and l2 are all 0. lr can't be 0.
+    it began; or to NaN, where initial_accumulator_value, beta and l2 are all 0. So a network loses
+    the random start that it needs: it is for linear models. x also moves with lr, which can't be 0:
+    leave it constant.
     Source: McMahan et al. 2013, "Ad click prediction: a view from the trenches", algorithm 1; the
     shrinkage is Keras'.
     """
