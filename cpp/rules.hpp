@@ -347,12 +347,12 @@ template <class T> struct delta_bar_delta_momentum {
   }
 };
 
-// a is the mean of x as it is after the step; with mu = 1 it is x itself.
+// a is the mean of x as it is after the step; with share = 1 it is x itself.
 template <class T> struct asgd {
-  T decay, eta, mu;
+  T decay, rate, share;
   T operator()(T x, T g, T& a) const {
-    const T u = decay * x + eta * g, after = x - u, old = a, start = mu < 1 ? old : after;
-    a = start + mu * (after - start);
+    const T u = decay * x + rate * g, after = x - u, old = a, start = share < 1 ? old : after;
+    a = start + share * (after - start);
     return u;
   }
 };

@@ -29,7 +29,15 @@ from schuss.scipy import (
 )
 
 START = np.array([-1.2, 1.0])
-RATES = {"SGD": 0.1, "Momentum": 0.03, "NAG": 0.03, "Adadelta": 0.7, "Adagrad": 1.0, "Rprop": 0.1}
+RATES = {
+    "SGD": 0.1,
+    "Momentum": 0.03,
+    "NAG": 0.03,
+    "Adadelta": 0.7,
+    "Adagrad": 1.0,
+    "Rprop": 0.1,
+    "AdEMAMix": 1.0,
+}
 
 
 def parabola(x: np.ndarray) -> float:

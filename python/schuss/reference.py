@@ -789,11 +789,11 @@ def delta_bar_delta_momentum(
     return lr * b
 
 
-def asgd(x: Array, g: Array, a: Array, *, decay: float, eta: float, mu: float) -> Array:
-    u = decay * x + eta * g
+def asgd(x: Array, g: Array, a: Array, *, decay: float, rate: float, share: float) -> Array:
+    u = decay * x + rate * g
     after = x - u
-    start = a if mu < 1 else after
-    a[...] = start + mu * (after - start)
+    start = a if share < 1 else after
+    a[...] = start + share * (after - start)
     return u
 
 

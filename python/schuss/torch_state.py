@@ -186,7 +186,7 @@ def torch_state_dict(optimizer: Optimizer) -> dict[str, Any]:
             if without != own["params"]:
                 raise ValueError(f"no_decay: {without}; PyTorch needs them in a group of their own")
             h = {**h, "weight_decay": 0.0}
-        group, kept = example(torch, theirs, arguments(rule, theirs, h))
+        group, kept, early = example(torch, theirs, arguments(rule, theirs, h))
         ids = list(range(first, first + len(own["params"])))
         groups.append({**group, "params": ids})
         for i, name in zip(ids, own["params"], strict=True):
@@ -194,10 +194,12 @@ def torch_state_dict(optimizer: Optimizer) -> dict[str, Any]:
             if mine.keys() - {"step"} != kept.keys() - {"step"}:
                 found = f"{name!r} has {sorted(mine)}"
                 raise ValueError(f"state: {found}; PyTorch's {theirs.__name__} {sorted(kept)}")
+            if not (mine["step"] or early):  # PyTorch's makes its state in the first step
+                continue
             if "step" in kept:
                 arrays = {key: tensor(torch, mine[key]) for key in kept}
                 state[i] = {**arrays, "step": kept["step"].new_tensor(mine["step"])}
-            elif kept and mine["step"]:  # a buffer that is there says that the first step is over
+            elif kept:  # a buffer that is there says that the first step is over
                 state[i] = {key: tensor(torch, mine[key]) for key in kept}
         first += len(ids)
     return {"state": state, "param_groups": groups}
@@ -242,14 +244,17 @@ def refuse(theirs: type[Any], name: str, value: Any, known: set[Any]) -> None:
 
 def example(
     torch: Any, theirs: type[Any], given: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A group as PyTorch's class writes it down, and the state that it keeps after a step."""
+) -> tuple[dict[str, Any], dict[str, Any], bool]:
+    """A group as PyTorch's class writes it down, the state that it keeps after a step, and whether
+    it keeps it before, too.
+    """
     x = torch.zeros(1, dtype=torch.float32, device="cpu")
     x.grad = torch.zeros_like(x)
     optimizer = theirs([x], **given)
+    early = bool(optimizer.state)
     optimizer.step()
     written = optimizer.state_dict()
-    return written["param_groups"][0], written["state"].get(0, {})
+    return written["param_groups"][0], written["state"].get(0, {}), early
 
 
 def tensor(torch: Any, value: Any) -> Any:

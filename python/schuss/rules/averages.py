@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from schuss.hyperparameters import REQUIRED, Number, choice, number, numbers
+from schuss.hyperparameters import Number, choice, number, numbers
 from schuss.optimizer import Optimizer, computing_type, one_at_a_time
 from schuss.scalars import DECAY_MODES
 
@@ -16,9 +16,10 @@ from schuss.scalars import DECAY_MODES
 class ASGD(Optimizer):
     """Gradient descent with a falling rate, and the average of its points.
 
-        eta = lr/(1 + lambd*lr*(t - 1))^alpha
         x = (1 - lambd*eta)*x - eta*g
-        a = a + (x - a)/max(1, t - 1 - t0)          a = x until step t0 + 2
+        a = a + mu*(x - a)
+        eta = lr/(1 + lambd*lr*t)^alpha             for the next step; lr in the first
+        mu = 1/max(1, t - t0)                       likewise; 1 in the first
 
     lr             learning rate, in [0, inf), default 1e-2
     lambd          decay of x, in [0, inf), default 1e-4
@@ -27,14 +28,16 @@ class ASGD(Optimizer):
     weight_decay   in [0, inf), default 0
     decay_mode     "l2" (default), or another: see Optimizer
 
-    State: ax (a), which is the result; x itself goes on. Options of every rule: see Optimizer.
-    Traps: with the default t0 nothing is averaged for a million steps. While lr changes, PyTorch's
-    eta is that of the rate one step before. a follows x as the rule leaves it: not the decays after
-    it, nor the bounds. A zero gradient moves x by the decay alone.
+    State: ax (a), which is the result; x itself goes on; and the numbers eta and mu of each array.
+    Options of every rule: see Optimizer.
+    Traps: with the default t0, a is x for a million steps. A new lr counts one step later. a
+    follows x as the rule leaves it, before other decays and the bounds. A zero gradient moves x by
+    the decay alone.
     Source: Polyak and Juditsky 1992; the rate: Bottou 2012, "Stochastic gradient descent tricks".
     """
 
     states: ClassVar = {"asgd": ("ax",)}
+    memory: ClassVar = {"eta": 0.0, "mu": 1.0}
     presets: ClassVar = {"torch": {}}
     lr: Number = number("[0, inf)", default=1e-2)
     lambd: Number = number("[0, inf)", default=1e-4)
@@ -49,11 +52,14 @@ class ASGD(Optimizer):
 
     @staticmethod
     def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
-        eta = h["lr"] / (1.0 + h["lambd"] * h["lr"] * (t - 1)) ** h["alpha"]
+        lr, lambd = h["lr"], h["lambd"]
+        rate = lr if t == 1 else h["eta"]
         return {
-            "decay": h["lambd"] * eta,
-            "eta": eta,
-            "mu": 1.0 / max(1.0, t - 1 - h["t0"]),
+            "decay": lambd * rate,
+            "rate": rate,
+            "share": h["mu"],
+            "eta": lr / (1.0 + lambd * lr * t) ** h["alpha"],
+            "mu": 1.0 / max(1.0, t - h["t0"]),
         }
 
 
@@ -158,7 +164,7 @@ class ScheduleFreeSGD(ScheduleFree):
     """
 
     states: ClassVar = {"schedule_free": ("z",)}
-    presets: ClassVar = {"optax": {"lr": REQUIRED}, "paper": {"weight_lr_power": 0.0}}
+    presets: ClassVar = {"paper": {"weight_lr_power": 0.0}}
     lr: Number = number("[0, inf)", default=1.0)
     momentum: Number = number("(0, 1)", default=0.9)
     weight_decay: Number = number("[0, inf)", default=0.0)
@@ -205,14 +211,7 @@ class ScheduleFreeAdamW(ScheduleFree):
     """
 
     states: ClassVar = {"schedule_free_adam": ("z", "exp_avg_sq")}
-    presets: ClassVar = {
-        "optax": {"lr": REQUIRED},
-        "keras": {
-            "eps": 1e-8,
-            "weight_lr_power": 0.0,
-            "decay_mode": "decoupled",
-        },
-    }
+    presets: ClassVar = {"paper": {}}
     lr: Number = number("[0, inf)", default=0.0025)
     betas: tuple[Number, Number] = numbers("(0, 1)", "[0, 1)", default=(0.9, 0.999))
     eps: Number = number("[0, inf)", default=1e-8)
