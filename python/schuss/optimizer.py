@@ -551,7 +551,7 @@ class Optimizer(Declared):
             now = plan.run_steady([s.packed() for s in sets])
             if now >= 0:
                 parts = [
-                    Part(settings[g], values[g], decays, t + 1 - now) for g, decays, t, _ in keys
+                    Part(settings[g], values[g], decays, t + 2 - now) for g, decays, t, _ in keys
                 ]
                 self._steady = Steady(plan, self._groups, settings, parts, self._trees, now)
         else:
