@@ -72,8 +72,7 @@ CHANGES: dict[str, Callable[[Any, dict[str, np.ndarray]], Any]] = {
 
 
 def renewed(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    for key in params:
-        params[key] = params[key] + 1.0
+    params.update({key: a + 1.0 for key, a in params.items()})
     return params
 
 
