@@ -381,7 +381,7 @@ class plan {
   // A step as the one before, with these scalars of the rules, one tuple for each set, and these
   // gradients (None: the bound ones). Returns the number of finished steps; -1, and has done
   // nothing, where it is no longer `now`, or where this step differs in more.
-  std::int64_t again(std::int64_t now, const py::tuple& rules, py::handle grads) {
+  std::int64_t again(std::int64_t now, const py::list& rules, py::handle grads) {
     if (!steady_ || now != iterations_ || rules.size() != sets_.size()) return -1;
     if (!take_gradients(grads)) return -1;
     for (std::size_t i = 0; i < sets_.size(); ++i) {

@@ -528,3 +528,19 @@ def test_many_counts_cost_no_more_than_many_arrays() -> None:
     counts = list(range(n))
     opt._plan.restore(n, counts, [[]] * n, [])
     assert opt._plan.begin([np.ones(1)] * n, False) == [(0, True, t, []) for t in counts]
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_large_state_keeps_out_of_the_way(order: Any, dtype: str) -> None:
+    """Each array begins at another place in its page than the parameter and the others."""
+    x = np.zeros((256, 1024), dtype, order=order)
+    opt = schuss.Adam([x], amsgrad=True, ema=0.9)
+    arrays = [a for a in opt.state[0].values() if isinstance(a, np.ndarray)]
+    assert len(arrays) == 4
+    assert all(a.shape == x.shape and a.flags[f"{order}_CONTIGUOUS"] for a in arrays)
+    lines = {a.ctypes.data % 4096 // 64 for a in (x, *arrays)}
+    assert len(lines) == 5
+    assert all(a.ctypes.data % 64 == 0 for a in arrays)
+    opt.step([np.ones_like(x)])
+    assert (arrays[0] == arrays[0].flat[0]).all()

@@ -36,7 +36,7 @@ class Plan:
     def again(
         self,
         now: int,
-        rules: tuple[tuple[float, ...], ...],
+        rules: list[tuple[float, ...]],
         grads: Sequence[np.ndarray] | None,
     ) -> int: ...
     def advance(self, memories: Sequence[Sequence[float]], shared: Sequence[float]) -> None: ...

@@ -51,6 +51,7 @@ from schuss.hyperparameters import (
     whole,
 )
 from schuss.loss_scale import LossScale
+from schuss.memory import FREE, room
 from schuss.observers import check_metric, load, observers, saved
 from schuss.scalars import ScalarSet, Sums, scalar_set, wanted
 from schuss.state import States, differences
@@ -451,9 +452,9 @@ class Optimizer(Declared):
             raise ValueError(f"state_dtype: {what} parameter has {group.settings.states}")
         start = group.settings.rule.initial(group)
         state = {}
-        for key in group.settings.states:
+        for place, key in enumerate(group.settings.states, start=FREE):
             dtype = chosen.get(key, chosen.get("", computing))
-            state[key] = np.zeros_like(x, dtype=dtype, subok=False)
+            state[key] = room(x, dtype, place)
             if start.get(key):
                 state[key].fill(start[key])
         return state
@@ -461,18 +462,23 @@ class Optimizer(Declared):
     def _beside(self, x: np.ndarray, group: Group, name: str) -> dict[str, np.ndarray]:
         """The arrays that the stages want beside a parameter, in the type that it computes in."""
         computing = computing_type(x)
-        beside = {}
+        beside: dict[str, np.ndarray] = {}
+        taken = FREE + len(group.settings.states)
+
+        def keep(role: str, values: Any) -> None:
+            beside[role] = room(x, computing, taken + len(beside))
+            beside[role][...] = values
+
         if self.master and x.dtype.itemsize == 2:
-            beside["master"] = np.asarray(x).astype(computing)
+            keep("master", x)
         if self.ema_decay is not None:
-            beside["average"] = np.asarray(x).astype(computing)
+            keep("average", x)
         if Pair.has_arrays(group["bounds"]):
             for role, bound in zip(("low", "high"), group["bounds"], strict=True):
                 if np.shape(bound) not in ((), x.shape):
                     of = label("params", name)
                     raise ValueError(f"bounds: shape {np.shape(bound)}, but {of} has {x.shape}")
-                beside[role] = np.empty_like(x, dtype=computing, subok=False)
-                beside[role][...] = bound
+                keep(role, bound)
         return beside
 
     def _gather(self, values: Any, role: str) -> list[Any]:
@@ -551,7 +557,7 @@ class Optimizer(Declared):
             now = plan.run_steady([s.packed() for s in sets])
             if now >= 0:
                 parts = [
-                    Part(settings[g], values[g], decays, t + 1 - now) for g, decays, t, _ in keys
+                    Part(settings[g], values[g], decays, t + 2 - now) for g, decays, t, _ in keys
                 ]
                 self._steady = Steady(plan, self._groups, settings, parts, self._trees, now)
         else:

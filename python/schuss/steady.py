@@ -23,7 +23,7 @@ class Part:
 
     def __init__(self, settings: Settings, h: Mapping[str, Any], decays: bool, offset: int) -> None:
         self.h = h if decays else {**h, "weight_decay": 0.0}
-        self.offset = offset
+        self.offset = offset  # of the coming step's t, from the number of finished steps
         self.scalars = settings.rule.scalars
         self.read = reader(NAMES[settings.kernel])
 
@@ -53,16 +53,16 @@ class Steady:
         for group, settings in self.groups:
             if group.settings is not settings:
                 return False
-        t = self.now + 1
-        rules = tuple([part.read(part.scalars(part.h, t + part.offset)) for part in self.parts])
         flat = None
         if grads is not None:
             flat = self.flat(grads)
             if flat is None:
                 return False
+        now = self.now
+        rules = [part.read(part.scalars(part.h, now + part.offset)) for part in self.parts]
         # The plan, which counts with the data, is asked whether `now` is right: an interrupt may
         # have come between its step and this line's end.
-        now = self.again(self.now, rules, flat)
+        now = self.again(now, rules, flat)
         if now < 0:
             return False
         self.now = now

@@ -124,18 +124,22 @@ class Adam(Optimizer):
 
     @staticmethod
     def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
-        c1, c2 = corrections(h, t)
-        if not h["bias_correction1"] or h["amsgrad"] == "paper":
-            c1 = 1.0
-        if not h["bias_correction2"] or h["amsgrad"] == "paper":
-            c2 = 1.0
+        (beta1, beta2), mode, amsgrad = h["betas"], h["eps_mode"], h["amsgrad"]
+        c1 = 1.0 - beta1**t if h["bias_correction1"] and amsgrad != "paper" else 1.0
+        c2 = 1.0 - beta2**t if h["bias_correction2"] and amsgrad != "paper" else 1.0
         root = math.sqrt(c2)
-        hat = h["eps_mode"] == "hat"
-        step, denom = (h["lr"] * root / c1, 1.0) if hat else (h["lr"] / c1, 1.0 / root)
-        plain = {**moments(h), "step": step, "denom": denom, "eps": h["eps"]}
-        if h["eps_mode"] in PLAIN and not h["amsgrad"] and h["decay_mode"] != "seed002":
-            return plain  # what most steps are, and what a step of a small array spends its time on
-        early = h["amsgrad"] == "corrected"
+        step, denom = (h["lr"] * root / c1, 1.0) if mode == "hat" else (h["lr"] / c1, 1.0 / root)
+        plain = {
+            "w1": 1.0 - beta1,
+            "beta2": beta2,
+            "w2": 1.0 - beta2,
+            "step": step,
+            "denom": denom,
+            "eps": h["eps"],
+        }
+        if mode in PLAIN and not amsgrad and h["decay_mode"] != "seed002":
+            return plain  # a step of a small array spends its time here
+        early = amsgrad == "corrected"
         return {
             **plain,
             "cm": step,
