@@ -109,7 +109,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "argv", [["--help"], ["info", "--help"], ["rules", "--help"], ["demo", "--help"]], ids=" ".join
+    "argv",
+    [["--help"], *([command, "--help"] for command in ("info", "rules", "demo", "compare"))],
+    ids=" ".join,
 )
 def test_help(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
     assert status(argv) == 0
@@ -163,6 +165,30 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("demo --rule sgd --lr 1e9 --plot picture.png", "a smaller learning rate"),
         ("demo --rule sgd --lr 1e9 --dtype float16", "a smaller learning rate"),
         ("demo --rule sgd --lr 1e9 --dtype bfloat16 --backend numpy", "a smaller learning rate"),
+        ("compare extra", "unrecognized arguments: extra"),
+        ("compare --rules newton", "--rules: 'newton' is unknown; there are sgd, momentum, nag, "),
+        ("compare --rules sgd,,adam", "--rules: '' is unknown"),
+        ("compare --task mnist", "--task: invalid choice: 'mnist'"),
+        ("compare --seeds 0", "--seeds: '0' is no whole number in [1, inf)"),
+        ("compare --steps 0", "--steps: '0'"),
+        ("compare --steps 9 --epochs 1", "--epochs: not allowed with argument --steps"),
+        ("compare --task rosenbrock --epochs 1", "--epochs: rosenbrock has none; use --steps"),
+        ("compare --lr sgd", "--lr: '' is no number in [0, inf)"),
+        ("compare --lr sgd=fast", "--lr: 'fast' is no number in [0, inf)"),
+        ("compare --lr newton=1", "--lr: 'newton' is unknown"),
+        ("compare --rules sgd --lr adam=1", "Adam: not one of --rules"),
+        ("compare --rules sgd --options adam:eps=1", "Adam: not one of --rules"),
+        ("compare --rules sgd --options sgd", "'sgd' is not of the form rule:option=value,..."),
+        ("compare --rules sgd --options sgd:lr=1", "learning rates are given by --lr"),
+        ("compare --rules sgd --options sgd:eps=1", "SGD: "),
+        ("compare --rules sgd --options sgd:momentum=2,nesterov=yes", "SGD: nesterov: 'yes'"),
+        ("compare --rules sgd --options sgd:momentum=-1", "SGD: momentum: -1.0 is out of range"),
+        ("compare --rules rprop --lr rprop=0", "Rprop: lr: 0.0 is out of range"),
+        ("compare --target -1", "--target: '-1' is no number in [0, inf)"),
+        ("compare --plot picture.txt", "--plot: 'picture.txt' does not end in .png"),
+        ("compare --plot folder.png", "--plot: 'folder.png': Is a directory"),
+        ("compare --json missing/numbers.json", "--json: 'missing/numbers.json': No such file"),
+        ("compare --no-plot --plot a.png", "--plot: not allowed with argument --no-plot"),
     ],
 )
 def test_bad_value_is_one_line_and_status_2(

@@ -24,6 +24,7 @@ from rich.progress import track
 import schuss
 from schuss.hyperparameters import Interval
 from schuss.rules import RULES
+from schuss.tasks import hidden_layers, usual_rate
 from schuss.trainer import Epoch, Params, cast, digits, loss_and_gradients, network, train
 
 # ---- The comparison
@@ -153,33 +154,6 @@ def picture(title: str, epochs: Sequence[Epoch], times: dict[str, float]) -> Fig
 
 DTYPES = {dtype.__name__: dtype for dtype in (np.float32, np.float64, np.float16, bfloat16)}
 NAMED = {rule.__name__.lower(): rule for rule in RULES}
-LEARNING_RATES = {
-    "sgd": 0.3,
-    "momentum": 0.03,
-    "nag": 0.03,
-    "adagrad": 0.1,
-    "rmsprop": 3e-3,
-    "adam": 5e-3,
-    "adamw": 5e-3,
-    "adamax": 1e-2,
-    "radam": 1e-2,
-    "ftrl": 0.3,
-    "eve": 5e-3,
-    "adabelief": 5e-3,
-    "laprop": 5e-3,
-    "adopt": 5e-3,
-    "grams": 1e-2,
-    "ademamix": 5e-3,
-    "adan": 1e-2,
-    "sophia": 1e-3,
-    "signsgd": 3e-3,
-    "signum": 1e-3,
-    "lion": 1e-3,
-    "deltabardelta": 0.3,
-    "asgd": 0.3,
-    "schedulefreeadamw": 1e-2,
-}
-HIDDEN: dict[str, list[int]] = {"ftrl": []}  # it forgets a random start, which layers need
 BATCH_SIZES = {"rprop": 360}  # it goes by the sign, which a small batch has too often wrong
 
 
@@ -199,11 +173,9 @@ def number(kind: Callable[[str], float], interval: str) -> Callable[[str], float
     return read
 
 
-def png(text: str) -> Path:
-    """Reads the name of a picture, and finds out before the training whether it can be written."""
+def writable(text: str) -> Path:
+    """Reads the name of a file, and finds out before the training whether it can be written."""
     path = Path(text)
-    if path.suffix.lower() != ".png":
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in .png")
     existed = path.exists()
     try:
         path.open("ab").close()  # permissions alone don't tell
@@ -212,6 +184,13 @@ def png(text: str) -> Path:
     if not existed:
         path.unlink()
     return path
+
+
+def png(text: str) -> Path:
+    """Reads the name of a picture."""
+    if Path(text).suffix.lower() != ".png":
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .png")
+    return writable(text)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -253,9 +232,8 @@ def shown(training: Iterable[Epoch], total: int, console: Console) -> list[Epoch
 def run(args: argparse.Namespace) -> None:
     """Trains, compares and draws as the options say."""
     rule = NAMED[args.rule]
-    default = LEARNING_RATES.get(args.rule, rule.hyperparameters["lr"].default)
-    lr = default if args.lr is None else args.lr
-    hidden = HIDDEN.get(args.rule, [64, 64]) if args.hidden is None else args.hidden
+    lr = usual_rate(rule, "digits") if args.lr is None else args.lr
+    hidden = hidden_layers(rule.__name__) if args.hidden is None else args.hidden
     batch_size = args.batch_size or BATCH_SIZES.get(args.rule, 32)
     threads = args.threads or schuss.get_num_threads()
     dtype, gradient_dtype = DTYPES[args.dtype], DTYPES[args.gradient_dtype or args.dtype]

@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
 
 import schuss
-from schuss.hyperparameters import Number
+from schuss.hyperparameters import Bounded, Number
 
 Params = list[dict[str, np.ndarray]]  # "w" and "b" of every layer
 Data = tuple[np.ndarray, np.ndarray]  # images, one a row, and their digits
@@ -109,9 +109,12 @@ def evaluate(params: Params, data: Data) -> tuple[float, float]:
 
 
 def rate(rule: type[schuss.Optimizer], lr: float, steps: int) -> Number:
-    """Climbs to `lr` in a tenth of the steps and falls to 0, unless the rule wants a constant."""
-    constant = rule.hyperparameters["lr"].fixed or rule is schuss.Ftrl  # whose x moves with it
-    if constant or hasattr(rule, "eval"):
+    """Climbs to `lr` in a tenth of the steps and falls to 0, unless the rule wants a constant.
+
+    That is one whose rate can't be 0, and one that averages its points instead.
+    """
+    own = rule.hyperparameters["lr"]
+    if (isinstance(own, Bounded) and 0.0 not in own.interval) or hasattr(rule, "eval"):
         return lr
     return schuss.schedules.cosine(lr, steps=steps, warmup=steps // 10)
 

@@ -1,0 +1,89 @@
+"""Rules of one's choice on a function of one's choice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import schuss
+from schuss.experiments.objectives import Objective
+from schuss.experiments.paths import walk
+from schuss.experiments.result import COLOURS, MARKERS, Array, Result, drawn, figure, numbers, plain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Own(Result):
+    """The path of each rule, and what it starts from."""
+
+    objective: Objective
+    rules: tuple[type[schuss.Optimizer], ...]
+    rates: tuple[float, ...]
+    steps: int
+    paths: tuple[Array, ...]  # (steps + 1, 2), or fewer where numbers leave what is finite
+
+    @property
+    def names(self) -> list[str]:
+        rates = zip(self.rules, self.rates, strict=True)
+        return [f"{rule.__name__}, lr {lr:g}" for rule, lr in rates]
+
+    def values(self) -> list[Array]:
+        """The function along each path."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return [self.objective.value(path.T) for path in self.paths]
+
+    def rows(self) -> Iterator[Sequence[str]]:
+        yield "rule", "steps", "x", "y", "value", "least value", "nearest minimum"
+        for name, path, values in zip(self.names, self.paths, self.values(), strict=True):
+            with np.errstate(over="ignore"):
+                away = [np.hypot(*(path[-1] - m)) for m in np.array(self.objective.minima)]
+            near = self.objective.minima[int(np.argmin(away))]
+            found = f"{values[-1]:.6g}", f"{values.min():.6g}", f"({near[0]:.4g}, {near[1]:.4g})"
+            yield name, str(len(path) - 1), *numbers(*path[-1]), *found
+
+    def draw(self) -> Figure:
+        picture = figure(12, 5.6)
+        plane, curve = picture.subplots(1, 2, width_ratios=(5, 4))
+        x, y, values = self.objective.grid()
+        levels = self.objective.levels(values)
+        plane.contour(x, y, values, levels, colors="#a0a0a0", linewidths=0.7, linestyles="solid")
+        for point in self.objective.minima:
+            plane.plot(*point, "*", color="#ffd700", markeredgecolor="black", markersize=15)
+        least = min(self.objective.value(point) for point in self.objective.minima)
+        lines = zip(self.names, self.paths, self.values(), COLOURS, MARKERS, strict=False)
+        for i, (name, path, along, colour, marker) in enumerate(lines):
+            every = max(1, len(path) // 12)
+            style = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.3}
+            plane.plot(*path.T, **style, markevery=(i * every // 7, every), label=name)
+            curve.plot(along - least, **style, markevery=(i * every // 7, every))
+        plane.plot(*self.paths[0][0], "o", color="white", markeredgecolor="black", markersize=9)
+        plane.set(xlim=self.objective.x, ylim=self.objective.y, xlabel="x", ylabel="y",
+                  title=self.objective.name)  # fmt: skip
+        curve.set(xlabel="finished steps", ylabel="value above the minimum",
+                  title=f"f = {drawn(self.objective.formula)}")  # fmt: skip
+        curve.set_yscale("log", nonpositive="mask")
+        curve.set_ylim(bottom=max(curve.get_ylim()[0], 1e-12))
+        curve.title.set_fontsize(10 if len(self.objective.formula) < 50 else 8)
+        plain(curve)
+        picture.legend(loc="outside lower center", ncols=min(len(self.rules), 4))
+        return picture
+
+
+def own(
+    objective: Objective,
+    rules: Sequence[type[schuss.Optimizer]],
+    rates: Sequence[float],
+    start: tuple[float, float] | None = None,
+    steps: int = 300,
+) -> Own:
+    """Rules of your choice on a function of your choice."""
+    paths = tuple(
+        walk(rule, objective.value, objective.gradient, start or objective.start, steps, lr=lr)
+        for rule, lr in zip(rules, rates, strict=True)
+    )
+    return Own(objective, tuple(rules), tuple(rates), steps, paths)
