@@ -44,14 +44,6 @@ def demo(parser: argparse.ArgumentParser) -> Command:
     return run
 
 
-def trace(parser: argparse.ArgumentParser) -> Command:
-    """Draw an experiment, such as five rules in a race, and print its numbers."""
-    from schuss.experiments import command as own  # noqa: PLC0415  it needs the extra
-
-    own.add_arguments(parser)
-    return own.run
-
-
 def compare(parser: argparse.ArgumentParser) -> Command:
     """Train with several rules on one task, to choose one: loss, time, state and curves."""
     from schuss import compare as own  # noqa: PLC0415  it needs the extra
