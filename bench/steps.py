@@ -15,7 +15,6 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median, quantiles
@@ -86,12 +85,12 @@ class Result:
     ratios: dict[str, float]
 
     header = (
-        f"{'rule':<19}{'workload':<20}{'us':>9}{'spread':>8}{'cold us':>9}{'ns/elem':>9}{'GB/s':>7}"
+        f"{'rule':<9}{'workload':<20}{'us':>9}{'spread':>8}{'cold us':>9}{'ns/elem':>9}{'GB/s':>7}"
     )
 
     def __str__(self) -> str:
         return (
-            f"{self.rule:<19}{self.workload:<20}{self.seconds * 1e6:>9.1f}{self.spread:>8.0%}"
+            f"{self.rule:<9}{self.workload:<20}{self.seconds * 1e6:>9.1f}{self.spread:>8.0%}"
             f"{self.cold * 1e6:>9.1f}{self.seconds / self.elements * 1e9:>9.3f}"
             f"{self.bytes / self.seconds / 1e9:>7.1f}"
         ) + "".join(f"{self.ratios[p]:>19.1f}" if p in self.ratios else f"{'-':>19}" for p in PEERS)
@@ -108,7 +107,7 @@ def with_schuss(rule: type[schuss.Optimizer], workload: str, backend: str) -> Co
     params, grads = arrays(WORKLOADS[workload])
     opt = rule(params, grads=grads, backend=backend)
     state = [a for s in opt.state.values() for a in s.values() if isinstance(a, np.ndarray)]
-    return Contestant(partial(opt.step, loss=1.0), params, state)
+    return Contestant(opt.step, params, state)
 
 
 def with_torch(rule: type[schuss.Optimizer], workload: str, **how: bool) -> Contestant:
