@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -313,6 +314,25 @@ def test_divergence_is_said(compared: Compared) -> None:
     assert last["loss"] == {"mean": None, "std": None}
     assert all(run["loss"][-1] is None for run in last["runs"])
     assert compared.row("SGD")[2] == "diverged"
+
+
+def test_a_loss_that_a_rule_refuses_is_one_line(
+    compared: Compared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = tasks.regression
+
+    def below(seed: int, rule: str) -> tasks.Problem:
+        problem = start(seed, rule)
+        gradients = problem.gradients
+        problem.gradients = lambda: (-1.0, gradients()[1])
+        return problem
+
+    task = tasks.TASKS["regression"]
+    monkeypatch.setitem(tasks.TASKS, "regression", dataclasses.replace(task, start=below))
+    argv = ["--task", "regression", "--rules", "eve", "--options", "eve:variant=v1"]
+    assert main(["compare", *argv]) == 2
+    error = compared.capsys.readouterr().err
+    assert re.fullmatch(r'schuss: Eve: loss: variant "v1" compares losses above 0.*\n', error)
 
 
 def test_all_is_all() -> None:

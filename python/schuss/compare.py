@@ -95,7 +95,10 @@ def results(
         for lr in lrs:
             runs = []
             for seed in range(seeds):
-                runs.append(run(task, rule, lr, seed, steps, **own))
+                try:
+                    runs.append(run(task, rule, lr, seed, steps, **own))
+                except ValueError as error:  # a loss, say, that the rule can't take
+                    raise argparse.ArgumentError(None, f"{rule.__name__}: {error}") from None
                 yield None
             found = Result(rule, lr, own, runs)
             means[lr] = fmean(found.losses)
