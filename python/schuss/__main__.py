@@ -60,8 +60,16 @@ def trace(parser: argparse.ArgumentParser) -> Command:
     return own.run
 
 
+def bench(parser: argparse.ArgumentParser) -> Command:
+    """Time steps side by side with NumPy, Python, torch, DeepSpeed and optax, where installed."""
+    from schuss.benchmark import command  # noqa: PLC0415  it needs the extra
+
+    command.add_arguments(parser)
+    return command.run
+
+
 # A command adds its arguments to its parser, and returns what runs.
-COMMANDS = (info, rules, demo, compare, trace)
+COMMANDS = (info, rules, demo, compare, trace, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

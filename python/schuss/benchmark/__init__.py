@@ -1,0 +1,1 @@
+"""`schuss bench`: the time of a step, side by side with what others need for the same."""
