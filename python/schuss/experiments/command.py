@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 import schuss
 from schuss.catalogue import table
 from schuss.experiments.constrained import constrained
@@ -148,6 +150,11 @@ def choice(args: argparse.Namespace) -> Sequence[object]:
     if len(lr) != len(args.rules):
         message = f"--lr: {len(lr)} learning rates for {len(args.rules)} rules"
         raise argparse.ArgumentError(None, message)
+    for rule, rate in zip(args.rules, lr, strict=True):
+        try:
+            rule(np.zeros(2), lr=rate)
+        except ValueError as error:  # some need more than 0
+            raise argparse.ArgumentError(None, f"{rule.__name__}: {error}") from None
     return OBJECTIVES[args.objective], args.rules, lr, args.start, args.steps
 
 

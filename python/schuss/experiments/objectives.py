@@ -114,7 +114,7 @@ def wave_gradient(w: Any) -> Array:
 
 
 # Where cos(c*w) = c*w*sin(c*w): the two minima of w*cos(c*w) between -10 and 10.
-DEEP, SHALLOW = 7.270387205436759, -1.7257199127
+DEEP, SHALLOW = 7.269388146311475, -1.8256845786723392
 OBJECTIVES = {
     objective.name: objective
     for objective in (
@@ -160,7 +160,7 @@ OBJECTIVES = {
             "booth",
             "(x + 2y - 7)^2 + "
             "(2x + y - 5)^2",
-            booth, booth_gradient, ((1.0, 3.0),), (-8.0, -6.0), (-10.0, 10.0), (-10.0, 10.0),
+            booth, booth_gradient, ((1.0, 3.0),), (-8.0, 6.0), (-10.0, 10.0), (-10.0, 10.0),
         ),
         Objective(
             "wave", "x cos(0.15pi x) + y cos(0.15pi y)",

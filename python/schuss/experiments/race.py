@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 STEPS, EVERY = 120, 2  # of the animation every second step is a frame
-BACKGROUND = "#2b2b2b"
+BACKGROUND, LEVELS, MINIMUM = "#2b2b2b", "#8a8a8a", "#ffd700"
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ class Race(Result):
         for axes, (name, track) in zip(picture.subplots(1, 2), TRACKS.items(), strict=True):
             axes.set_facecolor(BACKGROUND)
             x, y, values = track.grid(101)
-            axes.contour(x, y, values, track.levels(values), colors="#8a8a8a", linewidths=0.6)
+            axes.contour(x, y, values, track.levels(values), colors=LEVELS, linewidths=0.6)
             for point in track.minima:
-                axes.plot(*point, "*", color="#ffd700", markersize=14)
+                axes.plot(*point, "*", color=MINIMUM, markersize=14)
             for racer, marker, path in zip(RACERS, MARKERS, self.paths[name], strict=False):
                 (line,) = axes.plot(*path.T, color=racer.colour, linewidth=1.5)
                 (head,) = axes.plot(*path[-1:].T, marker, color=racer.colour, markersize=10,
@@ -97,7 +97,7 @@ class Race(Result):
             axes.set(xlim=track.x, ylim=track.y)
             axes.set_title(f"{name}: {drawn(track.formula)}", color="white")
             axes.tick_params(colors="white")
-            axes.spines[:].set_color("#8a8a8a")
+            axes.spines[:].set_color(LEVELS)
         picture.legend(*picture.axes[0].get_legend_handles_labels(), loc="outside lower center",
                        ncols=5, facecolor=BACKGROUND, labelcolor="white")  # fmt: skip
         return picture, artists
@@ -118,12 +118,27 @@ class Race(Result):
         canvas.draw()
         empty = canvas.copy_from_bbox(picture.bbox)
         frames = []
-        for n in [*range(0, STEPS + 1, EVERY), *[STEPS] * 10]:  # it rests on the last one
+        for n in range(0, STEPS + 1, EVERY):
             canvas.restore_region(empty)
             for artist in show(artists, n):
                 picture.draw_artist(artist)
             frames.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))
-        frames[0].save(path, save_all=True, append_images=frames[1:], duration=100, loop=0)
+        palette = Image.new("P", (1, 1))
+        palette.putpalette(shades())
+        first, *others = (f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames)
+        durations = [100] * len(others) + [2000]  # ms; it rests on the last one
+        first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
+
+
+def shades() -> list[int]:
+    """Red, green and blue of every colour in the picture, and of its edges' way to the background.
+
+    A palette that were found from the frames would take paths for their neighbours' colour.
+    """
+    colours = [racer.colour for racer in RACERS] + [LEVELS, MINIMUM, "#000000"]
+    dark, *ends = (np.array(list(bytes.fromhex(c[1:])), float) for c in (BACKGROUND, *colours))
+    mixed = [dark + (end - dark) * k / 24 for end in ends for k in range(1, 25)]
+    return [int(part) for colour in (dark, *mixed) for part in np.round(colour)]
 
 
 def show(artists: Sequence[tuple[Line2D, Line2D, Array]], n: int) -> list[Line2D]:
