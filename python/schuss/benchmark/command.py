@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = ", ".join(repr(name) for name in SHAPES)
     add("--workload", nargs="+", choices=SHAPES, metavar="NAME", help=f"of {names}")
     add("--threads", type=number(int, "[1, 4096]"), help="of everyone; default: 1")
-    add("--seconds", type=number(float, "[0, inf)"), help="a case; default: 0.3, 3 with --full")
+    add("--seconds", type=number(float, "[0, inf)"), help="a case; default: 0.5, 3 with --full")
     add("--json", type=writable, metavar="FILE", help="writes all numbers")
     add("--plot", type=png, metavar="FILE.png", help="draws cost against size and number of arrays")
 
@@ -58,13 +58,13 @@ def cases(args: argparse.Namespace) -> Iterator[Case]:
 
 def results(args: argparse.Namespace, threads: int) -> Iterator[Result]:
     """Prints the table while it grows."""
-    budget = args.seconds if args.seconds is not None else 3.0 if args.full else 0.3
+    budget = args.seconds if args.seconds is not None else 3.0 if args.full else 0.5
     print(f"\n{f'schuss, {threads} thread' + 's' * (threads > 1):<40}{HEAD}")
     for case in cases(args):
         if not room(case):
             print(f"{case!s:<40}left out: not enough memory")
             continue
-        result = measure(case, threads, budget, 5 if args.full else 3)
+        result = measure(case, threads, budget)
         print(row(result), flush=True)
         yield result
 

@@ -90,8 +90,6 @@ def curves(axes: Axes, results: Sequence[Result], by: str) -> None:
     axes.set(xscale="log", yscale="log", xlabel=f"number of {by}", ylabel="ns per element")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    if axes.lines:
-        axes.legend(frameon=False)
 
 
 def picture(results: Sequence[Result], title: str) -> Figure:
@@ -112,4 +110,5 @@ def picture(results: Sequence[Result], title: str) -> Figure:
     right.set_title("arrays of 64 elements", fontsize=9)
     curves(left, one, "elements")
     curves(right, same, "arrays")
+    figure.legend(handles=[*left.lines], loc="outside right upper", frameon=False)
     return figure
