@@ -335,6 +335,7 @@ def test_intervals_are_drawn() -> None:
 
 
 def test_l1_has_exact_zeros_and_l2_has_none() -> None:
+    """Where the penalised error is least: found in closed form, and by scikit-learn."""
     found = shrinkage.shrinkage()
     zeros = (found.l1 == 0).sum(axis=1)
     assert zeros[0] == 1
@@ -343,10 +344,6 @@ def test_l1_has_exact_zeros_and_l2_has_none() -> None:
     assert (found.l2 != 0).all()
     norms = np.linalg.norm(found.l2, axis=1)
     assert (np.diff(norms) < 0).all()
-
-
-def test_shrinkage_is_where_the_penalised_error_is_least() -> None:
-    found = shrinkage.shrinkage()
     x, y, n = found.x, found.y, len(found.y)
     for i in range(0, len(shrinkage.PENALTIES), 3):
         s = float(shrinkage.PENALTIES[i])
@@ -515,7 +512,7 @@ def test_command(
     first = path.read_bytes()
     assert path.name == f"{name}.png"
     assert first.startswith(b"\x89PNG")
-    if name == "zigzag":
+    if name == "minima":
         assert output(capsys, name) == text
         assert path.read_bytes() == first
 

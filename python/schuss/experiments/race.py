@@ -49,7 +49,6 @@ class Race(Result):
     """The paths of all on both tracks."""
 
     paths: dict[str, tuple[Array, ...]]  # by track, in the order of RACERS: (STEPS + 1, 2)
-    suffixes = (".gif", ".png")
 
     def values(self, track: str) -> list[Array]:
         """The function along each path."""

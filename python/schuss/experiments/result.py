@@ -24,8 +24,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 class Result:
     """The numbers of an experiment, how they are printed, and how they are drawn."""
 
-    suffixes: tuple[str, ...] = (".png",)
-
     def rows(self) -> Iterator[Sequence[str]]:
         """The numbers as a table, its head first."""
         raise NotImplementedError

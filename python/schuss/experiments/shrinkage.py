@@ -39,7 +39,7 @@ class Shrinkage(Result):
         for axes, path, name in zip(
             picture.subplots(1, 2, sharey=True),
             (self.l1, self.l2),
-            ("L1, by the proximal step: exact zeros", "L2: all smaller, none exactly zero"),
+            ("L1, by the proximal step: exact zeros", "L2: shrunk together, none exactly zero"),
             strict=True,
         ):
             axes.axhline(0, color="#8a8a8a", linewidth=0.8)
@@ -63,7 +63,7 @@ def fitted(x: Array, y: Array, lr: float, steps: int, **penalty: Any) -> Array:
     return b
 
 
-def shrinkage(seed: int = 0, number: int = 60, steps: int = 600) -> Shrinkage:
+def shrinkage(seed: int = 0, number: int = 60, steps: int = 250) -> Shrinkage:
     """The paths of weights under L1 and L2 penalties of growing strength."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((number, TRUE.size))
