@@ -69,6 +69,10 @@ RANGES: dict[str, Any] = {
     "AdEMAMix.alpha": (0.5, 10.0),
     "AdEMAMix.betas": ((0.5, 0.95), (0.8, 0.999), (0.99, 0.9999)),
     "Adan.betas": ((0.9, 0.99), (0.8, 0.95), (0.9, 0.999)),
+    "trust_coefficient": (1e-3, 1.0),
+    "beta3": (0.9, 0.999),
+    "d0": (1e-6, 1e-2),
+    "d_coef": (0.5, 2.0),
     "l1_regularization_strength": (1e-2, 0.5),
     "l2_regularization_strength": (1e-2, 0.5),
     "l2_shrinkage_regularization_strength": (1e-3, 0.1),
@@ -346,13 +350,17 @@ OPTAX = Library(
         "adan.betas": "b1 b2 b3",
         "contrib.ademamix.betas": "b1 b2 b3",
         "contrib.ademamix.alpha": "alpha",
+        "contrib.prodigy.betas": "betas",
+        "d0": "estim_lr0",
+        "d_coef": "estim_lr_coef",
         "eps_mode": "eps_in_sqrt",
         "bias_correction1": "bias_correction_mu",
         "bias_correction2": "bias_correction_nu",
     },
     "accumulator_dtype mu_dtype mask weight_decay_mask nadam.eps_root nadamw.eps_root "
     "radam.eps_root radam.nesterov nadam.nesterov nadamw.nesterov adabelief.nesterov lion.mode "
-    "lion.smooth_beta contrib.adopt.nesterov contrib.adopt.clip_value_fn",
+    "lion.smooth_beta lamb.eps_root trust_ratio_mask contrib.adopt.nesterov "
+    "contrib.adopt.clip_value_fn",
     optax_steps,
     (
         row("SGD", "sgd", "lr", {}),
@@ -449,6 +457,22 @@ OPTAX = Library(
         row("Signum", "signum", "lr momentum?", {"exp_avg": "ema"}),
         row("Lion", "lion", "lr betas weight_decay?", {"exp_avg": "mu"}),
         row("Rprop", "rprop", "lr etas? step_sizes?", {"prev": "", "step_size": "step_sizes"}),
+        row(
+            "LARS",
+            "lars",
+            "lr momentum? weight_decay? trust_coefficient? eps?",
+            {"momentum_buffer": "-trace"},
+            bound=1e-11,  # x is a thousand times as large as its update, and rounded
+            nesterov=OFF_ON,
+        ),
+        row("LAMB", "lamb", "lr betas weight_decay? eps?", MOMENTS),
+        row(
+            "Prodigy",
+            "contrib.prodigy",
+            "lr? betas beta3? weight_decay? eps? d0? d_coef?",
+            {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq", "s": "grad_sum", "p0": "params0"},
+            safeguard_warmup=OFF_ON,
+        ),
     ),
 )
 
@@ -503,6 +527,7 @@ KERAS = Library(
         row("Adam", "Adam", "lr betas weight_decay? eps?", HATS, amsgrad=OFF_ON),
         row("AdamW", "AdamW", "lr betas weight_decay? eps?", HATS, amsgrad=OFF_ON),
         row("Adamax", "Adamax", "lr betas weight_decay? eps?", {"exp_avg": "_m", "exp_inf": "_u"}),
+        row("LAMB", "Lamb", "lr betas weight_decay? eps?", AVERAGES),
         row(
             "NAdam",
             "Nadam",
@@ -630,7 +655,9 @@ def test_defaults(library: Library, row: Row, home: Any) -> None:
         shared = {name: ours[name] for name in row.hyperparameters}
         for word, value in library.told(row.theirs, shared).items():
             want = left_out.get(word, 0.0) if has[word] is None else has[word]
-            if want is REQUIRED:
+            if value is None:
+                assert has[word] is None, (preset, word)
+            elif want is REQUIRED:
                 assert value is REQUIRED, (preset, word)
             else:
                 np.testing.assert_allclose(value, want, rtol=1e-15, err_msg=f"{preset}: {word}")

@@ -29,7 +29,7 @@ class LARS(Optimizer):
         b = momentum*b + lr*r*d
         x = x - b                                   nesterov: x = x - (lr*r*d + momentum*b)
 
-    |x| is the norm of the array; r = 1 where |x| or |g| is 0.
+    |x| is the norm of the array; r = 1 where |x| or |g| is 0 ("optax": |x| or |d|).
 
     lr                  learning rate, in [0, inf), default 1
     momentum            in [0, inf), default 0.9
@@ -81,8 +81,10 @@ class LARS(Optimizer):
         lr, mu, r = h["lr"], h["momentum"], 1.0
         if h["sums"] is not None and (h["always_adapt"] or h["weight_decay"] > 0):
             x, g = math.sqrt(h["sums"].x), math.sqrt(h["sums"].g)
-            both = math.sqrt(h["sums"].p) if h["variant"] == "optax" else g + decay * x
-            if x > 0 and g > 0 and both + h["eps"] > 0:
+            both = g + decay * x
+            if h["variant"] == "optax":
+                g = both = math.sqrt(h["sums"].p)
+            if x > 0 and g > 0:
                 r = h["trust_coefficient"] * x / (both + h["eps"])
             if h["trust_clip"]:
                 r = min(r / lr, 1.0) if lr else 1.0
@@ -108,7 +110,7 @@ class LAMB(Optimizer):
     bias_correction   default True
     always_adapt      False: no ratio where weight_decay is 0, default True
     decay_mode        "inside" (default): as above; or another, outside the ratio: see
-                      Optimizer
+                      Optimizer; with "decoupled" |x| is that of x as it has decayed
 
     State: exp_avg (m), exp_avg_sq (v). Reads all arrays once more. Options of every rule: see
     Optimizer.
@@ -148,7 +150,8 @@ class LAMB(Optimizer):
             adapts = h["always_adapt"] or h["weight_decay"] > 0
             rate = h["lr"]
             if adapts:
-                rate *= trust(math.sqrt(h["sums"].x), math.sqrt(h["sums"].u))
+                kept = 1.0 - h["lr"] * h["weight_decay"] if h["decay_mode"] == "decoupled" else 1.0
+                rate *= trust(kept * math.sqrt(h["sums"].x), math.sqrt(h["sums"].u))
         return {
             **moments(h),
             "step": 1.0 / c1,
@@ -285,12 +288,6 @@ def adapted(h: Mapping[str, Any], t: int) -> float:
     return distance(h) * float(h["lr"]) * math.sqrt(c2) / c1
 
 
-def weight(h: Mapping[str, Any], t: int) -> float:
-    """The weight of a gradient in Prodigy's s and numerator."""
-    d = distance(h)
-    return d / float(h["d0"]) * (d if h["safeguard_warmup"] else adapted(h, t))
-
-
 class Prodigy(Optimizer):
     """Adam that finds its learning rate: d, an estimate of the distance to the solution.
 
@@ -312,7 +309,7 @@ class Prodigy(Optimizer):
     d_coef            in [0, inf), default 1
     growth_rate       d grows at most by this factor a step after its first change, in [1, inf],
                       default inf
-    safeguard_warmup  s and the numerator are weighted by d alone, without lr, default False
+    safeguard_warmup  s = beta3*s + d/d0*d*g, without lr, default False
     decay_mode        "decoupled" (default), with dl for lr, or another: see Optimizer
 
     State: exp_avg (m), exp_avg_sq (v), s, p0 (x0); of all arrays d, d_max and d_numerator. Reads
@@ -348,7 +345,8 @@ class Prodigy(Optimizer):
     @staticmethod
     def follow(h: Mapping[str, Any]) -> dict[str, float]:
         d0, before = h["d0"], distance(h)
-        numerator = beta3_of(h) * h["d_numerator"] + weight(h, h["t"]) * h["totals"].p
+        weight = before / d0 * adapted(h, h["t"])
+        numerator = beta3_of(h) * h["d_numerator"] + weight * h["totals"].p
         d, largest = before, max(h["d_max"], d0)
         if h["totals"].q > 0:
             found = h["d_coef"] * numerator / h["totals"].q
@@ -360,13 +358,13 @@ class Prodigy(Optimizer):
 
     @staticmethod
     def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
-        rate = adapted(h, t)
+        d, rate = distance(h), adapted(h, t)
         return {
             **moments(h),
             "first": float(t == 1),
-            "d": distance(h),
+            "d": d,
             "beta3": beta3_of(h),
-            "k": weight(h, t),
+            "k": d / h["d0"] * (d if h["safeguard_warmup"] else rate),
             "step": rate,
             "eps": (h["d"] or h["d0"]) * h["eps"],
             "decay_rate": rate,
