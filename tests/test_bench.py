@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import math
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 
 import schuss
 from schuss import __main__ as cli
-from schuss.benchmark import contestants, measure, roofline
+from schuss.benchmark import command, contestants, measure, roofline
 from schuss.benchmark.workloads import HALVES, PLAIN, SHAPES, STAGES, WORKLOADS, Case, Memory
 from schuss.rules import RULES
 
@@ -46,6 +47,33 @@ def numbers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> dict[str, Any
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     found: dict[str, Any] = json.loads((tmp_path / "numbers.json").read_text())
     return found | {"text": text, "names": names}
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["bench", "--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(name in text for name in ("--full", "'GPT-2, width 256'", "'1 array of 100000000'"))
+
+
+def test_quick_and_full_cases() -> None:
+    """Quick: AdamW on what is small, and its variants; full: all workloads, and every rule."""
+
+    def cases(*argv: str) -> list[Case]:
+        parser = argparse.ArgumentParser()
+        command.add_arguments(parser)
+        return list(command.cases(parser.parse_args(argv)))
+
+    quick, full = cases(), cases("--full")
+    assert all(case.rule is schuss.AdamW and case.elements <= 1_100_000 for case in quick)
+    assert {case.variant for case in quick} == {PLAIN, STAGES, HALVES}
+    assert [c.workload for c in full if (c.rule, c.variant) == (schuss.AdamW, PLAIN)] == [
+        *WORKLOADS
+    ]
+    assert {case.rule for case in full} == set(RULES)
+    assert {case.rule for case in cases("--rule", "lion")} == {schuss.Lion}
+    assert {10**k for k in range(9)} <= {c.elements for c in cases("--full", "--plot", "a.png")}
 
 
 def test_numbers_agree(numbers: dict[str, Any]) -> None:
