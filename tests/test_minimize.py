@@ -37,6 +37,7 @@ RATES = {
     "Adagrad": 1.0,
     "Rprop": 0.1,
     "AdEMAMix": 1.0,
+    "LAMB": 0.01,
 }
 
 
