@@ -90,11 +90,13 @@ def element_loops() -> list[Loop]:
 def homes(rules: list[str]) -> dict[str, list[tuple[str, str]]]:
     """Where each function with such a loop ends up: compiled function, and who calls it there."""
     types = ("float", "double")
+    looks = [(f"::{rule}>::look<{t}>(", "look_at") for rule in rules for t in types]
     return {
+        "regard": looks,
         "apply": [(f"::{rule}>::run<{t}>(", "blocks") for rule in rules for t in types],
         "each": [(f"::stages<{t}>::{f}(", f) for f in ("prepare", "finish") for t in types],
         "dithered": [("::stages<float>::finish(", "finish")],
-        "add_lanes": [(f"::operator()<{t}>({t})", "add_squares") for t in types],
+        "add_lanes": [*looks, *((f"::operator()<{t}>({t})", "add_squares") for t in types)],
         "widen_block": [("::widen_block(", "")],
         "narrow_block": [("::narrow_block(", "")],
     }
