@@ -37,8 +37,8 @@ ISAS = [os.environ["SCHUSS_ISA"]] if "SCHUSS_ISA" in os.environ else _core.found
 # Each kernel once, under the first rule that has it.
 FIRST = {kernel: rule for rule in reversed(rules.RULES) for kernel in rule.states}
 KERNELS = [(rule, kernel) for kernel, rule in reversed(FIRST.items())]
-# Every set, every number of threads, and each set with one thread and with several.
-TEAMS = [*((ISAS[0], n) for n in range(1, 6)), *((isa, n) for isa in ISAS[1:] for n in (1, 3))]
+# Every set and every number of threads; pairs and random combinations have all of both.
+TEAMS = [*((ISAS[0], n) for n in range(1, 6)), *((isa, 1) for isa in ISAS[1:]), (ISAS[-1], 3)]
 
 # ---- Arrays and gradients
 
@@ -378,7 +378,7 @@ def options_for(rule: type[Optimizer], kernel: str) -> dict[str, Any]:
 @pytest.mark.parametrize(("rule", "kernel"), KERNELS, ids=lambda v: getattr(v, "__name__", v))
 def test_sizes_and_offsets(rule: type[Optimizer], kernel: str, dtype: str, layout: str) -> None:
     row = options_for(rule, kernel) | {"dtype": dtype, "layout": layout, "steps": 8}
-    for isa, n in TEAMS:
+    for isa, n in TEAMS if layout == "tails" else [(isa, 1) for isa in ISAS]:
         compare(rule, row | {"isa": isa, "threads": n})
 
 
@@ -450,7 +450,8 @@ def test_functional(rule: type[Optimizer], backend: str, rng: np.random.Generato
         state = {s: shifted(a, len(s)) for s, a in opt.state[0].items() if np.ndim(a)}
         numbers = {n: np.array(v) for n, v in {**rule.memory, **rule.shared}.items()}
         for t in range(1, 6):
-            g = nasty(rng, 300, "float32", t)
+            # A sum over all arrays that is NaN once is refused as a remembered number.
+            g = nasty(rng, 300, "float32", t, wild=not rule.sums(rule.defaults()))
             opt.step(g.copy(), loss=losses(t))  # zero_grad may be among the options
             call(y, g, **state, **numbers, step=t, loss=losses(t), backend=backend, **options)
         assert same_bits(x, y)
