@@ -91,7 +91,7 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:  # noqa: PLR0915  o
         else:
             scalars.step(p, grad)
         for key in remembers:
-            numbers[key][...] = {**memory, **scalars.rule}[key]
+            numbers[key][...] = (scalars.rule if key in rule.memory else memory)[key]
 
     needed = min(map(len, rule.states.values()))
     arguments: dict[str, Any] = {"param": REQUIRED, "grad": REQUIRED}

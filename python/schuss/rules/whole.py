@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from schuss.hyperparameters import REQUIRED, Number, choice, constant, flag, number, numbers
+from schuss.hyperparameters import REQUIRED, Number, choice, flag, number, numbers
 from schuss.optimizer import Optimizer
 from schuss.rules.adam import corrections, moments
 from schuss.scalars import DECAY_MODES
@@ -305,7 +305,7 @@ class Prodigy(Optimizer):
     eps               in [0, inf), default 1e-8
     weight_decay      in [0, inf), default 0
     bias_correction   dl is multiplied by sqrt(1 - beta2^t)/(1 - beta1^t), default False
-    d0                d at the start, in (0, inf), default 1e-6; fixed at construction
+    d0                d at the start, in (0, inf), default 1e-6
     d_coef            in [0, inf), default 1
     growth_rate       d grows at most by this factor a step after its first change, in [1, inf],
                       default inf
@@ -328,7 +328,7 @@ class Prodigy(Optimizer):
     eps: Number = number("[0, inf)", default=1e-8)
     weight_decay: Number = number("[0, inf)", default=0.0)
     bias_correction: bool = flag(default=False)
-    d0: float = constant("(0, inf)", default=1e-6)
+    d0: Number = number("(0, inf)", default=1e-6)
     d_coef: Number = number("[0, inf)", default=1.0)
     growth_rate: Number = number("[1, inf]", default=math.inf)
     safeguard_warmup: bool = flag(default=False)
@@ -387,7 +387,7 @@ class DAdaptAdam(Optimizer):
     eps               in [0, inf), default 1e-8
     weight_decay      in [0, inf), default 0
     bias_correction   dl is multiplied by sqrt(1 - beta2^t)/(1 - beta1^t), default False
-    d0                d at the start, in (0, inf), default 1e-6; fixed at construction
+    d0                d at the start, in (0, inf), default 1e-6
     growth_rate       d grows at most by this factor a step, in [1, inf], default inf
     decay_mode        "decoupled" (default), with dl for lr, or another: see Optimizer
 
@@ -406,7 +406,7 @@ class DAdaptAdam(Optimizer):
     eps: Number = number("[0, inf)", default=1e-8)
     weight_decay: Number = number("[0, inf)", default=0.0)
     bias_correction: bool = flag(default=False)
-    d0: float = constant("(0, inf)", default=1e-6)
+    d0: Number = number("(0, inf)", default=1e-6)
     growth_rate: Number = number("[1, inf]", default=math.inf)
     decay_mode: str = choice(*DECAY_MODES, default="decoupled")
 
