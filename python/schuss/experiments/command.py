@@ -13,6 +13,7 @@ import numpy as np
 
 import schuss
 from schuss.catalogue import table
+from schuss.demo import writable
 from schuss.experiments.constrained import constrained
 from schuss.experiments.courses import courses
 from schuss.experiments.descent import adaptive, curves, minima, surfaces, zigzag
@@ -100,17 +101,9 @@ def picture(suffixes: tuple[str, ...]) -> Callable[[str], Path]:
     """Reads the name of a picture, and finds out before the work whether it can be written."""
 
     def read(text: str) -> Path:
-        path = Path(text)
-        if path.suffix.lower() not in suffixes:
+        if Path(text).suffix.lower() not in suffixes:
             raise argparse.ArgumentTypeError(f"{text!r} does not end in {' or '.join(suffixes)}")
-        existed = path.exists()
-        try:
-            path.open("ab").close()  # permissions alone don't tell
-        except OSError as error:
-            raise argparse.ArgumentTypeError(f"{text!r}: {error.strerror}") from None
-        if not existed:
-            path.unlink()
-        return path
+        return writable(text)
 
     return read
 
