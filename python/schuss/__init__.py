@@ -26,10 +26,8 @@ if _isa := _os.environ.get("SCHUSS_ISA"):
     except ValueError as _error:
         raise ValueError(f"SCHUSS_ISA: {_error}") from None
 
-from schuss import functional, projections, reference
-from schuss.gradients import check_grad, numerical_gradient
+from schuss import reference
 from schuss.loss_scale import LossScale
-from schuss.matrix import SOAP, MatrixRule, Muon, Shampoo
 from schuss.optimizer import Optimizer
 from schuss.rules import (
     ADOPT,
@@ -74,9 +72,17 @@ from schuss.torch_state import torch_state_dict
 
 if _TYPE_CHECKING:
     from schuss import data as data
+    from schuss import functional as functional
     from schuss import init as init
+    from schuss import projections as projections
     from schuss import schedules as schedules
     from schuss import scipy as scipy
+    from schuss.gradients import check_grad as check_grad
+    from schuss.gradients import numerical_gradient as numerical_gradient
+    from schuss.matrix import SOAP as SOAP
+    from schuss.matrix import MatrixRule as MatrixRule
+    from schuss.matrix import Muon as Muon
+    from schuss.matrix import Shampoo as Shampoo
     from schuss.scipy import minimize as minimize
 
 __all__ = [
@@ -138,22 +144,29 @@ __all__ = [
 ]
 
 
-# Imported when they are asked for: an optimizer needs none of them.
-_LAZY = ("data", "init", "schedules")
+# Imported when they are asked for, since they cost time or need SciPy and an optimizer needs none
+# of them: modules, and what is in a module.
+_LAZY = dict.fromkeys(("data", "functional", "init", "projections", "schedules", "scipy")) | {
+    "MatrixRule": "matrix",
+    "Muon": "matrix",
+    "SOAP": "matrix",
+    "Shampoo": "matrix",
+    "check_grad": "gradients",
+    "minimize": "scipy",
+    "numerical_gradient": "gradients",
+}
 
 
 def __getattr__(name: str) -> _Any:
-    """What needs SciPy is imported when it is asked for, and so is what costs time."""
-    if name in _LAZY:
-        return _import_module(f"schuss.{name}")
-    if name in ("minimize", "scipy"):
-        module = _import_module("schuss.scipy")
-        return module.minimize if name == "minimize" else module
-    raise AttributeError(f"module 'schuss' has no attribute {name!r}")
+    if name not in _LAZY:
+        raise AttributeError(f"module 'schuss' has no attribute {name!r}")
+    home = _LAZY[name]
+    module = _import_module(f"schuss.{home or name}")
+    return getattr(module, name) if home else module
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY, "minimize", "scipy"})
+    return sorted({*globals(), *_LAZY})
 
 
 def show_config() -> dict[str, _Any]:

@@ -112,6 +112,14 @@ def argument(*, default: Any = None, kw_only: bool = True) -> Any:
     """An argument of the constructor that is no attribute: only type checkers see it."""
 
 
+class ConstructorSignature:
+    """The signature of a rule's constructor, made when it is asked for: most programs never do."""
+
+    def __get__(self, _: object, rule: type[Optimizer]) -> inspect.Signature:
+        keywords = {**dict.fromkeys((*rule.apart, "preset")), **rule.defaults()}
+        return signature({"params": REQUIRED}, keywords)
+
+
 @dataclass_transform(
     kw_only_default=True,
     field_specifiers=(number, numbers, constant, flag, choice, pair, whole, option, argument),
@@ -188,6 +196,7 @@ class Optimizer(Declared):
     shared: ClassVar[dict[str, float]] = {}  # numbers beside the state of all, at the start
     apart: ClassVar[tuple[str, ...]] = ("grads", "no_decay")  # of a group, and no hyperparameter
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # what differs from PyTorch's convention
+    __signature__ = ConstructorSignature()
     hyperparameters: ClassVar[dict[str, Hyperparameter]] = {}
     options: ClassVar[dict[str, Option]] = {}
 
@@ -225,10 +234,6 @@ class Optimizer(Declared):
         declared = {name: d for c in order for name, d in vars(c).items()}
         cls.hyperparameters = {k: d for k, d in declared.items() if isinstance(d, Hyperparameter)}
         cls.options = {d.argument: d for d in declared.values() if isinstance(d, Option)}
-        cls.__signature__ = signature(  # type: ignore[attr-defined]
-            {"params": REQUIRED},
-            {**dict.fromkeys((*cls.apart, "preset")), **cls.defaults()},
-        )
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
