@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -379,12 +380,15 @@ class plan {
   }
 
   // A step as the one before, with these scalars of the rules, one tuple for each set, and these
-  // gradients (None: the bound ones). Returns the number of finished steps; -1, and has done
-  // nothing, where it is no longer `now`, or where this step differs in more.
-  std::int64_t again(std::int64_t now, const py::list& rules, py::handle grads) {
+  // gradients (None: the bound ones), which are scaled as before, or by `scale`. Returns the number
+  // of finished steps; -1, and has done nothing, where it is no longer `now`, or where this step
+  // differs in more.
+  std::int64_t again(std::int64_t now, const py::list& rules, py::handle grads,
+                     std::optional<double> scale) {
     if (!steady_ || now != iterations_ || rules.size() != sets_.size()) return -1;
     if (!take_gradients(grads)) return -1;
     for (std::size_t i = 0; i < sets_.size(); ++i) {
+      if (scale) sets_[i].scale = std::copysign(*scale, sets_[i].scale);
       const py::tuple own = py::reinterpret_borrow<py::tuple>(rules[i]);
       double* const scalars = sets_[i].rule_scalars;
       for (std::size_t k = 0; k < own.size() && k < most_scalars; ++k)
@@ -397,6 +401,15 @@ class plan {
     begun_ = false;
     gradients_.clear();
     return ++iterations_;
+  }
+
+  // What `norm` gives of the gradients with which `again` will step; nothing where it can't.
+  std::optional<std::pair<double, bool>> norm_again(std::int64_t now, py::handle grads) {
+    if (!steady_ || now != iterations_ || !take_gradients(grads)) return std::nullopt;
+    begun_ = true;
+    const std::pair<double, bool> found = measure_norm();
+    begun_ = false;
+    return found;
   }
 
   // Moves the counters and the memory as a step does.
@@ -725,7 +738,9 @@ PYBIND11_MODULE(_core, m) {
       .def("check", &plan::check)
       .def("run", &plan::run, py::arg("sets"), py::arg("memories"), py::arg("shared"))
       .def("run_steady", &plan::run_steady, py::arg("sets"))
-      .def("again", &plan::again, py::arg("now"), py::arg("rules"), py::arg("grads"))
+      .def("again", &plan::again, py::arg("now"), py::arg("rules"), py::arg("grads"),
+           py::arg("scale"))
+      .def("norm_again", &plan::norm_again, py::arg("now"), py::arg("grads"))
       .def("advance", &plan::advance, py::arg("memories"), py::arg("shared"))
       .def("end", &plan::end)
       .def("active", &plan::active)

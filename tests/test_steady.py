@@ -90,6 +90,44 @@ def test_what_is_set_counts_from_the_next_step_on(change: Any) -> None:
     assert same(ours, theirs)
 
 
+MEASURING: dict[str, dict[str, Any]] = {
+    "clipped": {"clip_norm": 0.5},
+    "clipped, now and then": {"clip_norm": 17.5},
+    "uphill and scaled": {"clip_norm": 0.5, "maximize": True, "grad_scale": 4.0},
+    "skipped": {"nonfinite": "skip"},
+    "both": {"clip_norm": 3.0, "nonfinite": "skip", "zero_grad": True},
+    "whatever comes": {"clip_norm": 3.0, "nonfinite": "propagate"},
+}
+
+
+@pytest.mark.parametrize("options", MEASURING.values(), ids=MEASURING)
+def test_gradients_are_measured_all_the_same(options: dict[str, Any]) -> None:
+    ours, theirs = start(**options), start(backend="numpy", **options)
+    for t in range(12):
+        done = []
+        for opt, _ in (ours, theirs):
+            g = gradients(t)
+            if t == 7:
+                g["p1"][0] = np.inf
+            done.append((opt.step(g), {key: a.tobytes() for key, a in g.items()}))
+        assert done[0] == done[1]
+        assert np.array_equal(ours[0].grad_norm, theirs[0].grad_norm, equal_nan=True)
+    assert ours[0]._steady is not None
+    assert ours[0].skipped_steps == theirs[0].skipped_steps
+    a, b = ours[1], theirs[1]
+    assert all(np.array_equal(a[k], b[k], equal_nan=True) for k in a)
+
+
+def test_finite_gradients_whose_squares_overflow_are_an_ordinary_step() -> None:
+    for backend in ("compiled", "numpy"):
+        x = np.ones(3)
+        opt = schuss.SGD([x], lr=1e-200, nonfinite="skip", backend=backend)
+        for _ in range(3):
+            assert opt.step([np.full(3, 1e200)])
+        assert (x == 1.0 - 3.0).all()
+        assert opt.grad_norm == np.inf
+
+
 def test_more_parameters_join() -> None:
     ours, theirs = start(), start(backend="numpy")
     for opt, params in (ours, theirs):

@@ -55,7 +55,7 @@ from schuss.memory import FREE, room
 from schuss.observers import check_metric, load, observers, saved
 from schuss.scalars import ScalarSet, Sums, scalar_set, wanted
 from schuss.state import States, differences
-from schuss.steady import Part, Steady
+from schuss.steady import Clip, Part, Steady
 from schuss.structure import (
     Tree,
     described,
@@ -521,6 +521,7 @@ class Optimizer(Declared):
                     self._busy = True
                     try:
                         if steady.step(grads):
+                            self.grad_norm = steady.norm if steady.clip else self.grad_norm
                             return True
                     finally:
                         self._busy = False
@@ -547,16 +548,16 @@ class Optimizer(Declared):
         flat = None if grads is None else self._gather(grads, "grads")
         keys = plan.begin(flat, self.zeroes_grad)
         factor = 1.0 / float(scale)
+        clip = None
         if self.clip_norm < math.inf or self.nonfinite != "propagate":
+            clip = Clip(self.clip_norm, factor, self.nonfinite == "propagate")
             squares, finite = self._measured(flat)
-            self.grad_norm = math.sqrt(squares) * factor
-            if self.nonfinite != "propagate" and not finite:
+            self.grad_norm, factor = clip.factor(squares)
+            if not (finite or clip.propagates):
                 self._leave_undone(flat)
                 if isinstance(scale, LossScale):
                     scale.update(False)
                 return False
-            clip = self.clip_norm / (self.grad_norm + 1e-6)
-            factor = factor if clip > 1.0 else factor * clip
         sets = self._sets(settings, values, keys, shared, factor, flat)
         if grad_scale is None and self._is_steady(settings):
             now = plan.run_steady([s.packed() for s in sets])
@@ -564,7 +565,7 @@ class Optimizer(Declared):
                 parts = [
                     Part(settings[g], values[g], decays, t + 2 - now) for g, decays, t, _ in keys
                 ]
-                self._steady = Steady(plan, self._groups, settings, parts, self._trees, now)
+                self._steady = Steady(plan, self._groups, settings, parts, self._trees, clip, now)
         else:
             self._run(flat, sets, [shared[name] for name in self.shared])
         if isinstance(scale, LossScale):
@@ -579,8 +580,6 @@ class Optimizer(Declared):
         return (
             self.backend == "compiled"
             and not (self.memory or self.shared or self.stochastic_rounding)
-            and self.clip_norm == math.inf
-            and self.nonfinite == "propagate"
             and not isinstance(self.grad_scale, LossScale)
             and type(self)._run is Optimizer._run
             and not any(s.scheduled or wanted(s, s.values) for s in settings)

@@ -6,9 +6,10 @@ of the rule follow from the count, and a step of a small array costs about three
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from schuss import _core
 from schuss.groups import Group, Settings
@@ -28,10 +29,26 @@ class Part:
         self.read = reader(NAMES[settings.kernel])
 
 
+class Clip(NamedTuple):
+    """What becomes of gradients by their norm."""
+
+    limit: float
+    scale: float  # without clipping: 1/grad_scale
+    propagates: bool  # whether a step with a gradient that is not finite is an ordinary one
+
+    def factor(self, squares: float) -> tuple[float, float]:
+        """The norm of the scaled gradients, and what the raw ones are multiplied by."""
+        norm = math.sqrt(squares) * self.scale
+        if self.limit == math.inf:  # the norm may be infinite, too, of finite gradients
+            return norm, self.scale
+        share = self.limit / (norm + 1e-6)
+        return norm, self.scale if share > 1.0 else self.scale * share
+
+
 class Steady:
     """A step like the last one, as long as groups have the settings that it had."""
 
-    __slots__ = ("again", "flat", "groups", "now", "parts", "settings")
+    __slots__ = ("again", "clip", "flat", "groups", "norm", "norm_again", "now", "parts")
 
     def __init__(
         self,
@@ -40,9 +57,12 @@ class Steady:
         settings: list[Settings],
         parts: list[Part],
         trees: list[Tree],
+        clip: Clip | None,
         now: int,
     ) -> None:
-        self.again = plan.again
+        self.again, self.norm_again = plan.again, plan.norm_again
+        self.clip = clip
+        self.norm: float | None = None  # of the last step's gradients
         self.groups = tuple(zip(groups, settings, strict=True))
         self.parts = parts
         self.flat = flattener(trees)
@@ -58,11 +78,16 @@ class Steady:
             flat = self.flat(grads)
             if flat is None:
                 return False
-        now = self.now
+        now, scale = self.now, None
+        if self.clip is not None:
+            measured = self.norm_again(now, flat)
+            if measured is None or not (measured[1] or self.clip.propagates):
+                return False
+            self.norm, scale = self.clip.factor(measured[0])
         rules = [part.read(part.scalars(part.h, now + part.offset)) for part in self.parts]
         # The plan, which counts with the data, is asked whether `now` is right: an interrupt may
         # have come between its step and this line's end.
-        now = self.again(now, rules, flat)
+        now = self.again(now, rules, flat, scale)
         if now < 0:
             return False
         self.now = now
