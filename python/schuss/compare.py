@@ -18,7 +18,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 import schuss
-from schuss.demo import number, png, writable
+from schuss.demo import number, png
+from schuss.files import writable
 from schuss.tasks import FULL_BATCHES, LINEAR, RATES, RULES, TASKS, Run, optimizer, run, usual_rate
 
 Rule = type[schuss.Optimizer]

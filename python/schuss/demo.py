@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import track
 
 import schuss
+from schuss.files import writable
 from schuss.hyperparameters import Interval
 from schuss.rules import RULES
 from schuss.tasks import hidden_layers, usual_rate
@@ -171,19 +172,6 @@ def number(kind: Callable[[str], float], interval: str) -> Callable[[str], float
         return value
 
     return read
-
-
-def writable(text: str) -> Path:
-    """Reads the name of a file, and finds out before the training whether it can be written."""
-    path = Path(text)
-    existed = path.exists()
-    try:
-        path.open("ab").close()  # permissions alone don't tell
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: {error.strerror}") from None
-    if not existed:
-        path.unlink()
-    return path
 
 
 def png(text: str) -> Path:

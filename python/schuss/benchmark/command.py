@@ -23,7 +23,8 @@ from schuss.benchmark.workloads import (
     WORKLOADS,
     Case,
 )
-from schuss.demo import NAMED, number, png, writable
+from schuss.demo import NAMED, number, png
+from schuss.files import writable
 from schuss.rules import RULES
 
 

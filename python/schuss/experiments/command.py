@@ -13,7 +13,6 @@ import numpy as np
 
 import schuss
 from schuss.catalogue import table
-from schuss.demo import writable
 from schuss.experiments.constrained import constrained
 from schuss.experiments.courses import courses
 from schuss.experiments.descent import adaptive, curves, minima, surfaces, zigzag
@@ -24,6 +23,7 @@ from schuss.experiments.race import race
 from schuss.experiments.regression import regression
 from schuss.experiments.result import COLOURS, Result
 from schuss.experiments.shrinkage import shrinkage
+from schuss.files import writable
 from schuss.rules import RULES
 
 NAMED = {rule.__name__.lower(): rule for rule in RULES}
