@@ -193,6 +193,11 @@ template <class Bytes, class Work> void over(const std::vector<span>& spans,
 
   parallel_for(team_for(total), [&](int rank, int team) {
     const default_environment environment;
+    if (team == 1) {  // without a division for each of many small arrays
+      for (const span& a : spans)
+        if (a.size > 0) work(a, 0, a.size);
+      return;
+    }
     std::ptrdiff_t before = 0;
     for (const span& a : spans) {
       const std::ptrdiff_t bytes = bytes_per_element(a);
@@ -246,6 +251,8 @@ std::pair<std::ptrdiff_t, std::ptrdiff_t> share(std::ptrdiff_t size,
 
 namespace {
 
+std::ptrdiff_t width(const span& a) { return a.width; }
+
 const rule& rule_of(const table& kernels, const span& a, const std::vector<scalars>& sets) {
   return kernels.rules[sets[a.set].rule];
 }
@@ -263,13 +270,7 @@ void fold(double* sums, std::ptrdiff_t count, std::ptrdiff_t stride) {
 
 void run(const table& kernels, const std::vector<span>& spans,
          const std::vector<scalars>& sets) noexcept {
-  const auto bytes_per_element = [&](const span& a) {
-    std::ptrdiff_t bytes = 0;
-    for (const stream* s : {&a.x, &a.g, &a.master, &a.average, &a.low, &a.high}) bytes += s->width;
-    for (int s = 0; s < rule_of(kernels, a, sets).states; ++s) bytes += a.state[s].width;
-    return bytes;
-  };
-  over(spans, bytes_per_element, [&](const span& a, std::ptrdiff_t first, std::ptrdiff_t last) {
+  over(spans, width, [&](const span& a, std::ptrdiff_t first, std::ptrdiff_t last) {
     const rule& own = rule_of(kernels, a, sets);
     const kernel update = a.x.kind == kind::float64 ? own.float64 : own.float32;
     update(a, first, last, sets[a.set]);
@@ -296,12 +297,7 @@ measure norm(const table& kernels, const std::vector<span>& spans,
 
 void look(const table& kernels, const std::vector<span>& spans, const std::vector<scalars>& sets,
           int wanted, std::vector<double>& sums) noexcept {
-  const auto bytes_per_element = [&](const span& a) {
-    std::ptrdiff_t bytes = a.x.width + a.g.width;
-    for (int s = 0; s < rule_of(kernels, a, sets).states; ++s) bytes += a.state[s].width;
-    return bytes;
-  };
-  over(spans, bytes_per_element, [&](const span& a, std::ptrdiff_t first, std::ptrdiff_t last) {
+  over(spans, width, [&](const span& a, std::ptrdiff_t first, std::ptrdiff_t last) {
     const rule& own = rule_of(kernels, a, sets);
     const looking at = a.x.kind == kind::float64 ? own.look64 : own.look32;
     at(a, first, last, sets[a.set], wanted, sums.data() + most_sums * (a.chunk + first / chunk));

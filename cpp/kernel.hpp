@@ -52,6 +52,7 @@ struct span {
   stream average;           // the running mean of x
   stream low, high;         // bounds of each element
   std::ptrdiff_t size;      // elements
+  std::ptrdiff_t width;     // bytes of an element in all of them
   std::ptrdiff_t position;  // elements of the arrays before it, for the random numbers
   std::ptrdiff_t chunk;     // chunks of the arrays before it, for the norm
   std::size_t set;          // number of its set of scalars

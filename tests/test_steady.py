@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 import schuss
 from schuss import rules
+from schuss.hyperparameters import Choice
 from schuss.optimizer import Optimizer
+from schuss.scalars import DECAY_MODES
 
 SIZES = (7, 1, 300)
 
@@ -46,11 +49,11 @@ def test_bits(rule: type[Optimizer]) -> None:
 
 def test_it_is_taken_where_nothing_changes() -> None:
     opt, _ = start()
-    assert opt._steady is None
+    assert not opt._plan.settled
     for t in range(3):
+        assert opt._plan.again(gradients(t)) == (t > 0)
         opt.step(gradients(t))
-        assert opt._steady is not None
-        assert opt._steady.now == opt.iterations == t + 1
+        assert opt._plan.settled
 
 
 CHANGES: dict[str, Callable[[Any, dict[str, np.ndarray]], Any]] = {
@@ -112,7 +115,7 @@ def test_gradients_are_measured_all_the_same(options: dict[str, Any]) -> None:
             done.append((opt.step(g), {key: a.tobytes() for key, a in g.items()}))
         assert done[0] == done[1]
         assert np.array_equal(ours[0].grad_norm, theirs[0].grad_norm, equal_nan=True)
-    assert ours[0]._steady is not None
+    assert ours[0]._plan.settled
     assert ours[0].skipped_steps == theirs[0].skipped_steps
     a, b = ours[1], theirs[1]
     assert all(np.array_equal(a[k], b[k], equal_nan=True) for k in a)
@@ -160,16 +163,54 @@ def test_a_wrong_gradient_changes_nothing_and_the_next_step_is_right() -> None:
     assert same(ours, theirs)
 
 
-def test_a_step_that_python_never_heard_of() -> None:
-    """An interrupt between the plan's step and what Python notes of it: the plan is believed."""
-    ours, theirs = start(), start(backend="numpy")
+class Interrupted(schuss.AdamW):
+    """Something comes in between, as a signal's handler does."""
+
+    between: ClassVar[Callable[[], Any] | None] = None
+
+    @staticmethod
+    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+        between, Interrupted.between = Interrupted.between, None
+        if between is not None:
+            between()
+        return schuss.AdamW.scalars(h, t)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda opt, params: opt.step(gradients(50)),
+        lambda opt, params: setattr(opt, "lr", 0.5),
+        lambda opt, params: setattr(opt, "clip_norm", 0.1),
+        lambda opt, params: opt.load_state_dict(opt.state_dict()),
+        lambda opt, params: opt.rebind(renewed(params)),
+    ],
+)
+def test_what_comes_in_between_counts_before_the_step(between: Any) -> None:
+    ours, theirs = start(Interrupted), start(backend="numpy")
     for t in range(6):
-        ours[0].step(gradients(t))
         if t == 3:
-            ours[0]._steady.now -= 1
-        theirs[0].step(gradients(t))
+            Interrupted.between = functools.partial(between, *ours)
+            between(*theirs)
+        for opt, _ in (ours, theirs):
+            opt.step(gradients(t))
+        assert Interrupted.between is None
     assert same(ours, theirs)
-    assert ours[0].iterations == 6
+    assert ours[0].iterations == theirs[0].iterations
+
+
+@pytest.mark.parametrize("rule", rules.RULES)
+@pytest.mark.parametrize("mode", DECAY_MODES)
+def test_weight_decay_is_that_of_each_step(rule: type[Optimizer], mode: str) -> None:
+    declared = rule.hyperparameters.get("decay_mode")
+    if not (isinstance(declared, Choice) and mode in declared.choices):
+        pytest.skip("the rule has no such mode")
+    options: dict[str, Any] = {"weight_decay": 0.1, "decay_mode": mode}
+    ours, theirs = start(rule, **options), start(rule, "numpy", **options)
+    for t in range(4):
+        for opt, _ in (ours, theirs):
+            opt.step(gradients(t), loss=1.0 if opt.reads_loss(opt.param_groups[0]) else None)
+    assert same(ours, theirs)
 
 
 def test_within_averaged_there_is_no_step() -> None:

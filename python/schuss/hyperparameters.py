@@ -320,7 +320,9 @@ class Option:
             raise ValueError(f"{self.argument}: {value!r} comes too late; fixed at construction")
         checked = self.check(value)
         with vars(optimizer).get("_lock", nullcontext()):  # there is none at construction
-            vars(optimizer).update({self.key: checked, "_steady": None})
+            vars(optimizer)[self.key] = checked
+            if "_plan" in vars(optimizer):
+                optimizer._plan.end()
 
     def check(self, value: Any) -> Any:
         """The value as it is stored; raises TypeError or ValueError."""

@@ -53,9 +53,8 @@ from schuss.hyperparameters import (
 from schuss.loss_scale import LossScale
 from schuss.memory import FREE, room
 from schuss.observers import check_metric, load, observers, saved
-from schuss.scalars import ScalarSet, Sums, scalar_set, wanted
+from schuss.scalars import NAMES, STAGES, Clip, ScalarSet, Sums, scalar_set, wanted
 from schuss.state import States, differences
-from schuss.steady import Clip, Part, Steady
 from schuss.structure import (
     Tree,
     described,
@@ -63,6 +62,7 @@ from schuss.structure import (
     flatten,
     gather,
     is_sequence,
+    keys_of,
     label,
     listed,
 )
@@ -287,8 +287,9 @@ class Optimizer(Declared):
         """Nobody is in a call: at the start, and in a forked child, which has no other thread."""
         self._lock = threading.RLock()
         self._busy = False
+        self._clip: Clip | None = None  # of the last step
         self._swapped = ""  # what stands where the parameters were, and how they come back
-        self._steady: Steady | None = None
+        self._plan.end()
         for group in self._groups:
             group.lock = self._lock
         alive.add(self)
@@ -365,7 +366,8 @@ class Optimizer(Declared):
             self._groups, self._trees, self._parameters = before
             raise
         self._grouped = True
-        self._plan, self._steady = plan, None
+        self._plan.end()
+        self._plan = plan
 
     @one_at_a_time
     def rebind(self, params: Any) -> None:
@@ -378,7 +380,9 @@ class Optimizer(Declared):
             if described(x) != p.kind:
                 raise ValueError(f"{p.labels()[0]}: {described(x)} where {p.kind} is registered")
             p.x = x
-        self._plan, self._steady = planned(fresh, self._plan), None
+        plan = planned(fresh, self._plan)
+        self._plan.end()
+        self._plan = plan
         for old, new in zip(self._parameters, fresh, strict=True):
             old.x = new.x
 
@@ -514,23 +518,16 @@ class Optimizer(Declared):
         the array, FloatingPointError where nonfinite="raise" finds cause, and RuntimeError when a
         callable calls it from within a step.
         """
-        if loss is None and grad_scale is None:
-            with self._lock:
-                steady = self._steady
-                if steady is not None and not (self._busy or self._swapped):
-                    self._busy = True
-                    try:
-                        if steady.step(grads):
-                            self.grad_norm = steady.norm if steady.clip else self.grad_norm
-                            return True
-                    finally:
-                        self._busy = False
+        if loss is None and grad_scale is None and not self._busy and self._plan.again(grads):
+            if self._clip is not None:
+                self.grad_norm = self._clip.norm
+            return True
         return self._step(grads, loss, grad_scale)
 
     @one_at_a_time
     def _step(self, grads: Any, loss: float | None, grad_scale: float | None) -> bool:
         """The step, from nothing but the present settings."""
-        self._steady = None
+        self._plan.end()
         self._require_parameters("step")
         if grads is None and not self._bound:
             raise ValueError("grads: none given and none bound; pass them, or bind them")
@@ -548,42 +545,60 @@ class Optimizer(Declared):
         flat = None if grads is None else self._gather(grads, "grads")
         keys = plan.begin(flat, self.zeroes_grad)
         factor = 1.0 / float(scale)
-        clip = None
+        self._clip = None
         if self.clip_norm < math.inf or self.nonfinite != "propagate":
-            clip = Clip(self.clip_norm, factor, self.nonfinite == "propagate")
-            squares, finite = self._measured(flat)
-            self.grad_norm, factor = clip.factor(squares)
-            if not (finite or clip.propagates):
+            self._clip = Clip(self.clip_norm, factor, self.nonfinite == "propagate")
+            measured = self._clip.factor(*self._measured(flat))
+            self.grad_norm = self._clip.norm
+            if measured is None:
                 self._leave_undone(flat)
                 if isinstance(scale, LossScale):
                     scale.update(False)
                 return False
+            factor = measured
         sets = self._sets(settings, values, keys, shared, factor, flat)
-        if grad_scale is None and self._is_steady(settings):
-            now = plan.run_steady([s.packed() for s in sets])
-            if now >= 0:
-                parts = [
-                    Part(settings[g], values[g], decays, t + 2 - now) for g, decays, t, _ in keys
-                ]
-                self._steady = Steady(plan, self._groups, settings, parts, self._trees, clip, now)
-        else:
-            self._run(flat, sets, [shared[name] for name in self.shared])
+        now = plan.iterations
+        self._run(flat, sets, [shared[name] for name in self.shared])
+        if grad_scale is None and len(plan.active()) == len(self._parameters):
+            self._settle(settings, values, keys, sets, now)
         if isinstance(scale, LossScale):
             scale.update(True)
         return True
 
-    def _is_steady(self, settings: list[Settings]) -> bool:
-        """Whether the next step will differ from this one in the rule's scalars alone.
+    def _settle(
+        self,
+        settings: list[Settings],
+        values: list[dict[str, Any]],
+        keys: list[tuple[int, bool, int, list[float]]],
+        sets: list[ScalarSet],
+        before: int,
+    ) -> None:
+        """Lets the plan take the coming steps where they will differ in the rule's scalars alone.
 
-        Until something is set; what is set makes the settings others, or ends the steadiness.
+        Until something is set: that makes the settings others, or ends it.
         """
-        return (
-            self.backend == "compiled"
-            and not (self.memory or self.shared or self.stochastic_rounding)
-            and not isinstance(self.grad_scale, LossScale)
-            and type(self)._run is Optimizer._run
-            and not any(s.scheduled or wanted(s, s.values) for s in settings)
-        )
+        if (
+            self.backend != "compiled"
+            or self.memory
+            or self.shared
+            or self.stochastic_rounding
+            or isinstance(self.grad_scale, LossScale)
+            or type(self)._run is not Optimizer._run
+            or any(s.scheduled or wanted(s, s.values) for s in settings)
+            or any(STAGES & s.rule.keys() for s in sets)
+        ):
+            return
+        parts = [
+            (
+                settings[g].rule.scalars,
+                values[g] if decays else {**values[g], "weight_decay": 0.0},
+                t + 1 - before,
+                NAMES[settings[g].kernel],
+            )
+            for g, decays, t, _ in keys
+        ]
+        factor = None if self._clip is None else self._clip.factor
+        self._plan.settle(self._lock, self._groups, parts, keys_of(self._trees), factor)
 
     def _sets(
         self,
@@ -729,6 +744,7 @@ class Optimizer(Declared):
         with self._lock:
             kept, before = [p.x.copy(order="K") for p in self._parameters], self._swapped
             self._swapped = "the parameters hold their means; leave opt.averaged() first"
+            self._plan.end()
             for p in self._parameters:
                 p.x[...] = p.beside["average"]
         try:
@@ -840,7 +856,7 @@ class Optimizer(Declared):
             vars(self.grad_scale).update(state_dict["loss_scale"])
 
     def __getstate__(self) -> dict[str, Any]:
-        fresh = ("_plan", "_lock", "_busy", "_steady")
+        fresh = ("_plan", "_lock", "_busy", "_clip")
         own = {k: v for k, v in vars(self).items() if k not in fresh}
         plan = self._plan
         return own | {"moved": (plan.iterations, plan.counts(), plan.memories(), plan.shared)}

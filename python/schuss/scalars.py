@@ -49,8 +49,31 @@ class Sums(NamedTuple):
         return cls(*(functools.reduce(operator.add, column) for column in zip(*parts, strict=True)))
 
 
+# What a rule's scalars may say of the stages.
+STAGES = frozenset({"decay_rate", "keep", "after"})
+
 # The bit of each of the sums, as the kernels count; p and q come together.
 WANTED = {"x": 1, "g": 2, "u": 4, "agree": 8, "look": 16}
+
+
+class Clip:
+    """What becomes of gradients by their norm."""
+
+    def __init__(self, limit: float, scale: float, propagates: bool) -> None:
+        self.limit = limit
+        self.scale = scale  # without clipping: 1/grad_scale
+        self.propagates = propagates  # where one is not finite
+        self.norm = math.nan  # of the scaled gradients that were last seen
+
+    def factor(self, squares: float, finite: bool) -> float | None:
+        """What the raw gradients are multiplied by; None where the step is not to be taken."""
+        self.norm = math.sqrt(squares) * self.scale
+        if not (finite or self.propagates):
+            return None
+        if self.limit == math.inf:  # the norm may be infinite, too, of finite gradients
+            return self.scale
+        share = self.limit / (self.norm + 1e-6)
+        return self.scale if share > 1.0 else self.scale * share
 
 
 class ScalarSet(NamedTuple):

@@ -132,6 +132,7 @@ class ScheduleFree(Optimizer):
     def _mark(self, trained: list[np.ndarray] | None) -> None:
         """Keeps the parameters, and refuses steps; or no more."""
         self._trained, self._swapped = trained, "" if trained is None else AVERAGES
+        self._plan.end()
 
     def _free(self) -> None:
         super()._free()

@@ -1,0 +1,133 @@
+// What an array has to be for a step to use it in place, and how messages say so.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernel.hpp"
+
+namespace schuss {
+
+namespace py = pybind11;
+
+using shape_t = std::vector<py::ssize_t>;
+
+constexpr int c_order = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_;
+constexpr int f_order = py::detail::npy_api::NPY_ARRAY_F_CONTIGUOUS_;
+constexpr int aligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+constexpr int writeable = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+
+// ---- Reading an array's fields. They are read anew at every step, since an array can be resized,
+// re-typed or frozen in between.
+
+inline const py::detail::PyArray_Proxy* fields(py::handle a) {
+  return py::detail::array_proxy(a.ptr());
+}
+inline const PyObject* ndarray() {
+  return reinterpret_cast<PyObject*>(py::detail::npy_api::get().PyArray_Type_);
+}
+inline shape_t shape_of(py::handle a) {
+  return {fields(a)->dimensions, fields(a)->dimensions + fields(a)->nd};
+}
+inline bool has_shape(py::handle a, const shape_t& shape) {
+  return static_cast<std::size_t>(fields(a)->nd) == shape.size() &&
+         std::equal(shape.begin(), shape.end(), fields(a)->dimensions);
+}
+inline py::ssize_t size_of(const shape_t& shape) {
+  py::ssize_t size = 1;
+  for (const py::ssize_t n : shape) size *= n;
+  return size;
+}
+
+// The storage kind of an array's dtype, if it is one of ours. bfloat16 comes from a package of its
+// own, which need not be there: its dtype is known by name, and once seen by address.
+inline std::optional<kind> kind_of(py::handle a) {
+  static const void* bfloat16 = nullptr;
+  const void* descr = fields(a)->descr;
+  const py::detail::PyArrayDescr_Proxy* d = py::detail::array_descriptor_proxy(fields(a)->descr);
+  constexpr int half = 23, user_types = 256;  // of NumPy's C interface
+  if (d->byteorder == '>') return std::nullopt;
+  if (d->type_num == py::detail::npy_api::NPY_FLOAT_) return kind::float32;
+  if (d->type_num == py::detail::npy_api::NPY_DOUBLE_) return kind::float64;
+  if (d->type_num == half) return kind::float16;
+  if (descr == bfloat16) return kind::bfloat16;
+  if (d->type_num < user_types) return std::nullopt;
+  const py::object dtype = a.attr("dtype");
+  if (!py::str(dtype).equal(py::str("bfloat16"))) return std::nullopt;
+  bfloat16 = dtype.inc_ref().ptr();  // for ever, so that no other dtype takes its address
+  return kind::bfloat16;
+}
+
+inline stream stream_of(py::handle a, kind k) {
+  constexpr std::ptrdiff_t widths[] = {0, 4, 8, 2, 2};
+  return {fields(a)->data, k, widths[static_cast<int>(k)]};
+}
+inline stream stream_of(py::handle a) { return stream_of(a, *kind_of(a)); }
+
+// Whether an array of one kind may stand beside a parameter of another: all in float64, or none.
+inline bool goes_with(std::optional<kind> k, kind parameter) {
+  return k && (*k == kind::float64) == (parameter == kind::float64);
+}
+
+// ---- Messages. Each names the array, says what was wrong and what is wanted.
+
+inline std::string text(py::handle object) { return py::str(object).cast<std::string>(); }
+inline std::string shape_text(const shape_t& shape) { return text(py::tuple(py::cast(shape))); }
+inline std::string dtype_text(py::handle a) { return text(a.attr("dtype")); }
+inline std::string type_text(py::handle object) {
+  return text(py::type::handle_of(object).attr("__name__"));
+}
+
+[[noreturn]] inline void wrong_value(const std::string& label, const std::string& what) {
+  throw py::value_error(label + ": " + what);
+}
+[[noreturn]] inline void wrong_type(const std::string& label, const std::string& what) {
+  throw py::type_error(label + ": " + what);
+}
+
+// A masked array is an ndarray whose mask nothing here would heed. The class is only looked up
+// where it has been imported: else there is none.
+inline bool is_masked(py::handle a) {
+  const py::dict modules = py::module_::import("sys").attr("modules");
+  return modules.contains("numpy.ma.core") &&
+         py::isinstance(a, modules["numpy.ma.core"].attr("MaskedArray"));
+}
+
+// What every array must be, in the order in which a user would want to hear of it.
+inline void require_array(py::handle a, const std::string& label) {
+  if (!py::isinstance<py::array>(a))
+    wrong_type(label, "not a numpy.ndarray (" + type_text(a) +
+                          "); pass the array that is to be used in place");
+  if (is_masked(a))
+    wrong_type(label, "a masked array, whose mask would be ignored; pass its .data");
+  if (!kind_of(a)) {
+    if (a.attr("dtype").attr("isnative").cast<bool>())
+      wrong_type(label, "dtype " + dtype_text(a) +
+                            " is not supported; wanted float32, float64, float16 or bfloat16");
+    wrong_value(label, "not in native byte order (dtype " + text(a.attr("dtype").attr("str")) +
+                           "); pass a.astype(a.dtype.newbyteorder('='))");
+  }
+  if ((fields(a)->flags & (c_order | f_order)) == 0)
+    wrong_value(label, "not contiguous (strides " + text(a.attr("strides")) + ", shape " +
+                           shape_text(shape_of(a)) + "); pass a contiguous array");
+  if ((fields(a)->flags & aligned) == 0)
+    wrong_value(label, "not aligned to its element; pass an aligned array, such as a.copy()");
+}
+
+inline void require_writeable(py::handle a, const std::string& label) {
+  if ((fields(a)->flags & writeable) == 0)
+    wrong_value(label, "read-only, but the step writes to it; pass a writeable array");
+}
+
+inline void require_parameter(py::handle a, const std::string& label) {
+  require_array(a, label);
+  require_writeable(a, label);
+}
+
+}  // namespace schuss
