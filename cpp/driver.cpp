@@ -184,7 +184,21 @@ int team_for(std::ptrdiff_t bytes) {
   return static_cast<int>(std::min<std::ptrdiff_t>(shares, threads().threads));
 }
 
-// Calls work(span, first, last) for all elements of all spans: one region, balanced by bytes.
+// Where the share of a thread begins, and that of the one before it ends: in a step's bytes, and in
+// the elements of an array that is so many bytes away.
+std::ptrdiff_t cut(std::ptrdiff_t total, int rank, int team) {
+  return total / team * rank + total % team * rank / team;
+}
+
+std::ptrdiff_t edge(std::ptrdiff_t size, std::ptrdiff_t bytes_per_element, std::ptrdiff_t target) {
+  if (target >= size * bytes_per_element) return size;
+  return target <= 0 ? 0 : target / bytes_per_element / chunk * chunk;
+}
+
+bool computes_double(const span& a) { return a.x.kind == kind::float64; }
+
+// Calls work(begin, end, first, last) for all elements of all spans, for as many spans of the same
+// set at a time as there are: one region, balanced by bytes.
 template <class Bytes, class Work> void over(const std::vector<span>& spans,
                                              const Bytes& bytes_per_element,
                                              const Work& work) noexcept {
@@ -193,19 +207,40 @@ template <class Bytes, class Work> void over(const std::vector<span>& spans,
 
   parallel_for(team_for(total), [&](int rank, int team) {
     const default_environment environment;
-    if (team == 1) {  // without a division for each of many small arrays
-      for (const span& a : spans)
-        if (a.size > 0) work(a, 0, a.size);
-      return;
-    }
-    std::ptrdiff_t before = 0;
-    for (const span& a : spans) {
-      const std::ptrdiff_t bytes = bytes_per_element(a);
-      const auto [first, last] = share(a.size, bytes, before, total, rank, team);
-      if (first < last) work(a, first, last);
-      before += a.size * bytes;
+    const span* a = spans.data();
+    const span* const end = a + spans.size();
+    // Where this thread's share begins and ends, in bytes from the present span's start.
+    std::ptrdiff_t from = cut(total, rank, team), to = cut(total, rank + 1, team);
+    const auto next = [&] {
+      const std::ptrdiff_t bytes = a->size * bytes_per_element(*a);
+      ++a;
+      from -= bytes;
+      to -= bytes;
+    };
+    while (a != end && to > 0) {
+      if (from >= a->size * bytes_per_element(*a)) {
+        next();
+        continue;
+      }
+      const span* const begin = a;
+      const std::ptrdiff_t first = edge(a->size, bytes_per_element(*a), from);
+      std::ptrdiff_t last = 0;
+      do {
+        last = edge(a->size, bytes_per_element(*a), to);
+        next();
+      } while (a != end && to > 0 && a->set == begin->set &&
+               computes_double(*a) == computes_double(*begin));
+      work(begin, a, first, last);
     }
   });
+}
+
+// The work of `over` on each span by itself.
+template <class Work> auto one_by_one(const Work& work) {
+  return [&work](const span* a, const span* end, std::ptrdiff_t first, std::ptrdiff_t last) {
+    for (; a != end; ++a, first = 0)
+      if (const std::ptrdiff_t to = a + 1 == end ? last : a->size; first < to) work(*a, first, to);
+  };
 }
 
 }  // namespace
@@ -241,12 +276,8 @@ std::pair<std::ptrdiff_t, std::ptrdiff_t> share(std::ptrdiff_t size,
                                                 std::ptrdiff_t bytes_per_element,
                                                 std::ptrdiff_t before, std::ptrdiff_t total,
                                                 int rank, int team) noexcept {
-  const auto edge = [&](int k) -> std::ptrdiff_t {
-    const std::ptrdiff_t target = total / team * k + total % team * k / team - before;
-    if (target >= size * bytes_per_element) return size;
-    return target <= 0 ? 0 : target / bytes_per_element / chunk * chunk;
-  };
-  return {edge(rank), edge(rank + 1)};
+  return {edge(size, bytes_per_element, cut(total, rank, team) - before),
+          edge(size, bytes_per_element, cut(total, rank + 1, team) - before)};
 }
 
 namespace {
@@ -270,11 +301,12 @@ void fold(double* sums, std::ptrdiff_t count, std::ptrdiff_t stride) {
 
 void run(const table& kernels, const std::vector<span>& spans,
          const std::vector<scalars>& sets) noexcept {
-  over(spans, width, [&](const span& a, std::ptrdiff_t first, std::ptrdiff_t last) {
-    const rule& own = rule_of(kernels, a, sets);
-    const kernel update = a.x.kind == kind::float64 ? own.float64 : own.float32;
-    update(a, first, last, sets[a.set]);
-  });
+  over(spans, width,
+       [&](const span* a, const span* end, std::ptrdiff_t first, std::ptrdiff_t last) {
+         const rule& own = rule_of(kernels, *a, sets);
+         const kernel update = computes_double(*a) ? own.float64 : own.float32;
+         update(a, end, first, last, sets[a->set]);
+       });
 }
 
 std::ptrdiff_t chunks(std::ptrdiff_t size) noexcept { return (size + chunk - 1) / chunk; }
@@ -283,10 +315,11 @@ measure norm(const table& kernels, const std::vector<span>& spans,
              std::vector<double>& sums) noexcept {
   std::atomic<bool> finite{true};
   const auto bytes_per_element = [](const span& a) { return a.g.width; };
-  over(spans, bytes_per_element, [&](const span& a, std::ptrdiff_t first, std::ptrdiff_t last) {
+  const auto add = [&](const span& a, std::ptrdiff_t first, std::ptrdiff_t last) {
     if (!kernels.add_squares(a.g, first, last, sums.data() + a.chunk + first / chunk))
       finite = false;
-  });
+  };
+  over(spans, bytes_per_element, one_by_one(add));
   double total = 0;
   for (const span& a : spans) {
     fold(sums.data() + a.chunk, chunks(a.size), 1);
@@ -297,11 +330,12 @@ measure norm(const table& kernels, const std::vector<span>& spans,
 
 void look(const table& kernels, const std::vector<span>& spans, const std::vector<scalars>& sets,
           int wanted, std::vector<double>& sums) noexcept {
-  over(spans, width, [&](const span& a, std::ptrdiff_t first, std::ptrdiff_t last) {
+  const auto regard = [&](const span& a, std::ptrdiff_t first, std::ptrdiff_t last) {
     const rule& own = rule_of(kernels, a, sets);
-    const looking at = a.x.kind == kind::float64 ? own.look64 : own.look32;
+    const looking at = computes_double(a) ? own.look64 : own.look32;
     at(a, first, last, sets[a.set], wanted, sums.data() + most_sums * (a.chunk + first / chunk));
-  });
+  };
+  over(spans, width, one_by_one(regard));
   for (const span& a : spans)
     for (int s = 0; s < most_sums; ++s)
       fold(sums.data() + most_sums * a.chunk + s, chunks(a.size), most_sums);

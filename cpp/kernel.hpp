@@ -58,8 +58,11 @@ struct span {
   std::size_t set;          // number of its set of scalars
 };
 
-// Updates the elements first <= i < last of a span; first is a multiple of the block.
-using kernel = void (*)(const span&, std::ptrdiff_t first, std::ptrdiff_t last, const scalars&);
+// Updates spans that share a set of scalars: from element `first` of the first one, a multiple of
+// the block, to `last` of the last one. All in one call: with a call for each, 200 arrays of 64
+// elements took 1.3 times as long.
+using kernel = void (*)(const span* begin, const span* end, std::ptrdiff_t first,
+                        std::ptrdiff_t last, const scalars&);
 
 // Writes most_sums sums of each chunk of a span, one after another, of the elements first <= i <
 // last: of x*x, g*g, u*u, whether u and g have the same sign, and of what the rule's own look at an

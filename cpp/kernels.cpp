@@ -148,15 +148,13 @@ template <form how, class T, class Rule, class... State>
 
 // The stages around the rule, once for all rules, with their scalars rounded to the compute type.
 template <class T> struct stages {
-  const span& a;
   const scalars& c;
   factors<T> by;
   form how;
-  bool prepares, finishes;
+  bool prepares;
 
-  stages(const span& array, const scalars& set, form loop)
-      : a(array),
-        c(set),
+  stages(const scalars& set, form loop)
+      : c(set),
         by{static_cast<T>(c.scale),
            static_cast<T>(c.l2),
            static_cast<T>(c.keep),
@@ -165,9 +163,12 @@ template <class T> struct stages {
            static_cast<T>(c.oppose),
            c.masked != 0 ? T(1) : static_cast<T>(c.keep)},
         how(loop),
-        prepares(clips() || c.l1 != 0 || (c.l2 != 0 && how != coupled)),
-        finishes(c.after != 1 || c.threshold != 0 || bounded() || is(a.low) || is(a.average) ||
-                 a.x.width == 2 || c.zero_grad != 0) {}
+        prepares(clips() || c.l1 != 0 || (c.l2 != 0 && how != coupled)) {}
+
+  bool finishes(const span& a) const {
+    return c.after != 1 || c.threshold != 0 || bounded() || is(a.low) || is(a.average) ||
+           a.x.width == 2 || c.zero_grad != 0;
+  }
 
   // The l1 term comes behind that of l2, and takes it out of the rule's loop.
   static form form_of(const scalars& c) {
@@ -200,7 +201,7 @@ template <class T> struct stages {
   }
 
   // Stages 6 to 11, of the block from i on.
-  [[gnu::noinline]] void finish(std::ptrdiff_t i, std::ptrdiff_t n, T* x) const {
+  [[gnu::noinline]] void finish(const span& a, std::ptrdiff_t i, std::ptrdiff_t n, T* x) const {
     const T after = static_cast<T>(c.after), threshold = static_cast<T>(c.threshold);
     if (c.after != 1) each(n, [after](T w) { return after * w; }, x, x);
     if (c.threshold != 0) each(n, [threshold](T w) { return shrink(w, threshold); }, x, x);
@@ -236,14 +237,13 @@ template <class T> struct stages {
 // The block loop: brings each block of each stream to the compute type, prepares the gradient,
 // applies the rule, finishes the parameter and puts it back. What is not asked for costs one
 // predictable branch a block.
-template <class T, class Rule, std::size_t... S, std::size_t... C>
+template <class T, class Rule, std::size_t... S>
 [[gnu::always_inline]] inline void blocks(const span& a, std::ptrdiff_t first, std::ptrdiff_t last,
-                                          const scalars& c, std::index_sequence<S...>,
-                                          std::index_sequence<C...>) {
-  const Rule rule{static_cast<T>(c.rule_scalars[C])...};
-  const stages<T> around(a, c, stages<T>::form_of(c));
+                                          const Rule& rule, const stages<T>& around,
+                                          std::index_sequence<S...>) {
   alignas(64) T x_buffer[block], g_buffer[block];
   [[maybe_unused]] alignas(64) T buffers[sizeof...(S) + 1][block];
+  const bool finishes = around.finishes(a);
 
   // Half a block at a time where 16 bits are written: far beyond the caches AdamW all in bfloat16
   // then takes 1.4 of its float32 step, in whole blocks 1.9.
@@ -263,7 +263,7 @@ template <class T, class Rule, std::size_t... S, std::size_t... C>
     if (around.how == coupled) apply<coupled>(rule, by, n, x, g, state[S]...);
     if (around.how == judged) apply<judged>(rule, by, n, x, g, state[S]...);
     (close(a.state[S], i, n, state[S]), ...);
-    if (around.finishes) around.finish(i, n, x);
+    if (finishes) around.finish(a, i, n, x);
   }
 }
 
@@ -304,7 +304,7 @@ template <class T, class Rule, std::size_t... S, std::size_t... C>
                                            const scalars& c, int wanted, double* sums,
                                            std::index_sequence<S...>, std::index_sequence<C...>) {
   const Rule rule{static_cast<T>(c.rule_scalars[C])...};
-  const stages<T> around(a, c, plain);
+  const stages<T> around(c, plain);
   alignas(64) T x_buffer[block], g_buffer[block];
   [[maybe_unused]] alignas(64) T buffers[sizeof...(S) + 1][block];
   alignas(64) seen<T> at;
@@ -368,9 +368,20 @@ template <template <class> class Rule> struct kernels_of {
   using states = typename states_of<decltype(&Rule<float>::operator())>::type;
   static_assert(scalar_count <= most_scalars && states::size() <= most_states);
 
-  template <class T>
-  static void run(const span& a, std::ptrdiff_t first, std::ptrdiff_t last, const scalars& c) {
-    blocks<T, Rule<T>>(a, first, last, c, states(), std::make_index_sequence<scalar_count>());
+  template <class T, std::size_t... C>
+  static Rule<T> with(const scalars& c, std::index_sequence<C...>) {
+    return {static_cast<T>(c.rule_scalars[C])...};
+  }
+  using indices = std::make_index_sequence<scalar_count>;
+
+  template <class T> static void run(const span* a, const span* end, std::ptrdiff_t first,
+                                     std::ptrdiff_t last, const scalars& c) {
+    const Rule<T> rule = with<T>(c, indices());
+    const stages<T> around(c, stages<T>::form_of(c));
+    for (; a != end; ++a) {
+      blocks<T>(*a, first, a + 1 == end ? last : a->size, rule, around, states());
+      first = 0;
+    }
   }
   template <class T> static void look(const span& a, std::ptrdiff_t first, std::ptrdiff_t last,
                                       const scalars& c, int wanted, double* sums) {

@@ -44,16 +44,18 @@ PYBIND11_MODULE(_core, m) {
       .def("spread", &plan::spread)
       .def("check", &plan::check)
       .def("run", &plan::run, py::arg("sets"), py::arg("memories"), py::arg("shared"))
-      .def("settle", &plan::settle, py::arg("lock"), py::arg("groups"), py::arg("parts"),
-           py::arg("keys"), py::arg("clip"))
+      .def("settle", &plan::settle, py::arg("lock"), py::arg("groups"), py::arg("at"),
+           py::arg("parts"), py::arg("keys"), py::arg("clip"))
       .def("again", &plan::again, py::arg("grads"))
       .def("advance", &plan::advance, py::arg("memories"), py::arg("shared"))
+      .def("free", &plan::free)
       .def("end", &plan::end)
       .def("active", &plan::active)
       .def("counts", &plan::counts)
       .def("memories", &plan::memories)
       .def("restore", &plan::restore, py::arg("iterations"), py::arg("counts"), py::arg("memories"),
            py::arg("shared"))
+      .def_property_readonly("busy", &plan::busy)
       .def_property_readonly("settled", &plan::settled)
       .def_property_readonly("shared", &plan::shared)
       .def_property_readonly("iterations", &plan::iterations);

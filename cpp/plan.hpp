@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <map>
-#include <memory>
+#include <stdexcept>
 #include <tuple>
 #include <utility>
 
@@ -61,21 +61,25 @@ struct member {
 class sighting {
  public:
   sighting(py::handle a, const shape_t& shape)
-      : type_(Py_TYPE(a.ptr())),
+      : array_(a.ptr()),
+        type_(Py_TYPE(a.ptr())),
         data_(fields(a)->data),
         descr_(py::reinterpret_borrow<py::object>(fields(a)->descr)),
         shape_(shape.data()),
         dimensions_(fields(a)->nd),
         flags_(fields(a)->flags) {}
 
+  bool still() const { return still(array_); }
   bool still(py::handle a) const {
     const py::detail::PyArray_Proxy* now = fields(a);
-    return Py_TYPE(a.ptr()) == type_ && now->data == data_ && now->descr == descr_.ptr() &&
-           now->flags == flags_ && now->nd == dimensions_ &&
-           std::equal(shape_, shape_ + dimensions_, now->dimensions);
+    bool same = Py_TYPE(a.ptr()) == type_ && now->data == data_ && now->descr == descr_.ptr() &&
+                now->flags == flags_ && now->nd == dimensions_;
+    for (int i = 0; same && i < dimensions_; ++i) same = now->dimensions[i] == shape_[i];
+    return same;
   }
 
  private:
+  PyObject* array_;           // a gradient may be gone
   const PyTypeObject* type_;  // that of a member or of the class of gradients, which are kept
   const char* data_;
   py::object descr_;  // kept, so that no other one takes its address
@@ -83,11 +87,20 @@ class sighting {
   int dimensions_, flags_;
 };
 
-// How a set's scalars are had while nothing is set between the steps.
+// How a set's scalars are had while nothing is set between the steps: f(h, t) has its rule's under
+// these names, or, where there are none, is all of them. h is that of the group where there is
+// none.
 struct part {
-  py::object scalars, h;
+  py::object f, h;
+  std::size_t group;
   std::int64_t ahead;  // what a step's t is ahead of the number of finished steps
-  std::vector<py::object> names;
+  std::optional<std::vector<py::object>> names;
+};
+
+// A group, its settings while they are not others, and what has its h after so many steps, where it
+// changes with them.
+struct settled_group {
+  py::object group, settings, at;
 };
 
 // Calls f with these arguments: py::object's own way puts them into a tuple first.
@@ -272,63 +285,65 @@ class plan {
   }
 
   // From here on `again` takes a step, until something is set, or not every array has a gradient.
-  // Each set has a part: scalars(h, t) has its rule's scalars under their names. Gradients come in
-  // a list or a tuple where there are no keys, or in a dict with these. `clip`, where there is one,
-  // returns what gradients are scaled by for the sum of their squares and whether all are finite;
-  // None ends it, too.
-  void settle(
-      const py::object& lock, const std::vector<py::object>& groups,
-      const std::vector<std::tuple<py::object, py::object, std::int64_t, std::vector<py::object>>>&
-          parts,
-      std::optional<std::vector<py::object>> keys, py::object clip) {
-    if (begun_ || active_.size() != members_.size() || parts.size() != sets_.size())
+  // There is a part for each set. Gradients come in a list or a tuple where there are no keys, or
+  // in a dict with these. `clip`, where there is one, returns what gradients are scaled by for the
+  // sum of their squares and whether all are finite; None ends it, too.
+  void settle(const py::object& lock, const std::vector<py::object>& groups,
+              const std::vector<py::object>& at, const py::sequence& parts,
+              std::optional<std::vector<py::object>> keys, py::object clip) {
+    if (begun_ || active_.size() != members_.size() || parts.size() != sets_.size() ||
+        groups.size() != at.size())
       throw py::value_error("settle: a part for each set, after a step of all arrays");
     acquire_ = lock.attr("acquire");
     release_ = lock.attr("release");
     groups_.clear();
-    for (const py::object& group : groups) groups_.emplace_back(group, group.attr("settings"));
-    auto fresh = std::make_shared<std::vector<part>>();
-    for (const auto& [scalars, h, ahead, names] : parts)
-      fresh->push_back({scalars, h, ahead, names});
-    parts_ = std::move(fresh);
+    for (std::size_t i = 0; i < groups.size(); ++i)
+      groups_.push_back({groups[i], groups[i].attr("settings"), at[i]});
+    parts_.clear();
+    for (const py::handle& p : parts) {
+      auto [f, h, group, ahead, names] =
+          p.cast<std::tuple<py::object, py::object, std::size_t, std::int64_t,
+                            std::optional<std::vector<py::object>>>>();
+      if (group >= groups.size()) throw py::value_error("settle: a part of no group");
+      parts_.push_back({std::move(f), std::move(h), group, ahead, std::move(names)});
+    }
+    values_.resize(groups.size());
     keys_ = std::move(keys);
     clip_ = std::move(clip);
     settled_ = true;
   }
 
   // A step like the one before, with these gradients (None: the bound ones). False, with nothing
-  // done, where it would differ in more than the rules' scalars.
+  // done, where more has changed than what the parts say.
   bool again(const py::object& grads) {
     if (!settled_) return false;
     const held lock(acquire_, release_);
-    const std::int64_t now = iterations_;
-    // Wherever Python runs, a signal's handler may step, or set something.
-    const auto goes_on = [&] { return settled_ && iterations_ == now; };
-    if (!goes_on()) return false;
-    const std::shared_ptr<const std::vector<part>> parts = parts_;
-    for (std::size_t i = 0; i < parts->size(); ++i) {
-      const part& p = (*parts)[i];
-      const py::object values = call(p.scalars, p.h, py::int_(now + p.ahead));
-      if (!goes_on()) return false;
-      for (std::size_t k = 0; k < p.names.size(); ++k)
-        sets_[i].rule_scalars[k] = py::float_(py::object(values[p.names[k]]));
-    }
-    for (const auto& [group, settings] : groups_)
-      if (!py::object(group.attr(settings_)).is(settings)) return false;
-    if (!take_gradients(grads)) return false;
+    if (busy_)
+      throw std::runtime_error(
+          "re-entered: the optimizer is in the middle of a call of this thread");
+    const within step(*this);
+    if (!as_settled() || !take_gradients(grads)) return false;
+    read_parts();
+    if (!as_settled()) return false;  // wherever Python runs, something may be set: that counts
     begun_ = true;
     if (!clip_.is_none()) {
       const auto [squares, finite] = measure_norm();
       const py::object scale = clip_(squares, finite);
-      if (!goes_on() || scale.is_none()) return false;
+      if (!settled_ || scale.is_none()) return false;
       for (scalars& c : sets_) c.scale = std::copysign(scale.cast<double>(), c.scale);
     }
     check();
     update();
     for (member& m : members_) ++m.count;
     ++iterations_;
-    rest();
     return true;
+  }
+
+  // Whether a thread is within `again`; in a forked child there is no such thread any more.
+  bool busy() const { return busy_; }
+  void free() {
+    busy_ = false;
+    end();
   }
 
   // Moves the counters and the memory as a step does.
@@ -393,6 +408,42 @@ class plan {
       const int states = in_use.rules[sets_[set].rule].states;
       if (static_cast<std::size_t>(states) != members_[i].states)
         throw py::value_error("sets: the rule has other state arrays");
+    }
+  }
+
+  // Marks that a thread is within `again`, and lets go of the gradients at its end.
+  class within {
+   public:
+    explicit within(plan& own) : own_(own) { own_.busy_ = true; }
+    ~within() {
+      own_.busy_ = false;
+      own_.rest();
+    }
+    within(const within&) = delete;
+    within& operator=(const within&) = delete;
+
+   private:
+    plan& own_;
+  };
+
+  bool as_settled() const {
+    for (const settled_group& own : groups_)
+      if (!py::object(own.group.attr(settings_)).is(own.settings)) return false;
+    return settled_;
+  }
+
+  // The scalars of the coming step, by the parts.
+  void read_parts() {
+    const table& in_use = kernels();
+    for (std::size_t i = 0; i < groups_.size(); ++i)
+      if (!groups_[i].at.is_none()) values_[i] = call(groups_[i].at, py::int_(iterations_));
+    for (std::size_t i = 0; i < parts_.size(); ++i) {
+      const part& p = parts_[i];
+      const py::object found =
+          call(p.f, p.h.is_none() ? values_[p.group] : p.h, py::int_(iterations_ + p.ahead));
+      if (!p.names) sets_[i] = read_scalars(in_use, found.cast<py::tuple>());
+      for (std::size_t k = 0; p.names && k < p.names->size(); ++k)
+        sets_[i].rule_scalars[k] = py::float_(py::object(found[(*p.names)[k]]));
     }
   }
 
@@ -489,6 +540,7 @@ class plan {
     filled_ = false;
     spans_.clear();
     seen_.clear();
+    seen_gradients_.clear();
     for (std::size_t k = 0; k < active_.size(); ++k) {
       const member& m = members_[active_[k].first];
       if (!fits(m, m.x, aligned | writeable) || kind_of(m.x) != m.type) return false;
@@ -510,7 +562,7 @@ class plan {
         seen_.emplace_back(beside.array, m.shape);
       }
       if (!fill_gradient(a, m, gradients_[k])) return false;
-      seen_.emplace_back(gradients_[k], m.shape);
+      seen_gradients_.emplace_back(gradients_[k], m.shape);
       spans_.push_back(a);
     }
     return true;
@@ -544,20 +596,16 @@ class plan {
   // Whether the spans are still right. Gradients may be others: those are put in their place.
   bool refill() {
     if (!filled_) return false;
+    for (const sighting& beside : seen_)
+      if (!beside.still()) return false;
     bool others = false;
-    auto seen = seen_.begin();
     for (std::size_t k = 0; k < active_.size(); ++k) {
+      if (seen_gradients_[k].still(gradients_[k])) continue;
       member& m = members_[active_[k].first];
-      if (!seen++->still(m.x)) return false;
-      for (const kept& beside : m.keeps)
-        if (!seen++->still(beside.array)) return false;
-      if (!seen->still(gradients_[k])) {
-        if (!fill_gradient(spans_[k], m, gradients_[k])) return false;
-        *seen = sighting(gradients_[k], m.shape);
-        require_apart(m, spans_[k].g);
-        others = true;
-      }
-      ++seen;
+      if (!fill_gradient(spans_[k], m, gradients_[k])) return false;
+      seen_gradients_[k] = sighting(gradients_[k], m.shape);
+      require_apart(m, spans_[k].g);
+      others = true;
     }
     if (others && zero_grad_) require_gradients_apart();
     return true;
@@ -689,7 +737,7 @@ class plan {
   std::vector<range> ranges_;
   std::vector<const char*> addresses_;
   std::vector<span> spans_;
-  std::vector<sighting> seen_;  // of each active member x, what is kept, and the gradient
+  std::vector<sighting> seen_, seen_gradients_;  // of each active member x and what is kept
   std::vector<scalars> sets_;
   std::vector<std::pair<std::size_t, std::size_t>> active_;  // member, and number of its set
   std::vector<py::object> gradients_;                        // of the active members
@@ -699,11 +747,13 @@ class plan {
   std::vector<double> shared_;
   bool zero_grad_ = false;
   bool begun_ = false;    // within a step
+  bool busy_ = false;     // within `again`
   bool filled_ = false;   // spans_ and seen_ are those of active_
   bool settled_ = false;  // the next step can be had by `again`, with what follows
   py::object acquire_, release_, clip_;
-  std::vector<std::pair<py::object, py::object>> groups_;  // with the settings of then
-  std::shared_ptr<const std::vector<part>> parts_;
+  std::vector<settled_group> groups_;
+  std::vector<part> parts_;
+  std::vector<py::object> values_;  // the h of each group, where it changes
   std::optional<std::vector<py::object>> keys_;
   py::object settings_ = py::reinterpret_steal<py::object>(PyUnicode_InternFromString("settings"));
 };

@@ -179,24 +179,54 @@ class Interrupted(schuss.AdamW):
 @pytest.mark.parametrize(
     "between",
     [
-        lambda opt, params: opt.step(gradients(50)),
-        lambda opt, params: setattr(opt, "lr", 0.5),
-        lambda opt, params: setattr(opt, "clip_norm", 0.1),
-        lambda opt, params: opt.load_state_dict(opt.state_dict()),
-        lambda opt, params: opt.rebind(renewed(params)),
+        lambda opt: setattr(opt, "lr", 0.5),
+        lambda opt: setattr(opt, "clip_norm", 0.1),
+        lambda opt: opt.param_groups[0].update(lr=0.5),
     ],
 )
-def test_what_comes_in_between_counts_before_the_step(between: Any) -> None:
+def test_what_is_set_in_between_counts(between: Any) -> None:
     ours, theirs = start(Interrupted), start(backend="numpy")
     for t in range(6):
         if t == 3:
-            Interrupted.between = functools.partial(between, *ours)
-            between(*theirs)
+            Interrupted.between = functools.partial(between, ours[0])
+            between(theirs[0])
         for opt, _ in (ours, theirs):
             opt.step(gradients(t))
         assert Interrupted.between is None
     assert same(ours, theirs)
-    assert ours[0].iterations == theirs[0].iterations
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda opt, params: opt.step(gradients(50)),
+        lambda opt, params: opt.load_state_dict(opt.state_dict()),
+        lambda opt, params: opt.rebind(params),
+        lambda opt, params: opt.add_param_group({"params": {"more": np.ones(5)}}),
+    ],
+)
+@pytest.mark.parametrize("where", ["scalars", "schedule"])
+def test_no_call_in_the_middle_of_a_step(between: Any, where: str) -> None:
+    ours, theirs = start(Interrupted), start(backend="numpy")
+    if where == "schedule":
+        scheduled = False
+
+        def lr(n: int) -> float:
+            if scheduled:
+                between(*ours)
+            return 0.1
+
+        ours[0].lr, theirs[0].lr = lr, 0.1
+    for t in range(6):
+        if t == 3:
+            scheduled = where == "schedule"
+            Interrupted.between = None if scheduled else functools.partial(between, *ours)
+            with pytest.raises(RuntimeError, match="re-entered"):
+                ours[0].step(gradients(t))
+            scheduled = False
+        for opt, _ in (ours, theirs):
+            opt.step(gradients(t))
+    assert same(ours, theirs)
 
 
 @pytest.mark.parametrize("rule", rules.RULES)

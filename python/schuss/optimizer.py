@@ -53,7 +53,17 @@ from schuss.hyperparameters import (
 from schuss.loss_scale import LossScale
 from schuss.memory import FREE, room
 from schuss.observers import check_metric, load, observers, saved
-from schuss.scalars import NAMES, STAGES, Clip, ScalarSet, Sums, scalar_set, wanted
+from schuss.scalars import (
+    AROUND,
+    NAMES,
+    STAGES,
+    Clip,
+    ScalarSet,
+    Sums,
+    packed_set,
+    scalar_set,
+    wanted,
+)
 from schuss.state import States, differences
 from schuss.structure import (
     Tree,
@@ -82,7 +92,7 @@ def one_at_a_time(
     @functools.wraps(method)
     def guarded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
         with self._lock:
-            if self._busy:
+            if self._busy or self._plan.busy:
                 raise RuntimeError(
                     "re-entered: the optimizer is in the middle of a call of this thread"
                 )
@@ -289,7 +299,7 @@ class Optimizer(Declared):
         self._busy = False
         self._clip: Clip | None = None  # of the last step
         self._swapped = ""  # what stands where the parameters were, and how they come back
-        self._plan.end()
+        self._plan.free()
         for group in self._groups:
             group.lock = self._lock
         alive.add(self)
@@ -560,7 +570,7 @@ class Optimizer(Declared):
         now = plan.iterations
         self._run(flat, sets, [shared[name] for name in self.shared])
         if grad_scale is None and len(plan.active()) == len(self._parameters):
-            self._settle(settings, values, keys, sets, now)
+            self._settle(settings, values, keys, sets, factor, now)
         if isinstance(scale, LossScale):
             scale.update(True)
         return True
@@ -571,9 +581,10 @@ class Optimizer(Declared):
         values: list[dict[str, Any]],
         keys: list[tuple[int, bool, int, list[float]]],
         sets: list[ScalarSet],
+        factor: float,
         before: int,
     ) -> None:
-        """Lets the plan take the coming steps where they will differ in the rule's scalars alone.
+        """Lets the plan take the coming steps where they differ in nothing but these scalars.
 
         Until something is set: that makes the settings others, or ends it.
         """
@@ -581,24 +592,24 @@ class Optimizer(Declared):
             self.backend != "compiled"
             or self.memory
             or self.shared
-            or self.stochastic_rounding
             or isinstance(self.grad_scale, LossScale)
             or type(self)._run is not Optimizer._run
-            or any(s.scheduled or wanted(s, s.values) for s in settings)
-            or any(STAGES & s.rule.keys() for s in sets)
+            or any(wanted(s, s.values) for s in settings)
         ):
             return
-        parts = [
-            (
-                settings[g].rule.scalars,
-                values[g] if decays else {**values[g], "weight_decay": 0.0},
-                t + 1 - before,
-                NAMES[settings[g].kernel],
-            )
-            for g, decays, t, _ in keys
-        ]
-        factor = None if self._clip is None else self._clip.factor
-        self._plan.settle(self._lock, self._groups, parts, keys_of(self._trees), factor)
+        options = {key: value for key, value in vars(self).items() if key in AROUND}
+        parts: list[tuple[Any, Any, int, int, Sequence[str] | None]] = []
+        for (g, decays, t, _), s in zip(keys, sets, strict=True):
+            ahead = t + 1 - before
+            if settings[g].scheduled or self.stochastic_rounding or STAGES & s.rule.keys():
+                remade = functools.partial(packed_set, settings[g], decays, factor, options)
+                parts.append((remade, None if settings[g].scheduled else values[g], g, ahead, None))
+            else:
+                h = values[g] if decays else {**values[g], "weight_decay": 0.0}
+                parts.append((settings[g].rule.scalars, h, g, ahead, NAMES[settings[g].kernel]))
+        at = [s.at if s.scheduled else None for s in settings]
+        clip = None if self._clip is None else self._clip.factor
+        self._plan.settle(self._lock, self._groups, at, parts, keys_of(self._trees), clip)
 
     def _sets(
         self,

@@ -49,6 +49,9 @@ class Sums(NamedTuple):
         return cls(*(functools.reduce(operator.add, column) for column in zip(*parts, strict=True)))
 
 
+# The optimizer's options that its sets of scalars depend on.
+AROUND = frozenset({"_ema", "_stochastic_rounding", "_seed", "_subnormals", "_zero_grad"})
+
 # What a rule's scalars may say of the stages.
 STAGES = frozenset({"decay_rate", "keep", "after"})
 
@@ -163,6 +166,18 @@ def scalar_set(
     if "keep" in rule:
         around = around._replace(keep=rule["keep"], after=rule.get("after", after))
     return ScalarSet(settings.kernel, rule, around, [rule[name] for name in settings.rule.memory])
+
+
+def packed_set(
+    settings: Settings,
+    decays: bool,
+    scale: float,
+    options: Mapping[str, Any],
+    h: Mapping[str, Any],
+    t: int,
+) -> tuple[float, ...]:
+    """The scalars of a rule that knows nothing besides, as the compiled driver reads them."""
+    return scalar_set(settings, h, t, decays, {}, scale, options).packed()
 
 
 def judged(h: Mapping[str, Any]) -> tuple[float, float]:
