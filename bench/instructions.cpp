@@ -1,0 +1,190 @@
+// Calls every kernel on arrays of a fixed size, for Valgrind to count its instructions:
+// .ci/count_instructions.py runs it and compares the counts with those recorded.
+//
+// The target `instructions` of CMakeLists.txt, built only when asked for, as it wants Valgrind's
+// header. Tells Valgrind the name of each count and what it is to be divided by; prints what the
+// counts depend on.
+#include <valgrind/callgrind.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdio>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "../cpp/dispatch.hpp"
+#include "../cpp/driver.hpp"
+
+namespace schuss {
+namespace {
+
+constexpr std::ptrdiff_t n = chunk + 13;  // whole blocks and an odd tail, in two chunks
+constexpr std::ptrdiff_t arrays = 1000;   // of one element, for the driver
+
+std::string name(kind type) {
+  constexpr const char* names[] = {"none", "float32", "float64", "float16", "bfloat16"};
+  return names[static_cast<int>(type)];
+}
+
+// Not the first call, which links the functions of the C library.
+template <class Work> void count(const std::string& what, std::ptrdiff_t per, const Work& work) {
+  const std::string label = what + " / " + std::to_string(per);
+  work();
+  CALLGRIND_ZERO_STATS;
+  work();
+  CALLGRIND_DUMP_STATS_AT(label.c_str());
+}
+
+// n elements that are all 1/2, in one of the memories.
+stream halves(kind type, int memory) {
+  static double memories[most_states + 3][n];
+  void* const data = memories[memory];
+  if (type == kind::float64) {
+    std::fill_n(static_cast<double*>(data), n, 0.5);
+    return {data, type, 8};
+  }
+  if (type == kind::float32) {
+    std::fill_n(static_cast<float*>(data), n, 0.5f);
+    return {data, type, 4};
+  }
+  kernels().narrow(type, std::vector<float>(n, 0.5f).data(), n, data);
+  return {data, type, 2};
+}
+
+stream parameter(kind type) { return halves(type, 0); }
+stream gradient(kind type) { return halves(type, 1); }
+stream beside(kind type) { return halves(type, 2); }  // what a stage wants
+stream state(kind type, int s) { return halves(type, 3 + s); }
+
+span array_of(kind type) {
+  span a{};
+  a.x = parameter(type);
+  a.g = gradient(type);
+  for (int s = 0; s < most_states; ++s) a.state[s] = state(type, s);
+  a.size = n;
+  return a;
+}
+
+// No stage is asked for, and a scalar of 1/2 asks for each.
+scalars plain_step() {
+  constexpr double infinite = std::numeric_limits<double>::infinity();
+  scalars c{};
+  c.scale = c.agree = c.oppose = c.keep = c.after = 1;
+  c.clip = c.high = infinite;
+  c.low = -infinite;
+  std::fill_n(c.rule_scalars, most_scalars, 0.5);
+  return c;
+}
+
+template <class Change>
+void count_step(const rule& r, kind type, const std::string& stage, const Change& change) {
+  span a = array_of(type);
+  scalars c = plain_step();
+  change(a, c);
+  const kernel update = type == kind::float64 ? r.float64 : r.float32;
+  count(r.name + (" " + name(type)) + stage, n, [&] { update(a, 0, n, c); });
+}
+
+void count_look(const rule& r, kind type, const std::string& what, int wanted) {
+  const span a = array_of(type);
+  const scalars c = plain_step();
+  const looking at = type == kind::float64 ? r.look64 : r.look32;
+  double sums[2 * most_sums];
+  count(r.name + (" " + name(type)) + what, n, [&] { at(a, 0, n, c, wanted, sums); });
+}
+
+void count_rule(const rule& r, kind type) {
+  count_step(r, type, "", [](span&, scalars&) {});
+  if (r.looks) count_look(r, type, ", own look", 16);
+}
+
+// Each stage of a step alone, and all that a look at any rule can give.
+void count_stages(const rule& r, kind type) {
+  const auto by_scalar = [&](const char* stage, double scalars::* asked) {
+    count_step(r, type, stage, [&](span&, scalars& c) { c.*asked = 0.5; });
+  };
+  by_scalar(", clip", &scalars::clip);
+  by_scalar(", l2", &scalars::l2);
+  by_scalar(", l1", &scalars::l1);
+  count_step(r, type, ", l2 and l1", [](span&, scalars& c) { c.l2 = c.l1 = 0.5; });
+  by_scalar(", agree", &scalars::agree);
+  by_scalar(", masked", &scalars::masked);
+  by_scalar(", after", &scalars::after);
+  by_scalar(", threshold", &scalars::threshold);
+  by_scalar(", bounds", &scalars::high);
+  count_step(r, type, ", bounds as arrays",
+             [&](span& a, scalars&) { a.low = a.high = beside(type); });
+  count_step(r, type, ", average", [&](span& a, scalars&) { a.average = beside(type); });
+  by_scalar(", zero_grad", &scalars::zero_grad);
+  count_look(r, type, ", sums of a look", 15);
+}
+
+void count_storage(const rule& r, kind half) {
+  const auto stored = [&](const char* which, const auto& change) {
+    count_step(r, kind::float32, ", " + name(half) + which, change);
+  };
+  stored(" gradient", [&](span& a, scalars&) { a.g = gradient(half); });
+  stored(" state", [&](span& a, scalars&) {
+    for (int s = 0; s < most_states; ++s) a.state[s] = state(half, s);
+  });
+  stored(" parameter", [&](span& a, scalars&) { a.x = parameter(half); });
+  stored(" parameter, master", [&](span& a, scalars&) {
+    a.x = parameter(half);
+    a.master = beside(kind::float32);
+  });
+  stored(" parameter, stochastic", [&](span& a, scalars& c) {
+    a.x = parameter(half);
+    c.stochastic = 1;
+  });
+}
+
+void count_shared(const table& t) {
+  double sums[2];
+  for (const kind type : {kind::float32, kind::float64, kind::float16, kind::bfloat16}) {
+    const stream g = gradient(type);
+    count("add_squares " + name(type), n, [&] { t.add_squares(g, 0, n, sums); });
+  }
+  std::vector<float> wide(n);
+  for (const kind half : {kind::float16, kind::bfloat16}) {
+    void* const data = gradient(half).data;
+    count("widen " + name(half), n, [&] { t.widen(half, data, n, wide.data()); });
+    count("narrow " + name(half), n, [&] { t.narrow(half, wide.data(), n, data); });
+  }
+}
+
+// What an array costs beside its elements.
+void count_driver(const table& t, int rule) {
+  span one = array_of(kind::float32);
+  one.size = 1;
+  const std::vector<span> spans(arrays, one);
+  std::vector<scalars> sets{plain_step()};
+  sets[0].rule = rule;
+  std::vector<double> sums(most_sums);
+  count("run, an array", arrays, [&] { run(t, spans, sets); });
+  count("norm, an array", arrays, [&] { norm(t, spans, sums); });
+  count("look, an array", arrays, [&] { look(t, spans, sets, 15, sums); });
+}
+
+void count_all(const table& t) {
+  const rule* const end = t.rules + t.size;
+  for (const kind type : {kind::float32, kind::float64})
+    std::for_each(t.rules, end, [&](const rule& r) { count_rule(r, type); });
+
+  const rule& adam =
+      *std::find_if(t.rules, end, [](const rule& r) { return std::string(r.name) == "adam"; });
+  for (const kind type : {kind::float32, kind::float64}) count_stages(adam, type);
+  for (const kind half : {kind::float16, kind::bfloat16}) count_storage(adam, half);
+  count_shared(t);
+  count_driver(t, static_cast<int>(&adam - t.rules));
+}
+
+}  // namespace
+}  // namespace schuss
+
+int main() {
+  for (const std::string& isa : schuss::found_isas())
+    if (isa == "avx2") schuss::use_isa(isa);  // Valgrind 3.19 does not know AVX-512
+  schuss::count_all(schuss::kernels());
+  std::printf("compiler %s, %s\n", __VERSION__, schuss::kernels().isa);
+}
