@@ -83,7 +83,7 @@ void count_step(const rule& r, kind type, const std::string& stage, const Change
   scalars c = plain_step();
   change(a, c);
   const kernel update = type == kind::float64 ? r.float64 : r.float32;
-  count(r.name + (" " + name(type)) + stage, n, [&] { update(a, 0, n, c); });
+  count(r.name + (" " + name(type)) + stage, n, [&] { update(&a, &a + 1, 0, n, c); });
 }
 
 void count_look(const rule& r, kind type, const std::string& what, int wanted) {
@@ -157,6 +157,7 @@ void count_shared(const table& t) {
 void count_driver(const table& t, int rule) {
   span one = array_of(kind::float32);
   one.size = 1;
+  one.width = 16;
   const std::vector<span> spans(arrays, one);
   std::vector<scalars> sets{plain_step()};
   sets[0].rule = rule;

@@ -308,7 +308,6 @@ template <class T, class Rule, std::size_t... S, std::size_t... C>
   alignas(64) T x_buffer[block], g_buffer[block];
   [[maybe_unused]] alignas(64) T buffers[sizeof...(S) + 1][block];
   alignas(64) seen<T> at;
-  std::memset(&at, 0, sizeof at);
 
   for (std::ptrdiff_t from = first; from < last; from += chunk) {
     const std::ptrdiff_t to = last - from < chunk ? last : from + chunk;
@@ -345,7 +344,7 @@ bool add_squares(const stream& s, std::ptrdiff_t first, std::ptrdiff_t last, dou
     for (std::ptrdiff_t from = first; from < last; from += chunk) {
       const std::ptrdiff_t to = last - from < chunk ? last : from + chunk;
       double lanes[16] = {};
-      T buffer[block] = {};
+      T buffer[block];
       for (std::ptrdiff_t i = from; i < to; i += block) {
         const std::ptrdiff_t n = to - i < block ? to - i : block;
         add_lanes(n, lanes, square<T>, static_cast<const T*>(open(s, i, n, buffer)));
