@@ -129,9 +129,9 @@ def check_loops(report: str, width: int, rules: list[str], f16c: bool) -> Iterat
 
 
 def check_f16c(built: Path) -> Iterator[str]:
-    """The instructions that convert eight float16 at once, for elements that lie in memory."""
+    """The instructions that convert many float16 at once, for elements that lie in memory."""
     code = "\n".join(lines("objdump", "--disassemble", "--no-show-raw-insn", built))
-    for wanted in ("vcvtph2ps .*%ymm", "vcvtps2ph .*%ymm"):
+    for wanted in ("vcvtph2ps .*%[yz]mm", "vcvtps2ph .*%[yz]mm"):
         if not re.search(wanted, code):
             yield f"compiled with F16C, but there is no {wanted!r} in the object"
 

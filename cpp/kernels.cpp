@@ -97,6 +97,7 @@ template <class Value, class... In>
                                              const Value value, const In* __restrict... in) {
   std::ptrdiff_t i = 0;
   for (; i + 16 <= n; i += 16)
+#pragma GCC unroll 16
     for (int l = 0; l < 16; ++l) lanes[l] += value(in[i + l]...);
   for (int l = 0; i + l < n; ++l) lanes[l] += value(in[i + l]...);
 }
@@ -113,7 +114,7 @@ double folded(double* lanes) {
 // where 1 changes no bit, and the term of one kind of decay. Every instruction more leaves fewer
 // elements under way at a time: with all stages in it AdamW takes twice as long as with a loop for
 // each.
-enum form { plain, coupled, judged };
+enum form { plain, coupled, masked, judged };
 
 template <class T> struct factors {
   T scale, l2, keep, tiny;
@@ -138,10 +139,8 @@ template <form how, class T, class Rule, class... State>
       return u;
     };
     T u = updated(state[i]...);
-    if constexpr (how == judged) {
-      u = (u * d > 0 ? by.agree : by.oppose) * u;
-      keep = u * w > 0 ? by.keep : by.against;
-    }
+    if constexpr (how == judged) u = (u * d > 0 ? by.agree : by.oppose) * u;
+    if constexpr (how == judged || how == masked) keep = u * w > 0 ? by.keep : by.against;
     x[i] = keep * w - u;
   }
 }
@@ -172,7 +171,8 @@ template <class T> struct stages {
 
   // The l1 term comes behind that of l2, and takes it out of the rule's loop.
   static form form_of(const scalars& c) {
-    if (c.masked != 0 || c.agree != 1 || c.oppose != 1) return judged;
+    if (c.agree != 1 || c.oppose != 1) return judged;
+    if (c.masked != 0) return masked;
     return c.l2 != 0 && c.l1 == 0 ? coupled : plain;
   }
   static bool is(const stream& s) { return s.kind != kind::none; }
@@ -261,6 +261,7 @@ template <class T, class Rule, std::size_t... S>
     }
     if (around.how == plain) apply<plain>(rule, by, n, x, g, state[S]...);
     if (around.how == coupled) apply<coupled>(rule, by, n, x, g, state[S]...);
+    if (around.how == masked) apply<masked>(rule, by, n, x, g, state[S]...);
     if (around.how == judged) apply<judged>(rule, by, n, x, g, state[S]...);
     (close(a.state[S], i, n, state[S]), ...);
     if (finishes) around.finish(a, i, n, x);

@@ -58,6 +58,29 @@ inline std::uint16_t narrow_float16(float f) {
   return static_cast<std::uint16_t>(sign | (rest >= 0x477ff000 ? large : finite));
 }
 
+// As many float16 as there are instructions for.
+#if defined(__AVX512F__) && defined(__F16C__)
+constexpr std::ptrdiff_t at_once = 16;
+constexpr __mmask16 all = 0xffff;  // gcc 12 warns of what stands behind those without a mask
+inline void widen_some(const std::uint16_t* h, float* out) {
+  _mm512_storeu_ps(
+      out, _mm512_maskz_cvtph_ps(all, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(h))));
+}
+inline void narrow_some(const float* in, std::uint16_t* h) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(h),
+                      _mm512_maskz_cvtps_ph(all, _mm512_loadu_ps(in), _MM_FROUND_TO_NEAREST_INT));
+}
+#elif defined(__F16C__)
+constexpr std::ptrdiff_t at_once = 8;
+inline void widen_some(const std::uint16_t* h, float* out) {
+  _mm256_storeu_ps(out, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(h))));
+}
+inline void narrow_some(const float* in, std::uint16_t* h) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(h),
+                   _mm256_cvtps_ph(_mm256_loadu_ps(in), _MM_FROUND_TO_NEAREST_INT));
+}
+#endif
+
 [[gnu::noinline]] void widen_block(kind from, const void* data, std::ptrdiff_t n,
                                    float* __restrict out) {
   const auto* h = static_cast<const std::uint16_t*>(data);
@@ -67,9 +90,7 @@ inline std::uint16_t narrow_float16(float f) {
     return;
   }
 #if defined(__F16C__)
-  for (; i + 8 <= n; i += 8)
-    _mm256_storeu_ps(out + i,
-                     _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(h + i))));
+  for (; i + at_once <= n; i += at_once) widen_some(h + i, out + i);
 #endif
   for (; i < n; ++i) out[i] = widen_float16(h[i]);
 }
@@ -83,9 +104,7 @@ inline std::uint16_t narrow_float16(float f) {
     return;
   }
 #if defined(__F16C__)
-  for (; i + 8 <= n; i += 8)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(h + i),
-                     _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT));
+  for (; i + at_once <= n; i += at_once) narrow_some(in + i, h + i);
 #endif
   for (; i < n; ++i) h[i] = narrow_float16(in[i]);
 }
