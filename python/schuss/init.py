@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from schuss.hyperparameters import Interval, check_int
+from schuss.structure import is_floating
 
 __all__ = [
     "gain",
@@ -198,7 +199,7 @@ def _filled(
     made: np.ndarray = array if isinstance(array, np.ndarray) else _new(array, dtype)
     if made is array and dtype is not None:
         raise ValueError("dtype: the array has its own; pass one with a shape alone")
-    if made.dtype.kind not in "fV":  # V: bfloat16
+    if not is_floating(made.dtype):
         raise TypeError(f"array: {made.dtype} elements; wanted floating-point ones")
     if not made.flags.writeable:
         raise ValueError("array: read-only, but it is filled in place")

@@ -60,6 +60,11 @@ def flatten(
     return tree, arrays
 
 
+def is_floating(dtype: np.dtype[Any]) -> bool:
+    """Whether these are floating-point numbers: NumPy's, or bfloat16, of which it knows no kind."""
+    return dtype.kind == "f" or dtype.name == "bfloat16"
+
+
 def described(x: Any) -> str:
     """What has to stay the same when an array takes another's place."""
     if not isinstance(x, np.ndarray):
