@@ -70,6 +70,16 @@ def logarithm(x: np.ndarray) -> float:
         return float(x[0] - np.log(x[0]))
 
 
+def evaluated(opt: Any, x: np.ndarray) -> np.ndarray:
+    """The average that a Schedule-Free rule puts in place of the parameters, or these."""
+    if not hasattr(opt, "eval"):
+        return x
+    opt.eval()
+    average = x.copy()
+    opt.train()
+    return average
+
+
 # ---- Every rule as a method
 
 
@@ -86,13 +96,15 @@ def test_every_rule_minimises(rule: type[Optimizer]) -> None:
     assert r.fun == parabola(r.x)
     assert r.nit == len(r.allvecs) - 1
     moved = np.diff(r.allvecs, axis=0).any(axis=1).sum()
-    assert r.nfev == r.njev == 1 + moved  # a point is asked once
+    assert r.nfev == 1 + moved  # a point is asked once
+    assert hasattr(rule, "eval") or r.njev == r.nfev
     x = START.copy()
     opt = rule(x, lr=lr, weight_decay=0.0)
     for before in r.allvecs[:-1]:
-        assert (before == x).all()
+        assert (before == evaluated(opt, x)).all()
         opt.step(parabola_der(x), loss=parabola(x))
-    assert (r.x == x).all()
+    assert (r.x == evaluated(opt, x)).all()
+    assert (r.jac == parabola_der(r.x)).all()
     ours = schuss.minimize(
         parabola, START, jac=parabola_der, method=method, options=options, tol=1e-3
     )
@@ -136,8 +148,9 @@ def test_schedules_and_options_of_the_rule() -> None:
         Adam(lr=-1)
     with pytest.raises(TypeError, match="momentum: unknown; Adam has"):
         Adam(momentum=0.9)
-    with pytest.raises(TypeError, match="grads: unknown"):
-        Adam(grads=np.zeros(2))
+    for name in ("params", "grads", "zero_grad", "ema"):
+        with pytest.raises(TypeError, match=f"{name}: unknown; the "):
+            Adam(**{name: np.zeros(2)})
     with pytest.raises(TypeError, match="projection: 3 is no function"):
         Adam(projection=3)  # type: ignore[arg-type]
 
@@ -160,6 +173,51 @@ def test_the_gradient_is_taken_at_the_point_looked_ahead_to() -> None:
     assert r.success
     assert np.abs(r.jac).max() <= 1e-4  # at x itself
     assert (r.jac == rosen_der(r.x)).all()
+
+
+@pytest.mark.parametrize("name", ["ScheduleFreeSGD", "ScheduleFreeAdamW"])
+def test_the_result_is_the_average_where_a_rule_has_one(name: str) -> None:
+    """Gradients are taken at the parameters, function and result are those of the average."""
+    method, options = getattr(schuss.scipy, name)(lr=0.2), {"maxiter": 20, "return_all": True}
+    seen: list[np.ndarray] = []
+
+    def gradient(x: np.ndarray) -> np.ndarray:
+        seen.append(x)
+        return parabola_der(x)
+
+    r = schuss.minimize(parabola, START, jac=gradient, method=method, options=options)
+    x = START.copy()
+    opt = getattr(schuss, name)(x, lr=0.2)
+    for n in range(20):
+        assert (seen[n] == x).all()
+        opt.step(parabola_der(x))
+    assert (r.x == evaluated(opt, x)).all()
+    assert (r.x != x).any()
+    assert r.fun == parabola(r.x)
+    assert (r.jac == parabola_der(r.x)).all()
+    assert f"the gradient's largest element is {np.abs(r.jac).max():.3g}" in r.message
+    within = schuss.minimize(parabola, START, jac=gradient, method=method, bounds=[(0, 0.5)] * 2)
+    assert within.success
+    assert (within.x == [0.5, 0]).all()
+
+
+def test_the_average_of_asgd() -> None:
+    x, method = START.copy(), schuss.scipy.ASGD(lr=0.1, t0=5)
+    opt = schuss.ASGD(x, lr=0.1, t0=5)
+    for _ in range(30):
+        opt.step(parabola_der(x))
+    r = schuss.minimize(parabola, START, jac=parabola_der, method=method, options={"maxiter": 30})
+    assert (r.x == opt.state[0]["ax"]).all()
+    assert (r.x != x).any()
+
+
+def test_ascent_of_a_rule_that_looks_ahead_stays_within_bounds() -> None:
+    """It stops where the gradient points out of them, as it does for ever."""
+    method = schuss.scipy.NAG(lr=0.05, nesterov="lookahead", maximize=True)
+    r = schuss.minimize(lambda x: -parabola(x), START, method=method, bounds=[(-2, 0.5)] * 2)
+    assert r.success
+    assert r.x[0] == 0.5
+    np.testing.assert_allclose(r.jac, [0.5, 0], atol=1e-4)
 
 
 def test_a_rule_that_reads_the_loss_gets_it() -> None:

@@ -9,8 +9,8 @@ reads beside the array's one pass. They come after a step as a whole, and so aft
 
 ema=            the running mean is that of the points before the projection: project
                 opt.ema["p"], too, before it is used
-master=True     the next step begins with the master: project opt.state["p"]["master"], and write it
-                into the parameter, p[...] = master. A parameter projected alone comes back as it was
+master=True     the next step begins with the master: project opt.state["p"]["master"], and write
+                it into the parameter, p[...] = master. A parameter alone comes back as it was
 
 Bounds of each element are an option of every optimizer, bounds=, and cost no pass at all.
 """

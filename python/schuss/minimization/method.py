@@ -156,6 +156,8 @@ class Method:
                 if reason := self.reached(run.problem, point, before, limits):
                     return self.judged(run.problem, point, reason)
                 if run.nit >= limits.maxiter:
+                    if point.jac is None:
+                        self.complete(run.problem, point)
                     break
         except StopIteration:
             return CALLBACK, "`callback` raised `StopIteration`."
@@ -174,6 +176,10 @@ class Method:
         """
         raise NotImplementedError
 
+    def complete(self, p: Problem, point: Point) -> None:
+        """Puts the gradient at the point itself in; raises Stop where it is not finite."""
+        point.jac = point.slope = p.finite_gradient(point.x)
+
     def project(self, p: Problem, x: Array) -> Array:
         """The nearest point that is allowed."""
         return np.clip(x, p.low, p.high) if p.bounded else x
@@ -189,7 +195,7 @@ class Method:
         gtol, ftol, xtol, _ = limits
         if self.rest(p, point) <= gtol and point.violation <= gtol:
             if point.jac is None:  # the gradient is small elsewhere: here, too?
-                point.jac = point.slope = p.finite_gradient(point.x)
+                self.complete(p, point)
                 return self.reached(p, point, before, limits)
             return self.remainder(p, point)
         if before is None or point.violation > gtol:

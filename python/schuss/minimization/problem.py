@@ -161,13 +161,17 @@ class Problem:
         )
         return found
 
-    def point(self, x: Array, more: Mapping[str, Any] | None = None) -> Point:
+    def point(self, x: Array) -> Point:
         """Function and gradient at x; raises Stop where they are not finite."""
+        value, gradient = self.finite_value(x), self.finite_gradient(x)
+        return Point(x, value, gradient, gradient)
+
+    def finite_value(self, x: Array) -> float:
+        """The function at x; raises Stop where it is not finite."""
         value = self.value(x)
         if not np.isfinite(value):
             raise Stop(NOT_FINITE, f"fun: returned {value} at x = {x}")
-        gradient = self.finite_gradient(x)
-        return Point(x, value, gradient, gradient, more=more or {})
+        return value
 
     def finite_gradient(self, x: Array) -> Array:
         """The gradient at x; raises Stop where it is not finite."""
