@@ -272,6 +272,16 @@ def test_constraints_that_can_not_be_met() -> None:
     [
         ({"type": "ineq", "fun": lambda x: x}, ValueError, "KKT takes equalities only"),
         (LinearConstraint(np.ones((3, 2)), 0, 0), ValueError, "3 equations, but x has 2 elements"),
+        (
+            LinearConstraint(np.ones(3), 0, 0),
+            ValueError,
+            r"constraints\[0\]: 3 columns, but x0 has 2",
+        ),
+        (
+            LinearConstraint([1, 1], 0, 0, keep_feasible=True),
+            ValueError,
+            "keep_feasible: only bounds",
+        ),
         ({"type": "le", "fun": lambda x: x}, ValueError, r'constraints\[0\]: wanted "type"'),
         ({"type": "eq"}, ValueError, r"constraints\[0\]: wanted"),
         ("x = 0", TypeError, r"constraints\[0\]: str; wanted a LinearConstraint"),

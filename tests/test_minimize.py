@@ -150,7 +150,7 @@ def test_schedules_and_options_of_the_rule() -> None:
         Adam(momentum=0.9)
     for name in ("params", "grads", "zero_grad", "ema"):
         with pytest.raises(TypeError, match=f"{name}: unknown; the "):
-            Adam(**{name: np.zeros(2)})
+            Adam(**{name: np.zeros(2)})  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="projection: 3 is no function"):
         Adam(projection=3)  # type: ignore[arg-type]
 
@@ -260,6 +260,23 @@ def test_numerical_derivatives_stay_within_bounds() -> None:
     assert r.success
     assert min(seen) >= 0
     np.testing.assert_allclose(r.x, 0.25, atol=1e-3)
+
+
+def test_what_is_fixed_by_its_bounds_stays_and_is_not_asked() -> None:
+    asked = []
+
+    def fun(x: np.ndarray) -> float:
+        asked.append(x[0])
+        return parabola(x)
+
+    bounds = [(2, 2), (-3, 3)]
+    r = schuss.minimize(fun, START, method=Adam(lr=0.1), bounds=bounds)
+    theirs = so.minimize(parabola, START, method="L-BFGS-B", bounds=bounds)
+    assert r.success
+    np.testing.assert_allclose(r.x, theirs.x, atol=1e-5)
+    assert (np.array(asked) == 2).all()
+    r = schuss.minimize(parabola, START, method=Adam(lr=0.1), bounds=[(1, 1), (2, 2)])
+    assert (r.success, r.nit, r.x.tolist()) == (True, 0, [1, 2])
 
 
 def test_a_projection_runs_after_each_step() -> None:
@@ -418,6 +435,21 @@ def test_a_nan_later_on_leaves_the_last_point_before() -> None:
         ({"x0": [1j, 1]}, TypeError, "x0: complex128; wanted real"),
         ({"fun": lambda x: x}, ValueError, r"fun: returned shape \(2,\); wanted a number"),
         ({"jac": lambda x: x[:1]}, ValueError, r"jac: returned shape \(1,\); wanted \(2,\)"),
+        ({"jac": lambda x: x * 1j}, TypeError, "jac: returned .*j.*; wanted real numbers"),
+        ({"fun": lambda x: None}, TypeError, "fun: returned None; wanted real numbers"),
+        ({"fun": lambda x: "3"}, TypeError, "fun: returned '3'; wanted real numbers"),
+        ({"fun": lambda x: x[0] + 1j}, TypeError, r"fun: returned .*\(-1.2\+1j\)"),
+        ({"fun": 3}, TypeError, "fun: 3 is no function"),
+        ({"callback": 3}, TypeError, "callback: 3 is no function"),
+        ({"tol": -1}, ValueError, r"tol: -1.0 is out of range, wanted \[0, inf\)"),
+        ({"options": {"gtol": np.nan}}, ValueError, "gtol: nan is out of range"),
+        ({"options": {"ftol": "a"}}, TypeError, "ftol: 'a' is not a number"),
+        ({"options": {"xtol": -1}}, ValueError, "xtol: -1.0 is out of range"),
+        ({"options": {"maxiter": -1}}, ValueError, "maxiter: -1 is out of range"),
+        ({"options": {"maxiter": 2.5}}, TypeError, "maxiter: 2.5 is not a whole number"),
+        ({"options": {"eps": 0}}, ValueError, r"eps: 0 is out of range, wanted \(0, inf\)"),
+        ({"options": {"eps": [1, -1]}}, ValueError, r"eps: \[1, -1\] is out of range"),
+        ({"options": {"eps": [1, 2, 3]}}, ValueError, r"eps: shape \(3,\); wanted a number, or 2"),
         ({"jac": True}, TypeError, "fun: with jac=True it has to return the value and"),
         ({"hess": lambda x: x}, ValueError, r"hess: returned shape \(2,\); wanted \(2, 2\)"),
         ({"hess": so.BFGS()}, TypeError, "hess: .* is neither a function nor"),
@@ -444,6 +476,8 @@ def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], says
         (lambda: ConjugateGradient(restart=0), ValueError, "restart: 0 is out of range"),
         (lambda: FullAdagrad(lr=-1), ValueError, "lr: -1.0 is out of range"),
         (lambda: FullAdagrad(delta=0), ValueError, "delta: 0.0 is out of range"),
+        (lambda: so.minimize(parabola, START, method=Adam), TypeError, "method: .* Adam()"),
+        (lambda: so.minimize(parabola, START, method=KKT), TypeError, "method: .* KKT()"),
         (lambda: AugmentedLagrangian(penalty=0), ValueError, "penalty: 0.0 is out of range"),
         (lambda: AugmentedLagrangian(growth=0.5), ValueError, "growth: 0.5 is out of range"),
         (lambda: AugmentedLagrangian(SGD(maximize=True)), ValueError, "maximize: is for"),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import scipy.optimize  # type: ignore[import-untyped]
 
+from schuss.hyperparameters import Interval, check_int
 from schuss.minimization.constraints import Constraints
 from schuss.minimization.problem import (
     CALLBACK,
@@ -20,6 +21,8 @@ from schuss.minimization.problem import (
     Problem,
     Stop,
 )
+
+NOT_NEGATIVE = Interval("[0, inf)")
 
 
 class Limits(NamedTuple):
@@ -103,6 +106,11 @@ class Method:
     takes_bounds: ClassVar[bool] = False
     takes_constraints: ClassVar[bool] = False
 
+    def __new__(cls, *arguments: Any, **options: Any) -> Self:
+        if len(arguments) > 1:  # fun and x0
+            raise TypeError(f"method: SciPy wants an object of the class, such as {cls.__name__}()")
+        return super().__new__(cls)
+
     def __call__(
         self,
         fun: Callable[..., Any],
@@ -126,17 +134,21 @@ class Method:
     ) -> Any:
         """Minimises; the arguments as SciPy passes them, its options by keyword."""
         name = type(self).__name__
+        if not (callback is None or callable(callback)):
+            raise TypeError(f"callback: {callback!r} is no function")
         problem = Problem(fun, x0, args, jac, hess, hessp, bounds, eps)
         if problem.bounded and not self.takes_bounds:
             raise ValueError(f"bounds: {name} takes none; the rules do, as do methods of SciPy")
         if listed(constraints) and not self.takes_constraints:
             raise ValueError(f"constraints: {name} takes none; AugmentedLagrangian and KKT do")
         problem.constraints = Constraints(listed(constraints), problem)
+        tolerance = {"tol": tol, "gtol": gtol, "ftol": ftol, "xtol": xtol}
+        given = {k: NOT_NEGATIVE.check(k, v) for k, v in tolerance.items() if v is not None}
         limits = Limits(
-            next(t for t in (gtol, tol, self.gtol) if t is not None),
-            ftol,
-            xtol,
-            self.maxiter if maxiter is None else maxiter,
+            given.get("gtol", given.get("tol", self.gtol)),
+            given.get("ftol"),
+            given.get("xtol"),
+            self.maxiter if maxiter is None else check_int("maxiter", maxiter, 0),
         )
         run = Run(problem, [problem.x0.copy()] if return_all else None)
         status, message = self.followed(run, limits, callback and reporting(callback))

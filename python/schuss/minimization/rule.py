@@ -15,7 +15,6 @@ from schuss.minimization.problem import Array, Point, Problem, same
 from schuss.optimizer import Optimizer, signature
 from schuss.points import asked, reached
 
-
 # Options of every optimizer that mean nothing here, or would change what the result is said to be.
 NOT_HERE = {
     "params": "the parameters are x0",
@@ -30,8 +29,8 @@ class RuleMethod(Method):
 
     projection   a function that moves the array it is given to the nearest point that is allowed,
                  in place, such as schuss.projections.simplex; it runs after each step. Default None
-    options      of the rule and of every optimizer, but for params, grads, zero_grad and ema. bounds
-                 may be passed here or to minimize
+    options      of the rule and of every optimizer, but not params, grads, zero_grad or ema.
+                 bounds may be passed here or to minimize
 
     Of a rule that averages its points, as ASGD and the Schedule-Free ones do, x is the average, and
     gradients are taken where the rule wants them. With bounds or a projection, which the average
