@@ -299,6 +299,23 @@ def test_wrong_constraints(constraint: Any, error: type[Exception], says: str) -
         schuss.minimize(hill, [0, 0], method="kkt", constraints=constraint, **HILL)
 
 
+def test_the_penalty_stops_growing_where_it_would_hinder() -> None:
+    """Else the rounds after a nearly found solution make it worse and worse."""
+    for steep in (0.02, 0.05, 0.1):
+        narrow = LinearConstraint([[1, 1], [1, 1 + steep]], [0, 0.1], [0, 0.1])
+        r = schuss.minimize(
+            parabola, START, jac=parabola_der, method=AugmentedLagrangian(), constraints=narrow
+        )
+        assert r.success, r
+        np.testing.assert_allclose(r.x, [-0.1 / steep, 0.1 / steep], atol=1e-3)
+    r = schuss.minimize(
+        hill, [0, 0], method=AugmentedLagrangian(schuss.scipy.Rprop(lr=0.01), maximize=True,
+        options={"maxiter": 300}), constraints=DIAGONAL[2], jac=HILL["jac"],
+    )  # fmt: skip
+    assert r.success, r
+    np.testing.assert_allclose([*r.x, *r.multipliers], [1.5, 1.5, 1], atol=1e-5)
+
+
 def test_the_readmes_example(capsys: pytest.CaptureFixture[str]) -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     (example,) = [b for b in readme.split("```python\n")[1:] if "schuss.minimize(" in b[:900]]
