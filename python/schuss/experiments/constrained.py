@@ -177,5 +177,5 @@ def solve(example: Example) -> Solution:
 
 
 def constrained() -> Constrained:
-    """Maxima under a constraint, with level lines and the multiplier."""
+    """Maxima under a constraint, with level lines and the multiplier, in two ways."""
     return Constrained(tuple(solve(example) for example in EXAMPLES))
