@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -151,6 +152,7 @@ def test_schedules_and_options_of_the_rule() -> None:
     for name in ("params", "grads", "zero_grad", "ema"):
         with pytest.raises(TypeError, match=f"{name}: unknown; the "):
             Adam(**{name: np.zeros(2)})  # type: ignore[arg-type]
+        assert name not in inspect.signature(Adam).parameters
     with pytest.raises(TypeError, match="projection: 3 is no function"):
         Adam(projection=3)  # type: ignore[arg-type]
 

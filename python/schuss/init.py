@@ -16,6 +16,8 @@ fans     which axes of the shape are a neuron's inputs and outputs:
          functions use the sum alone, and need no fans for two axes
 dtype    of a new array, default float64
 
+What is wrong among them raises a TypeError or ValueError with its name; nothing is written then.
+
 Numbers are drawn in double and rounded to the array's type: a seed gives the same ones in each type
 and in each order of the memory.
 """

@@ -26,6 +26,8 @@ from schuss import reference
 from schuss.hyperparameters import Interval
 from schuss.structure import is_floating
 
+__all__ = ["ball", "nonnegative", "simplex"]
+
 POSITIVE = Interval("(0, inf)")
 
 

@@ -5,6 +5,8 @@
 They serve for `lr` or any other number of an optimizer, as any callable does. These can be printed,
 pickled, compared, put together and drawn, and know their `peak`, which some decay modes ask for.
 
+An argument of the wrong type or out of its range raises a TypeError or ValueError with its name.
+
 A value changes at n = boundary, the step after so many finished ones, as in PyTorch and optax (in
 Keras one step later), and a schedule over `steps` steps has its final value at n = steps.
 """

@@ -110,7 +110,7 @@ class RuleMethod(Method):
 
 def as_method(rule: type[Optimizer], module: str) -> type[RuleMethod]:
     """The method of a rule, with what `help` shows."""
-    more = {name: d for name, d in rule.defaults().items() if name != "params"}
+    more = {name: d for name, d in rule.defaults().items() if name not in NOT_HERE}
     text = (
         f"The rule schuss.{rule.__name__} as a minimiser: see there for its options.\n"
         f"\n    {(RuleMethod.__doc__ or '').strip()}\n"
