@@ -299,6 +299,23 @@ def test_wrong_constraints(constraint: Any, error: type[Exception], says: str) -
         schuss.minimize(hill, [0, 0], method="kkt", constraints=constraint, **HILL)
 
 
+def test_hock_and_schittkowskis_problem_71() -> None:
+    """With their solution and its multipliers: a product is at least 25, squares sum up to 40."""
+    r = schuss.minimize(
+        lambda x: x[0] * x[3] * x[:3].sum() + x[2],
+        [1, 5, 5, 1],
+        bounds=[(1, 5)] * 4,
+        constraints=[
+            NonlinearConstraint(np.prod, 25, np.inf),
+            NonlinearConstraint(lambda x: x @ x, 40, 40),
+        ],
+    )
+    assert r.success, r
+    np.testing.assert_allclose(r.x, [1, 4.7429994, 3.8211503, 1.3794082], atol=1e-5)
+    assert r.fun == pytest.approx(17.0140173, abs=1e-6)
+    np.testing.assert_allclose(r.multipliers, [0.5522937, -0.1614686], atol=1e-5)
+
+
 def test_the_penalty_stops_growing_where_it_would_hinder() -> None:
     """Else the rounds after a nearly found solution make it worse and worse."""
     for steep in (0.02, 0.05, 0.1):

@@ -460,7 +460,13 @@ def test_a_nan_later_on_leaves_the_last_point_before() -> None:
         ({"bounds": [(0, 1), (2, 1)]}, ValueError, "bounds: low .* is not below high"),
         ({"bounds": [(0, 1)] * 2}, ValueError, "bounds: Newton takes none"),
         ({"constraints": {"type": "eq"}}, ValueError, "constraints: Newton takes none"),
-        ({"options": {"maxitre": 1}}, TypeError, "maxitre"),
+        ({"options": {"maxitre": 1}}, TypeError, "options: 'maxitre' is unknown; .* return_all$"),
+        ({"options": {"damping": 1}}, TypeError, r"'damping' is unknown; .* Newton\(damping="),
+        (
+            {"method": "adam", "options": {"lr": 0.1}},
+            TypeError,
+            r"what Adam takes is passed to it, as Adam\(lr=\.\.\.\)$",
+        ),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], says: str) -> None:

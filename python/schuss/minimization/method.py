@@ -22,6 +22,7 @@ from schuss.minimization.problem import (
     Stop,
 )
 
+OPTIONS = "gtol, ftol, xtol, maxiter, eps, disp or return_all"
 NOT_NEGATIVE = Interval("[0, inf)")
 
 
@@ -131,9 +132,15 @@ class Method:
         eps: Any = None,
         disp: bool = False,
         return_all: bool = False,
+        **unknown: Any,
     ) -> Any:
         """Minimises; the arguments as SciPy passes them, its options by keyword."""
         name = type(self).__name__
+        for option in unknown:
+            own = f"; what {name} takes is passed to it, as {name}({option}=...)"
+            raise TypeError(
+                f"options: {option!r} is unknown; wanted {OPTIONS}{own * self.takes(option)}"
+            )
         if not (callback is None or callable(callback)):
             raise TypeError(f"callback: {callback!r} is no function")
         problem = Problem(fun, x0, args, jac, hess, hessp, bounds, eps)
@@ -180,6 +187,11 @@ class Method:
         return MAXITER, f"Maximum number of iterations has been exceeded: {left}"
 
     # ---- What a method says of itself
+
+    @classmethod
+    def takes(cls, option: str) -> bool:
+        """Whether an object of the class is made with this option."""
+        return option in inspect.signature(cls).parameters
 
     def iterates(self, p: Problem, gtol: float) -> Iterator[Point]:
         """The start, and the point after each iteration, for ever; raises Stop if it can't go on.
