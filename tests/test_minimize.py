@@ -124,7 +124,9 @@ def test_methods_follow_from_the_rules() -> None:
     copy = pickle.loads(pickle.dumps(Adam(lr=0.5)))
     assert isinstance(copy, Adam)
     assert copy.options == {"lr": 0.5}
-    assert "'lr': 0.5" in repr(copy)
+    assert repr(copy) == "Adam(lr=0.5)"
+    assert repr(SGD(lr=0.1, bounds=(0, 1))) == "SGD(bounds=(0, 1), lr=0.1)"
+    assert repr(KKT()) == "KKT(maximize=False, backtracking=True)"
 
 
 @pytest.mark.parametrize("name", ["adam", "Adam", Adam, Adam()])

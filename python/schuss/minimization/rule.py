@@ -71,6 +71,11 @@ class RuleMethod(Method):
             )
         return super().__call__(fun, x0, args, **more)
 
+    def __repr__(self) -> str:
+        given = {"projection": self.projection, "bounds": self.bounds}
+        own = {k: v for k, v in given.items() if v is not None} | self.options
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in own.items())})"
+
     def iterates(self, p: Problem, gtol: float) -> Iterator[Point]:
         x = self.project(p, p.x0.copy())
         options = copy.deepcopy(self.options)  # a schedule that follows fun is this run's own
