@@ -340,14 +340,22 @@ def test_intervals_with_the_rules_own_thresholds() -> None:
 
 
 def test_intervals_are_drawn() -> None:
-    found = intervals.intervals()
-    above, below = found.draw().axes
-    for axes, values in ((above, found.tracked), (below, found.r)):
-        drawn = np.concatenate([points(axes, 0), points(axes, 1)])
-        assert np.array_equal(drawn, np.stack([found.loss, values], 1))
-        assert points(axes, 0)[-1, 0] <= 1 < points(axes, 1)[0, 0]
-    assert [text.get_text() for text in above.texts] == ["1", "2", "3", "4", "5", "6"]
-    assert below.get_xticks().tolist() == found.ends
+    """All as wide, so that no name lies over another, whatever the thresholds are."""
+    for thresholds in ((0.5, 3.0), (0.1, 10.0), (0.001, 1000.0)):
+        found = intervals.intervals(*thresholds)
+        np.testing.assert_allclose(found.places(np.array(found.ends)), [1, 2, 3, 4, 5])
+        x = found.places(found.loss)
+        np.testing.assert_allclose(np.diff(x), 1 / 64)
+        above, below = found.draw().axes
+        for axes, values in ((above, found.places(found.tracked)), (below, found.r)):
+            drawn = np.concatenate([points(axes, 0), points(axes, 1)])
+            assert np.array_equal(drawn, np.stack([x, values], 1))
+            assert points(axes, 0)[-1, 0] <= 3 < points(axes, 1)[0, 0]
+        assert [text.get_text() for text in above.texts] == ["1", "2", "3", "4", "5", "6"]
+        assert below.get_xticks().tolist() == above.get_yticks().tolist() == [1, 2, 3, 4, 5]
+        names = [text.get_text() for text in below.get_xticklabels()]
+        shown = [float(name.split("\n")[1]) for name in names if name != "1\n"]
+        np.testing.assert_allclose(shown, [end for end in found.ends if end != 1], rtol=5e-3)
 
 
 # ---- Shrinkage
