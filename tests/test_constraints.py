@@ -272,6 +272,16 @@ def test_constraints_that_can_not_be_met() -> None:
     [
         ({"type": "ineq", "fun": lambda x: x}, ValueError, "KKT takes equalities only"),
         (LinearConstraint(np.ones((3, 2)), 0, 0), ValueError, "3 equations, but x has 2 elements"),
+        (
+            LinearConstraint(np.ones(3), 0, 0),
+            ValueError,
+            r"constraints\[0\]: 3 columns, but x0 has 2",
+        ),
+        (
+            LinearConstraint([1, 1], 0, 0, keep_feasible=True),
+            ValueError,
+            "keep_feasible: only bounds",
+        ),
         ({"type": "le", "fun": lambda x: x}, ValueError, r'constraints\[0\]: wanted "type"'),
         ({"type": "eq"}, ValueError, r"constraints\[0\]: wanted"),
         ("x = 0", TypeError, r"constraints\[0\]: str; wanted a LinearConstraint"),
@@ -287,6 +297,40 @@ def test_constraints_that_can_not_be_met() -> None:
 def test_wrong_constraints(constraint: Any, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         schuss.minimize(hill, [0, 0], method="kkt", constraints=constraint, **HILL)
+
+
+def test_hock_and_schittkowskis_problem_71() -> None:
+    """With their solution and its multipliers: a product is at least 25, squares sum up to 40."""
+    r = schuss.minimize(
+        lambda x: x[0] * x[3] * x[:3].sum() + x[2],
+        [1, 5, 5, 1],
+        bounds=[(1, 5)] * 4,
+        constraints=[
+            NonlinearConstraint(np.prod, 25, np.inf),
+            NonlinearConstraint(lambda x: x @ x, 40, 40),
+        ],
+    )
+    assert r.success, r
+    np.testing.assert_allclose(r.x, [1, 4.7429994, 3.8211503, 1.3794082], atol=1e-5)
+    assert r.fun == pytest.approx(17.0140173, abs=1e-6)
+    np.testing.assert_allclose(r.multipliers, [0.5522937, -0.1614686], atol=1e-5)
+
+
+def test_the_penalty_stops_growing_where_it_would_hinder() -> None:
+    """Else the rounds after a nearly found solution make it worse and worse."""
+    for steep in (0.02, 0.05, 0.1):
+        narrow = LinearConstraint([[1, 1], [1, 1 + steep]], [0, 0.1], [0, 0.1])
+        r = schuss.minimize(
+            parabola, START, jac=parabola_der, method=AugmentedLagrangian(), constraints=narrow
+        )
+        assert r.success, r
+        np.testing.assert_allclose(r.x, [-0.1 / steep, 0.1 / steep], atol=1e-3)
+    r = schuss.minimize(
+        hill, [0, 0], method=AugmentedLagrangian(schuss.scipy.Rprop(lr=0.01), maximize=True,
+        options={"maxiter": 300}), constraints=DIAGONAL[2], jac=HILL["jac"],
+    )  # fmt: skip
+    assert r.success, r
+    np.testing.assert_allclose([*r.x, *r.multipliers], [1.5, 1.5, 1], atol=1e-5)
 
 
 def test_the_readmes_example(capsys: pytest.CaptureFixture[str]) -> None:

@@ -240,3 +240,35 @@ def test_scikit_learn(whiten: bool, rows: int, columns: int, kept: int | None) -
     z = ours.transform(other)
     assert np.allclose(z, theirs.transform(other), rtol=1e-9, atol=1e-10)
     assert np.allclose(ours.inverse_transform(z), theirs.inverse_transform(z), rtol=1e-9)
+
+
+def test_in_a_pipeline_that_is_cloned_and_searched() -> None:
+    """With scikit-learn's own PCA the scores are the same."""
+    sklearn = pytest.importorskip(
+        "sklearn", reason="scikit-learn is not installed: nothing to compare with"
+    )
+    from sklearn import (  # type: ignore[import-untyped]  # noqa: PLC0415
+        decomposition,
+        linear_model,
+        model_selection,
+        pipeline,
+    )
+
+    x = mixed(60, 5)
+    y = x @ np.arange(5)
+    scores = [
+        model_selection.cross_val_score(
+            pipeline.make_pipeline(kind(3, whiten=True), linear_model.Ridge()), x, y
+        )
+        for kind in (PCA, decomposition.PCA)
+    ]
+    assert np.allclose(*scores)
+    fitted = PCA(2, eps=0.5).fit(x)
+    fresh = sklearn.base.clone(fitted)
+    assert fresh == fitted
+    assert not hasattr(fresh, "mean_")
+    assert fresh.set_params(n_components=4, whiten=True) is fresh
+    assert fresh == PCA(4, whiten=True, eps=0.5)
+    with pytest.raises(ValueError, match="n_components: 0 is out of range"):
+        fresh.set_params(n_components=0)
+    assert fresh == PCA(4, whiten=True, eps=0.5)

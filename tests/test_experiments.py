@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
+from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.linear_model import Lasso, LinearRegression  # type: ignore[import-untyped]
@@ -57,11 +58,17 @@ def test_gradient_and_minima(objective: Any, rng: np.random.Generator) -> None:
         assert objective.value(around).min() > objective.value(minimum)
         assert objective.x[0] < minimum[0] < objective.x[1]
         assert objective.y[0] < minimum[1] < objective.y[1]
-    x, y, values = objective.grid(21)
-    assert values[3, 7] == objective.value((x[3, 7], y[3, 7]))
-    levels = objective.levels(values)
-    assert (np.diff(levels) > 0).all()
-    assert levels[-1] < values.max()
+    assert objective.least == min(objective.value(minimum) for minimum in objective.minima)
+    axes = result.figure(4, 4).subplots()
+    axes.set(xlim=objective.x, ylim=objective.y)
+    objective.contours(axes, "black")
+    (lines,) = axes.collections
+    assert isinstance(lines, QuadContourSet)
+    assert (np.diff(np.asarray(lines.levels)) > 0).all()
+    for level, path in zip(lines.levels, lines.get_paths(), strict=True):
+        around = objective.value(np.asarray(path.vertices).T)
+        assert np.abs(around / level - 1).max() < 0.1 or np.abs(around - level).max() < 0.1
+    assert axes.get_xlim() == objective.x
 
 
 @pytest.mark.parametrize("curve", [descent.SQUARE, descent.WAVE], ids=lambda c: c.formula)
@@ -76,6 +83,17 @@ def test_path_evaluates_where_the_rule_looks_ahead() -> None:
     path = walk(schuss.NAG, bowl.value, bowl.gradient, (-5.0, -2.0), 20, **options)
     assert path.shape == (21, 2)
     assert np.abs(path[-1] - (0.97303567, -0.00217757)).max() < 5.1e-9
+
+
+def test_path_is_that_of_the_average_where_a_rule_has_one() -> None:
+    bowl, w = OBJECTIVES["bowl"], np.array([-5.0, -2.0])
+    path = walk(schuss.ScheduleFreeSGD, bowl.value, bowl.gradient, (-5.0, -2.0), 10, lr=0.1)
+    opt = schuss.ScheduleFreeSGD(w, lr=0.1)
+    for point in path:
+        opt.eval()
+        assert np.array_equal(point, w)
+        opt.train()
+        opt.step(bowl.gradient(w))
 
 
 def test_path_ends_where_it_is_not_finite() -> None:
@@ -279,7 +297,8 @@ def test_regression_is_drawn() -> None:
     space, curve = found.draw().axes
     solutions, ends, package = (np.array(line.get_data_3d()) for line in space.lines)  # type: ignore[attr-defined]
     assert np.abs(X @ solutions - Y[:, None]).max() < 1e-14
-    assert (solutions[2, 0], solutions[2, -1]) == (0, 1)
+    c = found.ends[:, 2]
+    assert (solutions[2, 0], solutions[2, -1]) == (min(0, c.min()), max(1, c.max()))
     assert np.array_equal(ends, found.ends.T)
     assert np.array_equal(package[:, 0], found.package)
     assert (space.elev, space.azim) == (30, 45)  # type: ignore[attr-defined]
@@ -321,14 +340,22 @@ def test_intervals_with_the_rules_own_thresholds() -> None:
 
 
 def test_intervals_are_drawn() -> None:
-    found = intervals.intervals()
-    above, below = found.draw().axes
-    for axes, values in ((above, found.tracked), (below, found.r)):
-        drawn = np.concatenate([points(axes, 0), points(axes, 1)])
-        assert np.array_equal(drawn, np.stack([found.loss, values], 1))
-        assert points(axes, 0)[-1, 0] <= 1 < points(axes, 1)[0, 0]
-    assert [text.get_text() for text in above.texts] == ["1", "2", "3", "4", "5", "6"]
-    assert below.get_xticks().tolist() == found.ends
+    """All as wide, so that no name lies over another, whatever the thresholds are."""
+    for thresholds in ((0.5, 3.0), (0.1, 10.0), (0.001, 1000.0)):
+        found = intervals.intervals(*thresholds)
+        np.testing.assert_allclose(found.places(np.array(found.ends)), [1, 2, 3, 4, 5])
+        x = found.places(found.loss)
+        np.testing.assert_allclose(np.diff(x), 1 / 64)
+        above, below = found.draw().axes
+        for axes, values in ((above, found.places(found.tracked)), (below, found.r)):
+            drawn = np.concatenate([points(axes, 0), points(axes, 1)])
+            assert np.array_equal(drawn, np.stack([x, values], 1))
+            assert points(axes, 0)[-1, 0] <= 3 < points(axes, 1)[0, 0]
+        assert [text.get_text() for text in above.texts] == ["1", "2", "3", "4", "5", "6"]
+        assert below.get_xticks().tolist() == above.get_yticks().tolist() == [1, 2, 3, 4, 5]
+        names = [text.get_text() for text in below.get_xticklabels()]
+        shown = [float(name.split("\n")[1]) for name in names if name != "1\n"]
+        np.testing.assert_allclose(shown, [end for end in found.ends if end != 1], rtol=5e-3)
 
 
 # ---- Shrinkage
@@ -386,6 +413,12 @@ def test_constrained() -> None:
     assert np.abs(states.x - 0.2).max() < 1e-9
     assert states.multiplier == pytest.approx(0.60943791243, abs=1e-9)
     assert states.value == pytest.approx(1.60943791243, abs=1e-9)
+    # The first round's, with multiplier 0 and penalty 1: where -2(x - 2) = x - y = 2(y - 1).
+    assert np.abs(paraboloid.rounds[:2] - [(0, 0), (1.75, 1.25)]).max() < 1e-6
+    for s in (paraboloid, coin, states):
+        assert np.array_equal(s.rounds[-1], s.found.x)
+        assert np.abs(s.found.x - s.x).max() < 1e-6
+        assert s.found.multipliers == pytest.approx([s.multiplier], abs=2e-6)
     frees = [float(e.value(np.array(e.free))) for e in EXAMPLES]
     assert frees == pytest.approx([10, 0.73575888, 5 / math.e], abs=1e-8)
     for example, s in zip(EXAMPLES, constrained().solutions, strict=True):
@@ -399,12 +432,17 @@ def test_constrained_is_drawn() -> None:
     found = constrained()
     picture = found.draw()
     for axes, example, s in zip(picture.axes[:2], EXAMPLES, found.solutions, strict=False):
-        line, path, *_ = axes.lines
+        line, path, rounds, *_ = axes.lines
         on_line = np.asarray(line.get_xydata()) @ example.normal - example.total
         assert np.abs(on_line).max() < 1e-12
         assert np.array_equal(path.get_xydata(), s.path)
-        assert np.array_equal(points(axes, 2)[0], example.free)
-        assert np.array_equal(points(axes, 3)[0], s.x)
+        assert np.array_equal(rounds.get_xydata(), s.rounds)
+        assert np.array_equal(points(axes, 3)[0], example.free)
+        assert np.array_equal(points(axes, 4)[0], s.x)
+        assert len(axes.texts) >= 4  # "grad f", its arrow, and what the level lines bear
+        for number in axes.texts[:-2]:
+            there = example.value(number.get_position())
+            assert abs(there - float(number.get_text())) < 0.02 * abs(there)
     heights = [bar.get_height() for bar in picture.axes[2].patches]  # type: ignore[attr-defined]
     s = found.solutions[2]
     assert heights == [*s.path[0].tolist(), *s.x.tolist()]
@@ -472,12 +510,27 @@ def test_own_is_drawn() -> None:
     assert plane.get_xlim() == OBJECTIVES["bowl"].x
 
 
+def test_own_shows_where_it_starts_and_what_lies_below_the_known_minima() -> None:
+    found = chosen(["sgd"], [0.01], objective="wave", start=(20.0, -3.0), steps=200)
+    plane, curve = found.draw().axes
+    assert plane.get_ylim() == OBJECTIVES["wave"].y
+    assert plane.get_xlim()[0] == OBJECTIVES["wave"].x[0]
+    assert 20.2 < plane.get_xlim()[1] < 22  # the path goes on to 20.22
+    above = np.asarray(curve.lines[0].get_ydata())
+    assert above.min() == 0
+    assert np.allclose(np.diff(above), np.diff(found.values()[0]))
+
+
 def test_own_that_diverges_is_drawn(tmp_path: Path) -> None:
     found = chosen(["sgd", "adam"], [10.0, 0.1], steps=50)
     assert len(found.paths[0]) < 10
     assert len(found.paths[1]) == 51
     found.save(tmp_path / "own.png")
     assert len(list(found.rows())) == 3
+    plane, curve = found.draw().axes
+    assert plane.get_xlim() == OBJECTIVES["himmelblau"].x
+    start = found.values()[0][0]
+    assert start < curve.get_ylim()[1] <= 100 * start
 
 
 # ---- The command
@@ -523,7 +576,10 @@ def test_command_prints_the_numbers(
     monkeypatch.setattr(result.Result, "save", lambda own, path: None)
     file = str(tmp_path / "picture.png")
     lines = output(capsys, "constrained", "--out", file).splitlines()
-    assert re.split(" +", lines[1])[1:5] == ["1", "10.000000", "9.500000", "1.000000"]
+    numbers = [re.split(" +", line)[1:] for line in lines[1:4]]
+    assert numbers[0] == ["free", "10.000000", "2.0000", "1.0000"]
+    assert numbers[1] == ["Newton", "1", "9.500000", "1.000000", "1.5000", "1.5000"]
+    assert numbers[2] == ["augmented", "10", "9.500000", "1.000000", "1.5000", "1.5000"]
     lines = output(capsys, "eve", "--thresholds", "1,4", "--out", file).splitlines()
     assert lines[1].split()[1:4:2] == ["0.000000", "0.141421"]
     assert lines[6].split()[-2:] == ["5.000000", "4.000000"]

@@ -67,6 +67,15 @@ def test_check_grad_at_a_minimum_and_beside_scipy() -> None:
     assert so.check_grad(rosen, rosen_der, x) < 1e-4
 
 
+@pytest.mark.parametrize("wrong", ["a", "b"])
+def test_a_nan_in_any_array_is_an_error(wrong: str) -> None:
+    x = {"a": np.ones(2), "b": np.ones(3)}
+    grad = {"a": np.ones(2), "b": np.ones(3)}
+    assert schuss.check_grad(lambda x: x["a"].sum() + x["b"].sum(), grad, x) < 1e-9
+    grad[wrong][-1] = np.nan
+    assert np.isnan(schuss.check_grad(lambda x: x["a"].sum() + x["b"].sum(), grad, x))
+
+
 def test_an_error_leaves_the_array_as_it_was() -> None:
     x = np.array([0.1, 0.3])
     before = x.tobytes()
@@ -82,7 +91,7 @@ def test_an_error_leaves_the_array_as_it_was() -> None:
     wrong: list[tuple[Any, Any, Any, type[Exception], str]] = [
         (rosen, frozen, None, ValueError, r"x\[0\]: read-only"),
         (rosen, np.arange(3), None, TypeError, r"x\[0\]: int64; wanted floating-point"),
-        (rosen, [1.0, 2.0], None, TypeError, "not a numpy.ndarray"),
+        (rosen, [1.0, 2.0], None, TypeError, r"x\[0\]: not a numpy.ndarray"),
         (lambda x: x, x, None, ValueError, r"f: returned shape \(2,\); wanted a number"),
         (rosen, x, np.ones(3), ValueError, r"step: shape \(3,\), but x\[0\] has \(2,\)"),
         (rosen, x, 0.0, ValueError, "step: 0.0 is out of range"),

@@ -124,6 +124,11 @@ def test_the_variance_of_a_signal_stays() -> None:
             TypeError,
             "array: int64 elements; wan",
         ),
+        (
+            lambda r: init.xavier_uniform((2, 3), r, dtype="V2"),
+            TypeError,
+            r"array: \|V2 elements; wanted",
+        ),
         (lambda r: init.xavier_uniform((2, 3, 4), r), ValueError, "fans: None; wanted 'keras'"),
         (
             lambda r: init.xavier_uniform((3,), r),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -70,6 +71,16 @@ def logarithm(x: np.ndarray) -> float:
         return float(x[0] - np.log(x[0]))
 
 
+def evaluated(opt: Any, x: np.ndarray) -> np.ndarray:
+    """The average that a Schedule-Free rule puts in place of the parameters, or these."""
+    if not hasattr(opt, "eval"):
+        return x
+    opt.eval()
+    average = x.copy()
+    opt.train()
+    return average
+
+
 # ---- Every rule as a method
 
 
@@ -86,13 +97,15 @@ def test_every_rule_minimises(rule: type[Optimizer]) -> None:
     assert r.fun == parabola(r.x)
     assert r.nit == len(r.allvecs) - 1
     moved = np.diff(r.allvecs, axis=0).any(axis=1).sum()
-    assert r.nfev == r.njev == 1 + moved  # a point is asked once
+    assert r.nfev == 1 + moved  # a point is asked once
+    assert hasattr(rule, "eval") or r.njev == r.nfev
     x = START.copy()
     opt = rule(x, lr=lr, weight_decay=0.0)
     for before in r.allvecs[:-1]:
-        assert (before == x).all()
+        assert (before == evaluated(opt, x)).all()
         opt.step(parabola_der(x), loss=parabola(x))
-    assert (r.x == x).all()
+    assert (r.x == evaluated(opt, x)).all()
+    assert (r.jac == parabola_der(r.x)).all()
     ours = schuss.minimize(
         parabola, START, jac=parabola_der, method=method, options=options, tol=1e-3
     )
@@ -111,7 +124,9 @@ def test_methods_follow_from_the_rules() -> None:
     copy = pickle.loads(pickle.dumps(Adam(lr=0.5)))
     assert isinstance(copy, Adam)
     assert copy.options == {"lr": 0.5}
-    assert "'lr': 0.5" in repr(copy)
+    assert repr(copy) == "Adam(lr=0.5)"
+    assert repr(SGD(lr=0.1, bounds=(0, 1))) == "SGD(bounds=(0, 1), lr=0.1)"
+    assert repr(KKT()) == "KKT(maximize=False, backtracking=True)"
 
 
 @pytest.mark.parametrize("name", ["adam", "Adam", Adam, Adam()])
@@ -136,8 +151,10 @@ def test_schedules_and_options_of_the_rule() -> None:
         Adam(lr=-1)
     with pytest.raises(TypeError, match="momentum: unknown; Adam has"):
         Adam(momentum=0.9)
-    with pytest.raises(TypeError, match="grads: unknown"):
-        Adam(grads=np.zeros(2))
+    for name in ("params", "grads", "zero_grad", "ema"):
+        with pytest.raises(TypeError, match=f"{name}: unknown; the "):
+            Adam(**{name: np.zeros(2)})  # type: ignore[arg-type]
+        assert name not in inspect.signature(Adam).parameters
     with pytest.raises(TypeError, match="projection: 3 is no function"):
         Adam(projection=3)  # type: ignore[arg-type]
 
@@ -160,6 +177,51 @@ def test_the_gradient_is_taken_at_the_point_looked_ahead_to() -> None:
     assert r.success
     assert np.abs(r.jac).max() <= 1e-4  # at x itself
     assert (r.jac == rosen_der(r.x)).all()
+
+
+@pytest.mark.parametrize("name", ["ScheduleFreeSGD", "ScheduleFreeAdamW"])
+def test_the_result_is_the_average_where_a_rule_has_one(name: str) -> None:
+    """Gradients are taken at the parameters, function and result are those of the average."""
+    method, options = getattr(schuss.scipy, name)(lr=0.2), {"maxiter": 20, "return_all": True}
+    seen: list[np.ndarray] = []
+
+    def gradient(x: np.ndarray) -> np.ndarray:
+        seen.append(x)
+        return parabola_der(x)
+
+    r = schuss.minimize(parabola, START, jac=gradient, method=method, options=options)
+    x = START.copy()
+    opt = getattr(schuss, name)(x, lr=0.2)
+    for n in range(20):
+        assert (seen[n] == x).all()
+        opt.step(parabola_der(x))
+    assert (r.x == evaluated(opt, x)).all()
+    assert (r.x != x).any()
+    assert r.fun == parabola(r.x)
+    assert (r.jac == parabola_der(r.x)).all()
+    assert f"the gradient's largest element is {np.abs(r.jac).max():.3g}" in r.message
+    within = schuss.minimize(parabola, START, jac=gradient, method=method, bounds=[(0, 0.5)] * 2)
+    assert within.success
+    assert (within.x == [0.5, 0]).all()
+
+
+def test_the_average_of_asgd() -> None:
+    x, method = START.copy(), schuss.scipy.ASGD(lr=0.1, t0=5)
+    opt = schuss.ASGD(x, lr=0.1, t0=5)
+    for _ in range(30):
+        opt.step(parabola_der(x))
+    r = schuss.minimize(parabola, START, jac=parabola_der, method=method, options={"maxiter": 30})
+    assert (r.x == opt.state[0]["ax"]).all()
+    assert (r.x != x).any()
+
+
+def test_ascent_of_a_rule_that_looks_ahead_stays_within_bounds() -> None:
+    """It stops where the gradient points out of them, as it does for ever."""
+    method = schuss.scipy.NAG(lr=0.05, nesterov="lookahead", maximize=True)
+    r = schuss.minimize(lambda x: -parabola(x), START, method=method, bounds=[(-2, 0.5)] * 2)
+    assert r.success
+    assert r.x[0] == 0.5
+    np.testing.assert_allclose(r.jac, [0.5, 0], atol=1e-4)
 
 
 def test_a_rule_that_reads_the_loss_gets_it() -> None:
@@ -202,6 +264,23 @@ def test_numerical_derivatives_stay_within_bounds() -> None:
     assert r.success
     assert min(seen) >= 0
     np.testing.assert_allclose(r.x, 0.25, atol=1e-3)
+
+
+def test_what_is_fixed_by_its_bounds_stays_and_is_not_asked() -> None:
+    asked = []
+
+    def fun(x: np.ndarray) -> float:
+        asked.append(x[0])
+        return parabola(x)
+
+    bounds = [(2, 2), (-3, 3)]
+    r = schuss.minimize(fun, START, method=Adam(lr=0.1), bounds=bounds)
+    theirs = so.minimize(parabola, START, method="L-BFGS-B", bounds=bounds)
+    assert r.success
+    np.testing.assert_allclose(r.x, theirs.x, atol=1e-5)
+    assert (np.array(asked) == 2).all()
+    r = schuss.minimize(parabola, START, method=Adam(lr=0.1), bounds=[(1, 1), (2, 2)])
+    assert (r.success, r.nit, r.x.tolist()) == (True, 0, [1, 2])
 
 
 def test_a_projection_runs_after_each_step() -> None:
@@ -360,6 +439,21 @@ def test_a_nan_later_on_leaves_the_last_point_before() -> None:
         ({"x0": [1j, 1]}, TypeError, "x0: complex128; wanted real"),
         ({"fun": lambda x: x}, ValueError, r"fun: returned shape \(2,\); wanted a number"),
         ({"jac": lambda x: x[:1]}, ValueError, r"jac: returned shape \(1,\); wanted \(2,\)"),
+        ({"jac": lambda x: x * 1j}, TypeError, "jac: returned .*j.*; wanted real numbers"),
+        ({"fun": lambda x: None}, TypeError, "fun: returned None; wanted real numbers"),
+        ({"fun": lambda x: "3"}, TypeError, "fun: returned '3'; wanted real numbers"),
+        ({"fun": lambda x: x[0] + 1j}, TypeError, r"fun: returned .*\(-1.2\+1j\)"),
+        ({"fun": 3}, TypeError, "fun: 3 is no function"),
+        ({"callback": 3}, TypeError, "callback: 3 is no function"),
+        ({"tol": -1}, ValueError, r"tol: -1.0 is out of range, wanted \[0, inf\)"),
+        ({"options": {"gtol": np.nan}}, ValueError, "gtol: nan is out of range"),
+        ({"options": {"ftol": "a"}}, TypeError, "ftol: 'a' is not a number"),
+        ({"options": {"xtol": -1}}, ValueError, "xtol: -1.0 is out of range"),
+        ({"options": {"maxiter": -1}}, ValueError, "maxiter: -1 is out of range"),
+        ({"options": {"maxiter": 2.5}}, TypeError, "maxiter: 2.5 is not a whole number"),
+        ({"options": {"eps": 0}}, ValueError, r"eps: 0 is out of range, wanted \(0, inf\)"),
+        ({"options": {"eps": [1, -1]}}, ValueError, r"eps: \[1, -1\] is out of range"),
+        ({"options": {"eps": [1, 2, 3]}}, ValueError, r"eps: shape \(3,\); wanted a number, or 2"),
         ({"jac": True}, TypeError, "fun: with jac=True it has to return the value and"),
         ({"hess": lambda x: x}, ValueError, r"hess: returned shape \(2,\); wanted \(2, 2\)"),
         ({"hess": so.BFGS()}, TypeError, "hess: .* is neither a function nor"),
@@ -368,7 +462,13 @@ def test_a_nan_later_on_leaves_the_last_point_before() -> None:
         ({"bounds": [(0, 1), (2, 1)]}, ValueError, "bounds: low .* is not below high"),
         ({"bounds": [(0, 1)] * 2}, ValueError, "bounds: Newton takes none"),
         ({"constraints": {"type": "eq"}}, ValueError, "constraints: Newton takes none"),
-        ({"options": {"maxitre": 1}}, TypeError, "maxitre"),
+        ({"options": {"maxitre": 1}}, TypeError, "options: 'maxitre' is unknown; .* return_all$"),
+        ({"options": {"damping": 1}}, TypeError, r"'damping' is unknown; .* Newton\(damping="),
+        (
+            {"method": "adam", "options": {"lr": 0.1}},
+            TypeError,
+            r"what Adam takes is passed to it, as Adam\(lr=\.\.\.\)$",
+        ),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], says: str) -> None:
@@ -386,6 +486,8 @@ def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], says
         (lambda: ConjugateGradient(restart=0), ValueError, "restart: 0 is out of range"),
         (lambda: FullAdagrad(lr=-1), ValueError, "lr: -1.0 is out of range"),
         (lambda: FullAdagrad(delta=0), ValueError, "delta: 0.0 is out of range"),
+        (lambda: so.minimize(parabola, START, method=Adam), TypeError, "method: .* Adam()"),
+        (lambda: so.minimize(parabola, START, method=KKT), TypeError, "method: .* KKT()"),
         (lambda: AugmentedLagrangian(penalty=0), ValueError, "penalty: 0.0 is out of range"),
         (lambda: AugmentedLagrangian(growth=0.5), ValueError, "growth: 0.5 is out of range"),
         (lambda: AugmentedLagrangian(SGD(maximize=True)), ValueError, "maximize: is for"),

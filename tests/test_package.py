@@ -184,3 +184,14 @@ def test_import_brings_numpy_and_the_standard_library_only() -> None:
     )
     done = python(code)
     assert set(done.stdout.split()) <= {"schuss", "numpy"}, done.stderr
+
+
+def test_without_scipy_only_what_needs_it_is_missing() -> None:
+    code = (
+        "import sys; sys.modules['scipy'] = None; import schuss, numpy as np;"
+        "assert schuss.check_grad(np.sum, np.ones(2), np.ones(2)) < 1e-9; {}"
+    )
+    assert python(code.format("print('here')")).stdout == "here\n"
+    for ask in ("schuss.minimize", "schuss.scipy"):
+        done = python(code.format(ask))
+        assert done.stderr.endswith("minimize: needs SciPy: pip install 'schuss[scipy]'\n")

@@ -74,6 +74,11 @@ def test_known_points() -> None:
     assert (ball(np.array([2.0, -2.0]), norm=1) == [0.5, -0.5]).all()
     assert (ball(np.array([2.0, -0.5, np.nan]), norm=np.inf)[:2] == [1, -0.5]).all()
     assert np.isnan(nonnegative(np.array([np.nan]))).all()
+    largest = np.finfo(np.float64).max
+    assert (ball(np.full(4, largest)) == 0.5).all()  # whose norm is no number
+    assert (ball(np.full(4, largest), norm=1) == 0.25).all()
+    assert (simplex(np.array([largest, 0.0, -largest])) == [1, 0, 0]).all()
+    assert (ball(np.array([3, -4], np.float16), 1e6, norm=math.inf) == [3, -4]).all()
     empty = np.zeros(0)
     for name in ("nonnegative", "ball", "ball1", "ball_inf"):
         assert CASES[name](empty) is empty
@@ -116,6 +121,7 @@ def test_wrong_arguments() -> None:
     wrong: list[tuple[Callable[[], Any], type[Exception], str]] = [
         (lambda: simplex([1.0]), TypeError, "x: not a numpy.ndarray"),  # type: ignore[arg-type]
         (lambda: simplex(np.arange(3)), TypeError, "x: int64; wanted floating-point"),
+        (lambda: nonnegative(np.zeros(2, "V2")), TypeError, r"x: \|V2; wanted floating-point"),
         (lambda: nonnegative(frozen), ValueError, "x: read-only"),
         (lambda: simplex(x, 0), ValueError, r"total: 0.0 is out of range, wanted \(0, inf\)"),
         (lambda: simplex(np.ones(0)), ValueError, "x: has no elements"),

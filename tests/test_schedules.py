@@ -104,6 +104,9 @@ def test_peak_and_documentation(name: str) -> None:
 
 def test_a_value_changes_at_its_boundary() -> None:
     assert [piecewise([1.0, 0.1], [3])(n) for n in range(5)] == [1, 1, 1, 0.1, 0.1]
+    of_arrays = piecewise(np.array([1.0, 0.1]), np.array([3]))  # type: ignore[arg-type]
+    assert of_arrays == piecewise([1.0, 0.1], [3])
+    assert repr(of_arrays) == "piecewise(values=(1.0, 0.1), boundaries=(3,))"
     assert [chain([1.0, 0.1], [3])(n) for n in range(5)] == [1, 1, 1, 0.1, 0.1]
     assert [step(1.0, 3, 0.5)(n) for n in range(7)] == [1, 1, 1, 0.5, 0.5, 0.5, 0.25]
     stairs = inverse_time(1.0, 1.0, every=3, staircase=True)
@@ -204,7 +207,8 @@ def test_training_with_a_ramp() -> None:
         (lambda: exponential(1.0, math.inf), ValueError, "decay: inf is out of range"),
         (lambda: step(1.0, 3, 1.5), ValueError, r"factor: 1.5 is out of range, wanted \[0, 1\]"),
         (lambda: step(1.0, 2.5), TypeError, "every: 2.5 is not a whole number"),  # type: ignore[arg-type]
-        (lambda: piecewise([], []), TypeError, r"values: \[\] is not a sequence of numbers"),
+        (lambda: piecewise([], []), ValueError, "values: none; wanted one more than boundaries"),
+        (lambda: piecewise(3, []), TypeError, "values: 3 is not a sequence of numbers"),  # type: ignore[arg-type]
         (lambda: piecewise([1, "a"], [3]), TypeError, r"values\[1\]: 'a' is not a number"),  # type: ignore[list-item]
         (lambda: piecewise([1, 2], [3, 4]), ValueError, "boundaries: 2 of them; wanted 1, one"),
         (lambda: piecewise([1, 2, 3], [4, 4]), ValueError, r"boundaries: \(4, 4\) don't grow"),
@@ -222,7 +226,8 @@ def test_training_with_a_ramp() -> None:
         (lambda: one_cycle(1.0, 5, shape="cos"), ValueError, "shape: 'cos' is unknown; wanted"),
         (lambda: warmup(1.0, 0), ValueError, "steps: 0 is out of range"),
         (lambda: warmup("fast", 3), TypeError, "schedule: 'fast' is not a number"),  # type: ignore[arg-type]
-        (lambda: chain([], []), TypeError, r"schedules: \[\] is not a sequence of schedules"),
+        (lambda: chain([], []), ValueError, "schedules: none; wanted one more than boundaries"),
+        (lambda: chain(3, []), TypeError, "schedules: 3 is not a sequence of schedules"),  # type: ignore[arg-type]
         (lambda: chain([1.0, None], [3]), TypeError, r"schedules\[1\]: None is not a number"),  # type: ignore[list-item]
         (lambda: chain([1.0, 2.0], []), ValueError, "boundaries: 0 of them; wanted 1"),
         (lambda: momentum_ramp(1.0), ValueError, "value: 1.0 is out of range"),

@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except ModuleNotFoundError as error:
-        message = f"{error}; pip install 'schuss[demo]'"
+        message = f"No module named {error.name!r}; pip install 'schuss[demo]'"
     except (argparse.ArgumentError, ArithmeticError, MemoryError, OSError) as error:
         message = str(error)
     else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -151,7 +151,7 @@ class PCA:
                     components that don't vary at all become 0
 
     Names and numbers are those of scikit-learn's PCA: where that is installed, it does as much and
-    more, but for eps, and fits into its pipelines. This one needs NumPy alone.
+    more, but for eps. This one needs NumPy alone, and fits into scikit-learn's pipelines, too.
 
     Source: Hotelling 1933; LeCun et al. 1998, Efficient BackProp, section 4.3.
     """
@@ -170,6 +170,16 @@ class PCA:
         if self.n_components is not None:
             check_fields(self, n_components=1)
         check_fields(self, whiten=(False, True), eps="[0, inf)")
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The three arguments, as scikit-learn asks for them when it clones and searches."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+
+    def set_params(self, **params: Any) -> PCA:
+        """Changes some of the arguments; returns itself."""
+        for name, value in vars(PCA(**{**self.get_params(), **params})).items():
+            setattr(self, name, value)
+        return self
 
     def fit(self, x: np.ndarray, y: object = None) -> PCA:
         """Finds means, directions and variances of rows, in double; returns itself.

@@ -25,7 +25,7 @@ def numerical_gradient(f: Callable[[Any], Any], x: Any, *, step: Any = None) -> 
     Divided by the difference of the two points that there really are. Returns new arrays in the
     structure of x. Raises TypeError or ValueError that name the array.
     """
-    tree, arrays = flatten(x)
+    tree, arrays = flatten(x, role="x")
     for name, a in arrays.items():
         if a.dtype.kind != "f":
             raise TypeError(f"{label('x', name)}: {a.dtype}; wanted floating-point numbers")
@@ -83,17 +83,19 @@ def check_grad(f: Callable[[Any], Any], grad: Any, x: Any, *, step: Any = None) 
     f, x, step   as `numerical_gradient` takes them, which gives n; |n| is its largest element
     grad         a function of x that returns g, in the structure of x; or g itself
 
-    A right gradient gives about 1e-9 in float64, of a well scaled function; a wrong one 1e-2 to 2.
+    A right gradient gives about 1e-9 in float64, of a well scaled function; a wrong one 1e-2 to 2,
+    or NaN.
     SciPy's `check_grad` takes forward differences and returns the norm of the absolute error.
     """
-    tree, arrays = flatten(x)
+    tree, arrays = flatten(x, role="x")
     given = gather(tree, grad(x) if callable(grad) else grad, "grad")
     numerical = gather(tree, numerical_gradient(f, x, step=step), "x")
     for name, g, n in zip(arrays, given, numerical, strict=True):
         if np.shape(g) != n.shape:
             raise ValueError(f"{label('grad', name)}: shape {np.shape(g)}, wanted {n.shape}")
     largest = max((float(np.abs(n).max()) for n in numerical if n.size), default=0.0)
-    return max(relative_errors(given, numerical, max(1.0, largest)), default=0.0)
+    errors = list(relative_errors(given, numerical, max(1.0, largest)))
+    return float(np.max(errors, initial=0.0))  # a NaN is the largest of all
 
 
 def relative_errors(given: list[Any], numerical: list[np.ndarray], size: float) -> Iterator[float]:

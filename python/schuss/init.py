@@ -16,6 +16,8 @@ fans     which axes of the shape are a neuron's inputs and outputs:
          functions use the sum alone, and need no fans for two axes
 dtype    of a new array, default float64
 
+What is wrong among them raises a TypeError or ValueError with its name; nothing is written then.
+
 Numbers are drawn in double and rounded to the array's type: a seed gives the same ones in each type
 and in each order of the memory.
 """
@@ -29,6 +31,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from schuss.hyperparameters import Interval, check_int
+from schuss.structure import is_floating
 
 __all__ = [
     "gain",
@@ -198,7 +201,7 @@ def _filled(
     made: np.ndarray = array if isinstance(array, np.ndarray) else _new(array, dtype)
     if made is array and dtype is not None:
         raise ValueError("dtype: the array has its own; pass one with a shape alone")
-    if made.dtype.kind not in "fV":  # V: bfloat16
+    if not is_floating(made.dtype):
         raise TypeError(f"array: {made.dtype} elements; wanted floating-point ones")
     if not made.flags.writeable:
         raise ValueError("array: read-only, but it is filled in place")

@@ -3,10 +3,16 @@
     opt.step(grads)
     schuss.projections.simplex(params["p"])
 
-Sums are taken in double and in a fixed order, so that the same array gives the same bits anywhere.
-Each says what it reads beside the array's one pass. A running mean (ema=) has seen the parameter as
-it was before; where there is a master, that is what has to be projected. Bounds of each element are
-an option of every optimizer, bounds=, and cost no pass at all.
+Sums are taken in double and in a fixed order, so that the same array gives the same bits anywhere:
+on every machine, and for every instruction set and number of threads. Each function says what it
+reads beside the array's one pass. They come after a step as a whole, and so after its stages:
+
+ema=            the running mean is that of the points before the projection: project
+                opt.ema["p"], too, before it is used
+master=True     the next step begins with the master: project opt.state["p"]["master"], and write
+                it into the parameter, p[...] = master. A parameter alone comes back as it was
+
+Bounds of each element are an option of every optimizer, bounds=, and cost no pass at all.
 """
 
 from __future__ import annotations
@@ -18,6 +24,9 @@ import numpy as np
 
 from schuss import reference
 from schuss.hyperparameters import Interval
+from schuss.structure import is_floating
+
+__all__ = ["ball", "nonnegative", "simplex"]
 
 POSITIVE = Interval("(0, inf)")
 
@@ -76,16 +85,21 @@ def ball(x: np.ndarray, radius: float = 1.0, norm: float = 2) -> np.ndarray:
         raise ValueError(f"norm: {norm!r} is unknown; wanted 1 or 2 or inf")
     if norm == math.inf:
         _check(x, finite=False)
-        x[...] = reference.clamp(x, x.dtype.type(-radius), x.dtype.type(radius))
+        with np.errstate(over="ignore"):  # a radius beyond x's type holds nothing back
+            x[...] = reference.clamp(x, x.dtype.type(-radius), x.dtype.type(radius))
         return x
     values = _check(x)
     if norm == 2:
-        size = _norm(values)
-        if size > radius:
-            x[...] = values * (radius / size)
+        scaled, exponent = _scaled(values)
+        size = math.sqrt(reference.norm_squared([scaled])[0])
+        with np.errstate(over="ignore"):
+            if np.ldexp(size, exponent) > radius:
+                x[...] = scaled * (radius / size)
         return x
     sizes = np.abs(values)
-    if x.size and np.cumsum(sizes.ravel(order="K"))[-1] > radius:
+    with np.errstate(over="ignore"):  # infinity is above every radius, too
+        above = x.size and np.cumsum(sizes.ravel(order="K"))[-1] > radius
+    if above:
         x[...] = np.copysign(_reduced(sizes, radius), values)
     return x
 
@@ -94,7 +108,7 @@ def _check(x: Any, finite: bool = True) -> np.ndarray:
     """The array's values in double, once it is one that can be written."""
     if not isinstance(x, np.ndarray):
         raise TypeError(f"x: not a numpy.ndarray ({type(x).__name__}); it is written in place")
-    if x.dtype.kind not in "fV" or x.dtype.names is not None:  # V: bfloat16
+    if not is_floating(x.dtype):
         raise TypeError(f"x: {x.dtype}; wanted floating-point numbers")
     if not x.flags.writeable:
         raise ValueError("x: read-only, but it is written in place")
@@ -108,16 +122,16 @@ def _reduced(values: np.ndarray, total: float) -> np.ndarray:
     """The values less theta, and 0 where that is negative, such that their sum is `total`."""
     if not values.size:
         raise ValueError("x: has no elements, so that their sum is 0")
-    below = values - values.max()  # exact enough, however large the values are
-    descending = np.sort(below, axis=None)[::-1]
-    theta = (np.cumsum(descending) - total) / np.arange(1, values.size + 1)
+    with np.errstate(over="ignore"):  # what is infinitely below the largest becomes 0
+        below = values - values.max()  # exact enough, however large the values are
+        descending = np.sort(below, axis=None)[::-1]
+        theta = (np.cumsum(descending) - total) / np.arange(1, values.size + 1)
     kept = np.flatnonzero(descending > theta)[-1]  # the largest one always is
     reduced: np.ndarray = np.maximum(below - theta[kept], 0.0)
     return reduced
 
 
-def _norm(values: np.ndarray) -> float:
-    """The Euclidean norm by the tree of the gradients' norm; exact powers of 2 keep it in range."""
+def _scaled(values: np.ndarray) -> tuple[np.ndarray, int]:
+    """The values divided by a power of 2, which is exact, so that their squares stay in range."""
     exponent = int(np.frexp(np.abs(values).max(initial=0.0))[1])
-    squares, _ = reference.norm_squared([np.ldexp(values, -exponent)])
-    return math.ldexp(math.sqrt(squares), exponent)
+    return np.ldexp(values, -exponent), exponent

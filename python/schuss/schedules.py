@@ -5,6 +5,8 @@
 They serve for `lr` or any other number of an optimizer, as any callable does. These can be printed,
 pickled, compared, put together and drawn, and know their `peak`, which some decay modes ask for.
 
+An argument of the wrong type or out of its range raises a TypeError or ValueError with its name.
+
 A value changes at n = boundary, the step after so many finished ones, as in PyTorch and optax (in
 Keras one step later), and a schedule over `steps` steps has its final value at n = steps.
 """
@@ -19,6 +21,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from schuss.hyperparameters import Interval, Number, check_fields, check_int
 from schuss.plateau import ReduceOnPlateau
@@ -83,10 +87,19 @@ def at(part: Number, n: int) -> float:
     return part(n) if callable(part) else part
 
 
+def sequence(name: str, values: Any, of: str) -> Sequence[Any]:
+    """A sequence, or an array as one."""
+    found = values.tolist() if isinstance(values, np.ndarray) else values
+    if not isinstance(found, Sequence) or isinstance(found, str):
+        raise TypeError(f"{name}: {values!r} is not a sequence of {of}")
+    return found
+
+
 def numbers(name: str, values: Any) -> tuple[float, ...]:
     """Finite numbers, at least one."""
-    if not isinstance(values, Sequence) or isinstance(values, str) or not values:
-        raise TypeError(f"{name}: {values!r} is not a sequence of numbers")
+    values = sequence(name, values, "numbers")
+    if not values:
+        raise ValueError(f"{name}: none; wanted one more than boundaries")
     return tuple(Interval(FINITE).check(f"{name}[{i}]", v) for i, v in enumerate(values))
 
 
@@ -247,8 +260,7 @@ class piecewise(Schedule):
 
 def growing(boundaries: Any, wanted: int, parts: str) -> tuple[int, ...]:
     """Boundaries, checked."""
-    if not isinstance(boundaries, Sequence) or isinstance(boundaries, str):
-        raise TypeError(f"boundaries: {boundaries!r} is not a sequence of whole numbers")
+    boundaries = sequence("boundaries", boundaries, "whole numbers")
     found = tuple(check_int(f"boundaries[{i}]", b, 1) for i, b in enumerate(boundaries))
     if len(found) != wanted:
         raise ValueError(
@@ -514,9 +526,9 @@ class chain(Schedule):
     boundaries: Sequence[int]
 
     def __post_init__(self) -> None:
-        given: Any = self.schedules
-        if not isinstance(given, Sequence) or isinstance(given, str) or not given:
-            raise TypeError(f"schedules: {given!r} is not a sequence of schedules")
+        given = sequence("schedules", self.schedules, "schedules")
+        if not given:
+            raise ValueError("schedules: none; wanted one more than boundaries")
         made = tuple(number_or_callable(f"schedules[{i}]", part) for i, part in enumerate(given))
         object.__setattr__(self, "schedules", made)
         object.__setattr__(self, "boundaries", growing(self.boundaries, len(made) - 1, "schedules"))
@@ -630,9 +642,9 @@ def draw(
 
         ax = Figure(layout="constrained").subplots()
         ax.set(xlabel="finished steps", ylabel="value")
-    name = textwrap.fill(repr(schedule), 60)
+    name = textwrap.fill(repr(schedule), 80)
     ax.plot([schedule(n) for n in range(steps)], label=name, drawstyle="steps-post")
-    ax.legend(fontsize="small").set_in_layout(False)  # a long name takes no room from the curve
+    ax.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0))  # beside no curve
     if path is not None:
         figure: Any = ax.figure
         figure.savefig(path)

@@ -11,7 +11,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import scipy.optimize  # type: ignore[import-untyped]
+
+try:
+    import scipy.optimize  # type: ignore[import-untyped]
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "minimize: needs SciPy: pip install 'schuss[scipy]'", name=error.name
+    ) from error
 
 from schuss import rules
 from schuss.minimization.adagrad import FullAdagrad

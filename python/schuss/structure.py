@@ -29,7 +29,9 @@ def label(role: str, name: str) -> str:
     return f"{role}[{name}]" if name.isdigit() else f'{role}["{name}"]'
 
 
-def flatten(value: Any, number: int = 0) -> tuple[Tree, dict[str, np.ndarray]]:
+def flatten(
+    value: Any, number: int = 0, role: str = "params"
+) -> tuple[Tree, dict[str, np.ndarray]]:
     """The tree of a structure and its arrays by name, counted from `number` on.
 
     One array alone, and the members of a sequence at the top, are named from `number` on as well.
@@ -41,7 +43,7 @@ def flatten(value: Any, number: int = 0) -> tuple[Tree, dict[str, np.ndarray]]:
         if isinstance(value, np.ndarray):
             if name in arrays:
                 raise ValueError(
-                    f"{label('params', name)}: two arrays have this name; rename one of the keys"
+                    f"{label(role, name)}: two arrays have this name; rename one of the keys"
                 )
             arrays[name] = value
             return number + len(arrays) - 1
@@ -50,12 +52,17 @@ def flatten(value: Any, number: int = 0) -> tuple[Tree, dict[str, np.ndarray]]:
         if is_sequence(value):
             return [walk(inner, (*path, str(first + i))) for i, inner in enumerate(value)]
         raise TypeError(
-            f"{label('params', name)}: not a numpy.ndarray ({type(value).__name__}); "
+            f"{label(role, name)}: not a numpy.ndarray ({type(value).__name__}); "
             "pass the array that is to be used in place"
         )
 
     tree = walk(value, (), number)
     return tree, arrays
+
+
+def is_floating(dtype: np.dtype[Any]) -> bool:
+    """Whether these are floating-point numbers: NumPy's, or bfloat16, of which it knows no kind."""
+    return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
 def described(x: Any) -> str:

@@ -119,7 +119,7 @@ def seeded(parser: argparse.ArgumentParser) -> None:
 def bounded(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--thresholds", type=thresholds, metavar="k,K", default=(0.5, 3.0),
-        help="default: 0.5,3, which can be drawn; the rule's are 0.1,10",
+        help="default: 0.5,3; the rule's own are 0.1,10",
     )  # fmt: skip
 
 

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+ROUNDS = "the augmented Lagrangian's rounds, over Adam"
+ARROW = {"width": 7, "headwidth": 18, "headlength": 14, "color": "#b8b8b8", "shrink": 0.0}
+
+
 @dataclass(frozen=True)
 class Example:
     """A function to maximise where g = 0."""
@@ -64,6 +68,8 @@ class Solution:
     x: Array
     value: float
     multiplier: float
+    rounds: Array  # of the augmented Lagrangian, over a rule: where each ends
+    found: Any  # the last one's result
 
 
 @dataclass(frozen=True)
@@ -73,11 +79,14 @@ class Constrained(Result):
     solutions: tuple[Solution, ...]
 
     def rows(self) -> Iterator[Sequence[str]]:
-        yield "example", "steps", "f free", "f", "multiplier", "x"
+        yield "example", "method", "steps", "f", "multiplier", "x"
         for example, s in zip(EXAMPLES, self.solutions, strict=True):
-            x = " ".join(f"{value:.4f}" for value in s.x)
             free = float(example.value(np.array(example.free)))
-            yield example.name, str(len(s.path) - 1), *numbers(free, s.value, s.multiplier), x
+            yield example.name, "free", "", *numbers(free), "", listed(example.free)
+            steps = str(len(s.path) - 1)
+            yield example.name, "Newton", steps, *numbers(s.value, s.multiplier), listed(s.x)
+            r, rounds = s.found, str(len(s.rounds) - 1)
+            yield example.name, "augmented", rounds, *numbers(r.fun, *r.multipliers), listed(r.x)
 
     def draw(self) -> Figure:
         picture = figure(14, 5.4)
@@ -88,21 +97,23 @@ class Constrained(Result):
             grid, EXAMPLES, self.solutions, ranges, arrows, strict=False
         ):
             x, y = np.meshgrid(np.linspace(*xs, 201), np.linspace(*ys, 201))
-            lines = axes.contour(x, y, example.value((x, y)), 12, colors=FUNCTION, linewidths=0.8)
-            axes.clabel(lines, fontsize=7)
+            lines = axes.contour(x, y, example.value((x, y)), 12, colors=FUNCTION,
+                                 linewidths=0.8, linestyles="solid")  # fmt: skip
+            axes.clabel(lines, fontsize=7, manual=beyond(example, s, lines.levels))
             a, b = example.normal
             across = np.array(xs)
             axes.plot(across, (example.total - a * across) / b, color="black", label="g = 0")
             axes.plot(*s.path.T, "-o", color=TRACE, markersize=5, label="Newton's steps")
+            axes.plot(*s.rounds.T, "-D", color=COLOURS[3], markersize=4, label=ROUNDS)
             axes.plot(*example.free, "^", color=COLOURS[2], markersize=9, label="free maximum")
             axes.plot(*s.x, "*", color=COLOURS[1], markersize=15, label="maximum on g = 0")
             arrow = s.multiplier * example.normal * length
-            axes.annotate("", s.x + arrow, s.x, arrowprops={"arrowstyle": "->", "lw": 2})
+            axes.annotate("", s.x + arrow, s.x, arrowprops=ARROW, zorder=1)
             axes.annotate("grad f", s.x + arrow, beside, textcoords="offset points")
             axes.set(xlim=xs, ylim=ys, aspect="equal", title=titled(example.name, s))
         grid[0].set(xlabel="x", ylabel="y")
         grid[1].set(xlabel="p1", ylabel="p2")
-        picture.legend(*grid[0].get_legend_handles_labels(), loc="outside lower left", ncols=4)
+        picture.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
         bars, s = grid[2], self.solutions[2]
         states = np.arange(len(s.x)) + 1
         bars.bar(states - 0.2, s.path[0], 0.4, color=TRACE, label="start")
@@ -112,32 +123,59 @@ class Constrained(Result):
         return picture
 
 
+def listed(x: Any) -> str:
+    """The elements of a point, for a row of a table."""
+    return " ".join(f"{value:.4f}" for value in x)
+
+
+def beyond(example: Example, s: Solution, levels: Array) -> list[tuple[float, float]]:
+    """Where level lines bear their numbers: on the side of the free maximum without the paths."""
+    free = np.array(example.free)
+    ray = free + np.linspace(0, 2.1, 500)[:, None] * (free - s.x)
+    along = example.value(ray.T)
+    inside = levels[(levels > along.min()) & (levels < along.max())]
+    return [tuple(ray[np.abs(along - level).argmin()]) for level in inside]
+
+
 def titled(name: str, s: Solution) -> str:
     sign = "\N{MINUS SIGN}" if s.multiplier < 0 else ""
     return f"{name}: f = {s.value:.4f}\nmultiplier {sign}{abs(s.multiplier):.4f}"
 
 
 def solve(example: Example) -> Solution:
-    """By Newton's method on the Karush-Kuhn-Tucker system."""
-    from scipy.optimize import LinearConstraint  # type: ignore[import-untyped] # noqa: PLC0415
+    """By Newton's method on the Karush-Kuhn-Tucker system, and by descents on a Lagrangian."""
+    from scipy.optimize import (  # type: ignore[import-untyped]  # noqa: PLC0415
+        Bounds,
+        LinearConstraint,
+    )
 
     import schuss.scipy  # noqa: PLC0415  it needs SciPy
 
-    path = [np.array(example.start)]
-    found = schuss.scipy.minimize(
-        example.value,
-        example.start,
-        jac=example.gradient,
-        hess=example.hessian,
-        method=schuss.scipy.KKT(maximize=True),
-        constraints=[LinearConstraint([example.normal], example.total, example.total)],
-        callback=lambda x: path.append(np.array(x)),
-    )
-    if not found.success:
-        raise ArithmeticError(found.message)
-    return Solution(np.array(path), found.x, float(found.fun), float(found.multipliers[0]))
+    def by(method: Any, low: float) -> Any:
+        found = schuss.scipy.minimize(
+            example.value,
+            example.start,
+            jac=example.gradient,
+            hess=example.hessian,
+            method=method,
+            constraints=[LinearConstraint([example.normal], example.total, example.total)],
+            bounds=Bounds(low),
+            options={"return_all": True},
+        )
+        if not found.success:
+            raise ArithmeticError(found.message)
+        return found
+
+    newton = by(schuss.scipy.KKT(maximize=True), -np.inf)
+    rule = schuss.scipy.Adam(lr=0.01)
+    low = 1e-3 if example.value is not PARABOLOID.value else -np.inf
+    rounds = by(schuss.scipy.AugmentedLagrangian(rule, penalty=1, maximize=True), low)
+    return Solution(
+        np.array(newton.allvecs), newton.x, float(newton.fun), float(newton.multipliers[0]),
+        np.array(rounds.allvecs), rounds,
+    )  # fmt: skip
 
 
 def constrained() -> Constrained:
-    """Maxima under a constraint, with level lines and the multiplier."""
+    """Maxima under a constraint, with level lines and the multiplier, in two ways."""
     return Constrained(tuple(solve(example) for example in EXAMPLES))

@@ -38,37 +38,40 @@ class Intervals(Result):
         for i, sample in enumerate(self.samples):
             yield str(i + 1), *numbers(*ends[i : i + 2], *sample)
 
-    def draw(self) -> Figure:
-        from matplotlib.ticker import NullLocator  # noqa: PLC0415  an optional package
+    def places(self, loss: Array) -> Array:
+        """Where losses are drawn: all intervals are as wide, whatever k and K are."""
+        ends = np.log([self.loss[0], *self.ends, self.loss[-1]])
+        found: Array = np.interp(np.log(loss), ends, np.arange(len(ends)))
+        return found
 
+    def draw(self) -> Figure:
         picture = figure(9, 7)
         above, below = picture.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         for side in (self.loss <= 1, self.loss > 1):  # it jumps over 1
-            above.plot(self.loss[side], self.tracked[side], color=TRACE)
-            below.plot(self.loss[side], self.r[side], color=TRACE)
-        ends = [self.loss[0], *self.ends, self.loss[-1]]
+            x = self.places(self.loss[side])
+            above.plot(x, self.places(self.tracked[side]), color=TRACE)
+            below.plot(x, self.r[side], color=TRACE)
         for axes in (above, below):
-            for i, (low, high) in enumerate(pairwise(ends)):
-                if i % 2:
-                    axes.axvspan(low, high, color=FUNCTION, alpha=0.15, linewidth=0)
+            for i in range(1, 6, 2):
+                axes.axvspan(i, i + 1, color=FUNCTION, alpha=0.15, linewidth=0)
             plain(axes)
         for i, sample in enumerate(self.samples):
-            above.plot(*sample[:2], "o", color=FUNCTION)
-            middle = np.sqrt(ends[i] * ends[i + 1])
-            above.text(middle, 1.02, str(i + 1), ha="center", fontsize=13,
+            above.plot(*self.places(np.array(sample[:2])), "o", color=FUNCTION)
+            above.text(i + 0.5, 1.02, str(i + 1), ha="center", fontsize=13,
                        transform=above.get_xaxis_transform())  # fmt: skip
         k, most = self.thresholds
-        above.set(xscale="log", yscale="log", ylabel="tracked loss",
-                  xlim=(self.loss[0], self.loss[-1]))  # fmt: skip
-        below.set(xlabel="loss, after one of 1", ylabel="r, which lies in [k, K]", ylim=(0, None))
-        ticks = self.ends
+        above.set(ylabel="tracked loss", xlim=(0, 6), ylim=(0.6, 5.4))
+        below.set(
+            xlabel="loss, after one of 1; each interval as wide",
+            ylabel="r, which lies in [k, K]",
+            ylim=(0, None),
+        )
+        ticks = range(1, 6)
         names = ["1/(1 + K)", "1/(1 + k)", "1", "1 + k", "1 + K"]
-        values = [f"{t:.3g}" if t != 1 else "" for t in ticks]
+        values = [f"{end:.3g}" if end != 1 else "" for end in self.ends]
         below.set_xticks(ticks, [f"{n}\n{v}" for n, v in zip(names, values, strict=True)])
         above.set_yticks(ticks, names)
         below.set_yticks([k, most], [f"k = {k:g}", f"K = {most:g}"])
-        for axis in (below.xaxis, above.yaxis):
-            axis.set_minor_locator(NullLocator())
         picture.suptitle("Eve's six intervals: in 2 and 5 a loss is tracked as it is")
         return picture
 
@@ -86,9 +89,10 @@ def followed(loss: float, thresholds: tuple[float, float]) -> tuple[float, float
 def intervals(k: float = 0.5, most: float = 3.0) -> Intervals:
     """Eve's six intervals: how its first version bounds the change of a loss."""
     thresholds = (k, most)
-    loss = np.geomspace(1 / (1 + most) / 2, 2 * (1 + most), 401)
-    tracked, r = np.array([followed(f, thresholds) for f in loss]).T
     ends = [0.5 / (1 + most), 1 / (1 + most), 1 / (1 + k), 1.0, 1 + k, 1 + most, 2 * (1 + most)]
+    within = [np.geomspace(low, high, 65)[:-1] for low, high in pairwise(ends)]
+    loss = np.concatenate([*within, ends[-1:]])
+    tracked, r = np.array([followed(f, thresholds) for f in loss]).T
     middles = [float(np.sqrt(low * high)) for low, high in pairwise(ends)]
     samples = tuple((f, *followed(f, thresholds)) for f in middles)
     return Intervals(thresholds, loss, tracked, r, samples)

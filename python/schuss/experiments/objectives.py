@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Array = np.ndarray
 C = 0.15 * math.pi
@@ -26,16 +29,21 @@ class Objective:
     x: tuple[float, float]
     y: tuple[float, float]
 
-    def grid(self, points: int = 201) -> tuple[Array, Array, Array]:
-        """The two coordinates over what is drawn, and the values there."""
-        x, y = np.meshgrid(np.linspace(*self.x, points), np.linspace(*self.y, points))
-        return x, y, self.value((x, y))
+    @property
+    def least(self) -> float:
+        """The value in the deepest of its minima."""
+        return float(min(self.value(point) for point in self.minima))
 
-    def levels(self, values: Array, number: int = 18) -> Array:
-        """Where contours run: the closer the lower, for the bottom of a valley to be seen."""
-        least = min(self.value(point) for point in self.minima)
-        levels: Array = least + (values.max() - least) * np.linspace(0, 1, number + 2)[1:-1] ** 3
-        return levels
+    def contours(self, axes: Axes, colour: str) -> None:
+        """Draws level lines, more of them where it is low, for the bottom of a valley to be seen.
+
+        As many of the plane's points lie between two levels as between two others, but for that.
+        """
+        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        x, y = np.meshgrid(np.linspace(left, right, 401), np.linspace(bottom, top, 401))
+        values = self.value((x, y))
+        levels = np.quantile(values, np.linspace(0, 1, 20)[1:-1] ** 1.5)
+        axes.contour(x, y, values, levels, colors=colour, linewidths=0.7, linestyles="solid")
 
 
 def bowl(w: Any) -> Any:

@@ -37,6 +37,11 @@ class Own(Result):
         with np.errstate(over="ignore", invalid="ignore"):
             return [self.objective.value(path.T) for path in self.paths]
 
+    def ranges(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """What is drawn: the objective's part of the plane, the start, and no path far beyond."""
+        points = np.concatenate(self.paths)
+        return wide(self.objective.x, points[:, 0]), wide(self.objective.y, points[:, 1])
+
     def rows(self) -> Iterator[Sequence[str]]:
         yield "rule", "steps", "x", "y", "value", "least value", "nearest minimum"
         for name, path, values in zip(self.names, self.paths, self.values(), strict=True):
@@ -49,29 +54,40 @@ class Own(Result):
     def draw(self) -> Figure:
         picture = figure(12, 5.6)
         plane, curve = picture.subplots(1, 2, width_ratios=(5, 4))
-        x, y, values = self.objective.grid()
-        levels = self.objective.levels(values)
-        plane.contour(x, y, values, levels, colors="#a0a0a0", linewidths=0.7, linestyles="solid")
+        xlim, ylim = self.ranges()
+        plane.set(xlim=xlim, ylim=ylim, xlabel="x", ylabel="y", title=self.objective.name)
+        self.objective.contours(plane, "#a0a0a0")
         for point in self.objective.minima:
             plane.plot(*point, "*", color="#ffd700", markeredgecolor="black", markersize=15)
-        least = min(self.objective.value(point) for point in self.objective.minima)
-        lines = zip(self.names, self.paths, self.values(), COLOURS, MARKERS, strict=False)
+        values = self.values()
+        least = min(self.objective.least, *(along.min() for along in values))  # some have no end
+        lines = zip(self.names, self.paths, values, COLOURS, MARKERS, strict=False)
         for i, (name, path, along, colour, marker) in enumerate(lines):
             every = max(1, len(path) // 12)
             style = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.3}
             plane.plot(*path.T, **style, markevery=(i * every // 7, every), label=name)
             curve.plot(along - least, **style, markevery=(i * every // 7, every))
         plane.plot(*self.paths[0][0], "o", color="white", markeredgecolor="black", markersize=9)
-        plane.set(xlim=self.objective.x, ylim=self.objective.y, xlabel="x", ylabel="y",
-                  title=self.objective.name)  # fmt: skip
-        curve.set(xlabel="finished steps", ylabel="value above the minimum",
+        curve.set(xlabel="finished steps", ylabel="value above the least",
                   title=f"f = {drawn(self.objective.formula)}")  # fmt: skip
         curve.set_yscale("log", nonpositive="mask")
-        curve.set_ylim(bottom=max(curve.get_ylim()[0], 1e-12))
+        low, high = curve.get_ylim()
+        start = max(values[0][0] - least, 1e-12)
+        curve.set_ylim(max(low, 1e-12), min(high, 100 * start))  # what diverges leaves the picture
         curve.title.set_fontsize(10 if len(self.objective.formula) < 50 else 8)
         plain(curve)
         picture.legend(loc="outside lower center", ncols=min(len(self.rules), 4))
         return picture
+
+
+def wide(ends: tuple[float, float], along: Array) -> tuple[float, float]:
+    """A range with the first of some numbers, and the others but for those far away."""
+    low, high = ends
+    near = np.append(along[np.abs(along - (low + high) / 2) <= high - low], along[0])
+    margin = 0.05 * (high - low)
+    left = low if near.min() >= low else float(near.min()) - margin
+    right = high if near.max() <= high else float(near.max()) + margin
+    return left, right
 
 
 def own(

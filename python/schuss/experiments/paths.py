@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 import schuss
+from schuss.points import asked, reached
 
 Array = np.ndarray
 
@@ -20,19 +21,18 @@ def walk(
     steps: int,
     **options: Any,
 ) -> Array:
-    """The start and the point after each step, one a row, until one is not finite."""
+    """The start and what has been reached after each step, one a row, until one is not finite."""
     w = np.array(start, float)
     opt: Any = rule(w, **options)
-    ahead = opt.param_groups[0].get("nesterov") == "lookahead"
     points = [w.copy()]
     with np.errstate(all="ignore"):
         for _ in range(steps):
-            at = opt.lookahead() if ahead else w
+            at = asked(opt, w)
             loss, g = float(value(at)), gradient(at)
             if not (np.isfinite(loss) and np.isfinite(g).all()):
                 break
             opt.step(g, loss=loss)
             if not np.isfinite(w).all():
                 break
-            points.append(w.copy())
+            points.append(reached(opt, w))
     return np.array(points)

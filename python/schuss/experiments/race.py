@@ -56,7 +56,7 @@ class Race(Result):
 
     def arrival(self, track: str) -> list[int | None]:
         """How many steps each took to be within a tenth of the least value, and remain there."""
-        least = min(TRACKS[track].value(point) for point in TRACKS[track].minima)
+        least = TRACKS[track].least
         found: list[int | None] = []
         for values in self.values(track):
             far = np.flatnonzero(values > least + 0.1)
@@ -84,8 +84,8 @@ class Race(Result):
         artists = []
         for axes, (name, track) in zip(picture.subplots(1, 2), TRACKS.items(), strict=True):
             axes.set_facecolor(BACKGROUND)
-            x, y, values = track.grid(101)
-            axes.contour(x, y, values, track.levels(values), colors=LEVELS, linewidths=0.6)
+            axes.set(xlim=track.x, ylim=track.y)
+            track.contours(axes, LEVELS)
             for point in track.minima:
                 axes.plot(*point, "*", color=MINIMUM, markersize=14)
             for racer, marker, path in zip(RACERS, MARKERS, self.paths[name], strict=False):
@@ -93,8 +93,9 @@ class Race(Result):
                 (head,) = axes.plot(*path[-1:].T, marker, color=racer.colour, markersize=10,
                                     markeredgecolor="black", label=racer.name)  # fmt: skip
                 artists.append((line, head, path))
-            axes.set(xlim=track.x, ylim=track.y)
             axes.set_title(f"{name}: {drawn(track.formula)}", color="white")
+            axes.set_xlabel("x", color="white")
+            axes.set_ylabel("y", color="white")
             axes.tick_params(colors="white")
             axes.spines[:].set_color(LEVELS)
         picture.legend(*picture.axes[0].get_legend_handles_labels(), loc="outside lower center",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import schuss
-from schuss.experiments.result import COLOURS, TRACE, Array, Result, figure, numbers, plain
+from schuss.experiments.result import COLOURS, TRACE, Array, Result, drawn, figure, numbers, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,8 +43,9 @@ class Regression(Result):
     def draw(self) -> Figure:
         picture = figure(12, 6)
         space = picture.add_subplot(1, 2, 1, projection="3d")
-        c = np.linspace(0, 1, 11)
-        space.plot(c - 1, 1 - 2 * c, c, color="black", label="solutions: a = c - 1, b = 1 - 2c")
+        c = np.array([min(0.0, self.ends[:, 2].min()), max(1.0, self.ends[:, 2].max())])
+        space.plot(c - 1, 1 - 2 * c, c, color="black",
+                   label=f"solutions: {drawn('a = c - 1, b = 1 - 2c')}")  # fmt: skip
         space.plot(*self.ends.T, "o", color=TRACE, markersize=4, alpha=0.6,
                    label=f"descents from {len(self.ends)} starts")  # fmt: skip
         space.plot(*self.package[:, None], "*", color=COLOURS[1], markersize=18, zorder=10,
@@ -52,7 +53,7 @@ class Regression(Result):
         space.set(xlabel="a", ylabel="b", zlabel="c")
         space.view_init(elev=30, azim=45)
         space.set_box_aspect(None, zoom=0.88)
-        space.legend(loc="upper center")
+        picture.legend(*space.get_legend_handles_labels(), loc="outside lower left", ncols=3)
 
         curve = picture.add_subplot(1, 2, 2)
         curve.plot(self.losses, color=TRACE)

@@ -28,8 +28,9 @@ class AugmentedLagrangian(Method):
                name of one of SciPy's. Default "L-BFGS-B", which takes bounds, as every rule does
     options    of that method's minimize, such as {"maxiter": 500}; its gtol is a tenth of gtol
     penalty    rho at the start, in (0, inf), default 10
-    growth     of rho, where a round leaves more than a quarter of the violation; in [1, inf),
-               default 2. A rule's lr has to bear rho: about lr < 2/(rho*|J|^2) for SGD
+    growth     of rho, where a round leaves more than a quarter of the violation, and no larger a
+               gradient; in [1, inf), default 2. A rule's lr has to bear rho: for SGD about
+               lr < 2/(rho*|J|^2)
     maximize   f is maximised, default False; not for the method to know
 
     Equality and inequality constraints as LinearConstraint, NonlinearConstraint or dict. An
@@ -100,7 +101,8 @@ class AugmentedLagrangian(Method):
                 "inner_nit": inner,
             }
             yield point
-            if point.violation > before / 4:
+            # Where the minimisation lags behind the violation, a larger rho would hinder it more.
+            if point.violation > max(gtol, before / 4) and self.rest(p, point) <= point.violation:
                 rho *= self.growth
             before = point.violation
             found = scipy.optimize.minimize(

@@ -28,7 +28,7 @@ class Constraints:
 
     def __init__(self, given: list[Any], p: Problem) -> None:
         self.p = p
-        self.parts = [part(f"constraints[{i}]", constraint) for i, constraint in enumerate(given)]
+        self.parts = [part(f"constraints[{i}]", c, p.n) for i, c in enumerate(given)]
         self.sizes = [np.atleast_1d(c.fun(p.x0.copy())).size for c in self.parts]
         ends = []
         for which in ("low", "high"):
@@ -96,12 +96,15 @@ class Constraints:
         return float(outside.max(initial=0.0))
 
 
-def part(name: str, given: Any) -> Part:
+def part(name: str, given: Any, columns: int) -> Part:
     """A constraint in one of SciPy's three forms."""
+    if np.any(getattr(given, "keep_feasible", False)):
+        raise ValueError(f"{name}: keep_feasible: only bounds are kept to on the way")
     if isinstance(given, LinearConstraint):
         a = np.atleast_2d(np.asarray(dense(given.A, 0), float))
-        n = a.shape[1]
-        flat = np.zeros((n, n))
+        if a.shape[1] != columns:
+            raise ValueError(f"{name}: {a.shape[1]} columns, but x0 has {columns} elements")
+        flat = np.zeros((columns, columns))
         return Part(name, lambda x: a @ x, lambda x: a, lambda x, v: flat, given.lb, given.ub)
     if isinstance(given, NonlinearConstraint):
         jac = given.jac if callable(given.jac) else None

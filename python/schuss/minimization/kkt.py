@@ -33,6 +33,7 @@ class KKT(Method):
     the opposite of trust-constr's `v`. Where g = 0 becomes g = e, f changes by lambda*e. `constr`
     is g, and `maxcv` the largest violation. See Method for the options of minimize; gtol is 1e-8,
     and the violation's limit, too.
+    Source: Nocedal and Wright 2006, Numerical Optimization, section 18.1.
     """
 
     gtol = 1e-8

@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import scipy.optimize  # type: ignore[import-untyped]
 
+from schuss.hyperparameters import Interval, check_int
 from schuss.minimization.constraints import Constraints
 from schuss.minimization.problem import (
     CALLBACK,
@@ -20,6 +21,9 @@ from schuss.minimization.problem import (
     Problem,
     Stop,
 )
+
+OPTIONS = "gtol, ftol, xtol, maxiter, eps, disp or return_all"
+NOT_NEGATIVE = Interval("[0, inf)")
 
 
 class Limits(NamedTuple):
@@ -103,6 +107,11 @@ class Method:
     takes_bounds: ClassVar[bool] = False
     takes_constraints: ClassVar[bool] = False
 
+    def __new__(cls, *arguments: Any, **options: Any) -> Self:
+        if len(arguments) > 1:  # fun and x0
+            raise TypeError(f"method: SciPy wants an object of the class, such as {cls.__name__}()")
+        return super().__new__(cls)
+
     def __call__(
         self,
         fun: Callable[..., Any],
@@ -123,20 +132,30 @@ class Method:
         eps: Any = None,
         disp: bool = False,
         return_all: bool = False,
+        **unknown: Any,
     ) -> Any:
         """Minimises; the arguments as SciPy passes them, its options by keyword."""
         name = type(self).__name__
+        for option in unknown:
+            own = f"; what {name} takes is passed to it, as {name}({option}=...)"
+            raise TypeError(
+                f"options: {option!r} is unknown; wanted {OPTIONS}{own * self.takes(option)}"
+            )
+        if not (callback is None or callable(callback)):
+            raise TypeError(f"callback: {callback!r} is no function")
         problem = Problem(fun, x0, args, jac, hess, hessp, bounds, eps)
         if problem.bounded and not self.takes_bounds:
             raise ValueError(f"bounds: {name} takes none; the rules do, as do methods of SciPy")
         if listed(constraints) and not self.takes_constraints:
             raise ValueError(f"constraints: {name} takes none; AugmentedLagrangian and KKT do")
         problem.constraints = Constraints(listed(constraints), problem)
+        tolerance = {"tol": tol, "gtol": gtol, "ftol": ftol, "xtol": xtol}
+        given = {k: NOT_NEGATIVE.check(k, v) for k, v in tolerance.items() if v is not None}
         limits = Limits(
-            next(t for t in (gtol, tol, self.gtol) if t is not None),
-            ftol,
-            xtol,
-            self.maxiter if maxiter is None else maxiter,
+            given.get("gtol", given.get("tol", self.gtol)),
+            given.get("ftol"),
+            given.get("xtol"),
+            self.maxiter if maxiter is None else check_int("maxiter", maxiter, 0),
         )
         run = Run(problem, [problem.x0.copy()] if return_all else None)
         status, message = self.followed(run, limits, callback and reporting(callback))
@@ -156,6 +175,8 @@ class Method:
                 if reason := self.reached(run.problem, point, before, limits):
                     return self.judged(run.problem, point, reason)
                 if run.nit >= limits.maxiter:
+                    if point.jac is None:
+                        self.complete(run.problem, point)
                     break
         except StopIteration:
             return CALLBACK, "`callback` raised `StopIteration`."
@@ -167,12 +188,21 @@ class Method:
 
     # ---- What a method says of itself
 
+    @classmethod
+    def takes(cls, option: str) -> bool:
+        """Whether an object of the class is made with this option."""
+        return option in inspect.signature(cls).parameters
+
     def iterates(self, p: Problem, gtol: float) -> Iterator[Point]:
         """The start, and the point after each iteration, for ever; raises Stop if it can't go on.
 
         What it yields is x itself, of which no other point has a part.
         """
         raise NotImplementedError
+
+    def complete(self, p: Problem, point: Point) -> None:
+        """Puts the gradient at the point itself in; raises Stop where it is not finite."""
+        point.jac = point.slope = p.finite_gradient(point.x)
 
     def project(self, p: Problem, x: Array) -> Array:
         """The nearest point that is allowed."""
@@ -189,7 +219,7 @@ class Method:
         gtol, ftol, xtol, _ = limits
         if self.rest(p, point) <= gtol and point.violation <= gtol:
             if point.jac is None:  # the gradient is small elsewhere: here, too?
-                point.jac = point.slope = p.finite_gradient(point.x)
+                self.complete(p, point)
                 return self.reached(p, point, before, limits)
             return self.remainder(p, point)
         if before is None or point.violation > gtol:

@@ -67,7 +67,10 @@ class Problem:
         self.x0 = np.clip(start(x0), self.low, self.high)
         self.n = self.x0.size
         self.args = args if isinstance(args, tuple) else (args,)
-        self.fun, self.jac, self.hess, self.hessp, self.eps = fun, jac, hess, hessp, eps
+        self.fun, self.jac, self.hess, self.hessp = fun, jac, hess, hessp
+        self.eps = None if eps is None else step_sizes(eps, self.n)
+        if not callable(fun):
+            raise TypeError(f"fun: {fun!r} is no function")
         if not (callable(jac) or jac is None or isinstance(jac, bool) or jac in DIFFERENCES):
             raise ValueError(f"jac: {jac!r} is neither a function nor True nor in {DIFFERENCES}")
         if not (callable(hess) or hess is None or hess in DIFFERENCES):
@@ -86,7 +89,7 @@ class Problem:
             value = self._pair(x, value)
         if np.size(value) != 1:
             raise ValueError(f"fun: returned shape {np.shape(value)}; wanted a number")
-        number: float = np.asarray(value, dtype=x.dtype).item()
+        number: float = real("fun", value, x.dtype).item()
         self._value = x.copy(), number
         return number
 
@@ -156,18 +159,32 @@ class Problem:
     ) -> Array:
         """The derivatives of f by SciPy's differences, which stay within the bounds."""
         step = self.eps if step is None else step
-        found: Array = approx_derivative(
-            f, x, method=kind, abs_step=step, f0=f0, bounds=(self.low, self.high)
-        )
-        return found
+        free = self.low < self.high  # the others can't be moved, and nobody wants to know
 
-    def point(self, x: Array, more: Mapping[str, Any] | None = None) -> Point:
+        def moved(part: Array) -> Any:
+            whole = x.astype(part.dtype)
+            whole[free] = part
+            return f(whole)
+
+        found = approx_derivative(
+            moved, x[free], method=kind, f0=f0, bounds=(self.low[free], self.high[free]),
+            abs_step=step[free] if np.ndim(step) else step,
+        )  # fmt: skip
+        derivatives = np.zeros((*np.shape(found)[:-1], self.n))
+        derivatives[..., free] = found
+        return derivatives
+
+    def point(self, x: Array) -> Point:
         """Function and gradient at x; raises Stop where they are not finite."""
+        value, gradient = self.finite_value(x), self.finite_gradient(x)
+        return Point(x, value, gradient, gradient)
+
+    def finite_value(self, x: Array) -> float:
+        """The function at x; raises Stop where it is not finite."""
         value = self.value(x)
         if not np.isfinite(value):
             raise Stop(NOT_FINITE, f"fun: returned {value} at x = {x}")
-        gradient = self.finite_gradient(x)
-        return Point(x, value, gradient, gradient, more=more or {})
+        return value
 
     def finite_gradient(self, x: Array) -> Array:
         """The gradient at x; raises Stop where it is not finite."""
@@ -220,7 +237,25 @@ def shaped(name: str, value: Any, shape: tuple[int, ...], dtype: Any = np.float6
     """A copy of an array, which has to have this shape."""
     if np.shape(value) != shape:
         raise ValueError(f"{name}: returned shape {np.shape(value)}; wanted {shape}")
-    return np.array(value, dtype=dtype)
+    return real(name, value, np.dtype(dtype))
+
+
+def real(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
+    """A copy of numbers, which have to be real ones, unless complex ones are asked for."""
+    found = np.array(value)
+    if value is None or found.dtype.kind not in "biufO" + "c" * (dtype.kind == "c"):
+        raise TypeError(f"{name}: returned {value!r}; wanted real numbers")
+    return found.astype(dtype)
+
+
+def step_sizes(eps: Any, n: int) -> Array:
+    """Steps of the differences, checked."""
+    steps = np.asarray(eps)
+    if steps.shape not in ((), (n,)):
+        raise ValueError(f"eps: shape {steps.shape}; wanted a number, or {n} of them")
+    if steps.dtype.kind not in "fiu" or not ((steps > 0) & (steps < np.inf)).all():
+        raise ValueError(f"eps: {eps!r} is out of range, wanted (0, inf)")
+    return steps.astype(np.float64)
 
 
 def dense(matrix: Any, columns: int) -> Any:

@@ -11,8 +11,17 @@ import scipy.optimize  # type: ignore[import-untyped]
 
 from schuss.minimization.augmented import AugmentedLagrangian
 from schuss.minimization.method import Method, listed
-from schuss.minimization.problem import Array, Point, Problem
+from schuss.minimization.problem import Array, Point, Problem, same
 from schuss.optimizer import Optimizer, signature
+from schuss.points import asked, reached
+
+# Options of every optimizer that mean nothing here, or would change what the result is said to be.
+NOT_HERE = {
+    "params": "the parameters are x0",
+    "grads": "the gradients come from jac",
+    "zero_grad": "the gradients are part of the result",
+    "ema": "the result is x",
+}
 
 
 class RuleMethod(Method):
@@ -20,8 +29,12 @@ class RuleMethod(Method):
 
     projection   a function that moves the array it is given to the nearest point that is allowed,
                  in place, such as schuss.projections.simplex; it runs after each step. Default None
-    options      of the rule and of every optimizer, but for params and grads. bounds may be passed
-                 here or to minimize
+    options      of the rule and of every optimizer, but not params, grads, zero_grad or ema.
+                 bounds may be passed here or to minimize
+
+    Of a rule that averages its points, as ASGD and the Schedule-Free ones do, x is the average, and
+    gradients are taken where the rule wants them. With bounds or a projection, which the average
+    need not obey, x is where the steps themselves have come to.
 
     A rule that reads the loss, and a schedule that follows a metric, get fun. ftol, xtol and gtol
     look at fun alone, without what l1, l2 or weight_decay add to it. With constraints, and where
@@ -33,8 +46,8 @@ class RuleMethod(Method):
     takes_bounds = True
 
     def __init__(self, *, projection: Callable[[Array], Any] | None = None, **options: Any) -> None:
-        if "grads" in options:
-            raise TypeError("grads: unknown; the gradients come from jac")
+        for name in NOT_HERE.keys() & options.keys():
+            raise TypeError(f"{name}: unknown; {NOT_HERE[name]}")
         self.projection = projection
         self.bounds = options.pop("bounds", None)
         self.options = options
@@ -58,19 +71,24 @@ class RuleMethod(Method):
             )
         return super().__call__(fun, x0, args, **more)
 
+    def __repr__(self) -> str:
+        given = {"projection": self.projection, "bounds": self.bounds}
+        own = {k: v for k, v in given.items() if v is not None} | self.options
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in own.items())})"
+
     def iterates(self, p: Problem, gtol: float) -> Iterator[Point]:
         x = self.project(p, p.x0.copy())
         options = copy.deepcopy(self.options)  # a schedule that follows fun is this run's own
         opt = self.rule(x, bounds=(p.low, p.high) if p.bounded else None, **options)
         observes = bool(opt._observers())
-        ahead: Any = None
-        if getattr(opt, "nesterov", None) == "lookahead":
-            ahead = getattr(opt, "lookahead", None)
-        sign = -1.0 if opt.maximize else 1.0
+        free = not p.bounded and self.projection is None
         while True:
-            point = p.point(x.copy()) if ahead is None else self.looking(p, x.copy(), ahead())
-            gradient = point.slope
-            point.slope = sign * gradient
+            to = reached(opt, x) if free else x.copy()
+            at = self.project(p, asked(opt, x))  # a point ahead may lie beyond
+            value, gradient = p.finite_value(to), p.finite_gradient(at)
+            point = Point(to, value, None, self.sign * gradient)
+            if same(to, at):
+                self.complete(p, point)
             yield point
             opt.step(gradient, loss=point.fun)
             if observes:
@@ -78,11 +96,14 @@ class RuleMethod(Method):
             if self.projection is not None:
                 self.projection(x)
 
-    def looking(self, p: Problem, x: Array, ahead: Array) -> Point:
-        """The function at x, and the gradient at the point ahead."""
-        gradient = p.finite_gradient(ahead)
-        point = Point(x, p.value(x), None, gradient)
-        return point if np.isfinite(point.fun) else p.point(x)  # which raises
+    def complete(self, p: Problem, point: Point) -> None:
+        super().complete(p, point)
+        point.slope = self.sign * point.slope
+
+    @property
+    def sign(self) -> float:
+        """Of the way down the gradient."""
+        return -1.0 if self.options.get("maximize") else 1.0
 
     def project(self, p: Problem, x: Array) -> Array:
         inside = super().project(p, x)
@@ -94,7 +115,7 @@ class RuleMethod(Method):
 
 def as_method(rule: type[Optimizer], module: str) -> type[RuleMethod]:
     """The method of a rule, with what `help` shows."""
-    more = {name: d for name, d in rule.defaults().items() if name != "params"}
+    more = {name: d for name, d in rule.defaults().items() if name not in NOT_HERE}
     text = (
         f"The rule schuss.{rule.__name__} as a minimiser: see there for its options.\n"
         f"\n    {(RuleMethod.__doc__ or '').strip()}\n"

@@ -160,7 +160,8 @@ class ScheduleFreeSGD(ScheduleFree):
     Options of every rule: see Optimizer.
     Traps: the parameters are y, where gradients are to be taken. The result is x: call `opt.eval()`
     before evaluating or saving a model, and `opt.train()` before the next step. A schedule for lr
-    is not wanted, and changing momentum moves x. A zero gradient still moves y, towards z.
+    is not wanted, and changing momentum moves x. A zero gradient still moves y, towards z. Bounds
+    hold y; x may lie elsewhere.
     Source: Defazio et al. 2024, arXiv 2405.15682, equations 3 to 5; form: the authors' code.
     """
 
