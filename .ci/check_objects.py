@@ -87,22 +87,32 @@ def element_loops() -> list[Loop]:
     return loops
 
 
-def homes(rules: list[str]) -> dict[str, list[tuple[str, str]]]:
-    """Where each function with such a loop ends up: compiled function, and who calls it there."""
+def homes(rules: dict[str, bool]) -> dict[str, list[tuple[str, str]]]:
+    """Where each function with such a loop ends up: compiled function, and who calls it there.
+
+    rules has of each whether it has a look of its own.
+    """
     types = ("float", "double")
-    looks = [(f"::{rule}>::look<{t}>(", "look_at") for rule in rules for t in types]
+    looks = {r: [f"::{r}>::look<{t}>(" for t in types] for r in rules}
+    own = [home for r, its in rules.items() if its for home in looks[r]]
+    others = [home for r, its in rules.items() if not its for home in looks[r]]
     return {
-        "regard": looks,
+        "foresee": [(home, "look_at") for home in (*own, *others)],
+        "regard": [(home, "look_at") for home in own],
         "apply": [(f"::{rule}>::run<{t}>(", "blocks") for rule in rules for t in types],
         "each": [(f"::stages<{t}>::{f}(", f) for f in ("prepare", "finish") for t in types],
         "dithered": [("::stages<float>::finish(", "finish")],
-        "add_lanes": [*looks, *((f"::operator()<{t}>({t})", "add_squares") for t in types)],
+        "add_lanes": [
+            *((home, "look_at regard") for home in own),
+            *((home, "look_at") for home in others),
+            *((f"::operator()<{t}>({t})", "add_squares") for t in types),
+        ],
         "widen_block": [("::widen_block(", "")],
         "narrow_block": [("::narrow_block(", "")],
     }
 
 
-def check_loops(report: str, width: int, rules: list[str], f16c: bool) -> Iterator[str]:
+def check_loops(report: str, width: int, rules: dict[str, bool], f16c: bool) -> Iterator[str]:
     """The loops against the report, which counts what is left over in narrower vectors.
 
     A function that is called twice is inlined twice, and has its loop twice.
@@ -119,7 +129,8 @@ def check_loops(report: str, width: int, rules: list[str], f16c: bool) -> Iterat
         yield f"{function}: has loops over elements and no known home, or the reverse"
     for loop in loops:
         for home, caller in homes(rules).get(loop.function, []):
-            calls = re.findall(rf"\b{loop.function}(?:<\w+>)?\(", texts[caller]) if caller else [""]
+            text = "".join(texts[name] for name in caller.split())
+            calls = re.findall(rf"\b{loop.function}(?:<\w+>)?\(", text) if caller else [""]
             found = sum(seen[loop.at, width] for name, seen in vectorised.items() if home in name)
             if found != len(calls) and not (f16c and loop.tail):
                 yield (
@@ -164,7 +175,7 @@ def check_instructions(built: Path, isa: str) -> Iterator[str]:
 def check(build: Path) -> Iterator[str]:
     sys.path.insert(0, str(build))
     core = importlib.import_module("_core")
-    rules, isas = [name for name, *_ in core.rules()], core.compiled_isas()
+    rules, isas = {name: looks for name, _, _, looks in core.rules()}, core.compiled_isas()
     loops = ", ".join(f"{loop.function} ({loop.at})" for loop in element_loops())
     print(f"{len(rules)} rules; {', '.join(isas)}; loops over elements: {loops}")
 

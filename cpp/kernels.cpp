@@ -270,34 +270,38 @@ template <class T, class Rule, std::size_t... S>
 
 // ---- A look at what a step would do
 
-template <class T> struct seen {
-  T d[block], u[block], p[block], q[block];  // gradient, update, and the rule's own look
-};
+// Whether a rule has a look of its own.
+template <class Rule> constexpr auto looks(int) -> decltype(&Rule::look, bool()) { return true; }
+template <class Rule> constexpr bool looks(long) { return false; }
 
-template <class Rule, class T, class... State> struct has_look {
-  template <class R> static auto test(const R& rule)
-      -> decltype(rule.look(T(), T(), State()...), std::true_type());
-  static std::false_type test(...);
-  static constexpr bool value = decltype(test(std::declval<Rule>()))::value;
-};
+// The updates of a block.
+template <class T, class Rule, class... State>
+[[gnu::always_inline]] inline void foresee(const Rule& rule, T scale, std::ptrdiff_t n,
+                                           const T* __restrict x, const T* __restrict g,
+                                           T* __restrict u, const State* __restrict... state) {
+#pragma GCC ivdep
+  for (std::ptrdiff_t i = 0; i < n; ++i) {
+    const auto updated = [&](auto... s) { return rule(x[i], scale * g[i], s...); };
+    u[i] = updated(state[i]...);
+  }
+}
 
+// Adds what the rule's own look at a block gives.
 template <class T, class Rule, class... State>
 [[gnu::always_inline]] inline void regard(const Rule& rule, T scale, std::ptrdiff_t n,
                                           const T* __restrict x, const T* __restrict g,
-                                          seen<T>& __restrict at,
+                                          double (&lanes)[most_sums][16],
                                           const State* __restrict... state) {
+  alignas(64) T p[block], q[block];
 #pragma GCC ivdep
   for (std::ptrdiff_t i = 0; i < n; ++i) {
-    const T w = x[i], d = scale * g[i];
-    const auto updated = [&](auto... s) { return rule(w, d, s...); };
-    at.d[i] = d;
-    at.u[i] = updated(state[i]...);
-    if constexpr (has_look<Rule, T, State...>::value) {
-      const look<T> own = rule.look(w, d, state[i]...);
-      at.p[i] = own.p;
-      at.q[i] = own.q;
-    }
+    const look<T> own = rule.look(x[i], scale * g[i], state[i]...);
+    p[i] = own.p;
+    q[i] = own.q;
   }
+  const auto itself = [](T own) { return static_cast<double>(own); };
+  add_lanes(n, lanes[4], itself, p);
+  add_lanes(n, lanes[5], itself, q);
 }
 
 template <class T, class Rule, std::size_t... S, std::size_t... C>
@@ -308,7 +312,7 @@ template <class T, class Rule, std::size_t... S, std::size_t... C>
   const stages<T> around(c, plain);
   alignas(64) T x_buffer[block], g_buffer[block];
   [[maybe_unused]] alignas(64) T buffers[sizeof...(S) + 1][block];
-  alignas(64) seen<T> at;
+  alignas(64) T u[block];
 
   for (std::ptrdiff_t from = first; from < last; from += chunk) {
     const std::ptrdiff_t to = last - from < chunk ? last : from + chunk;
@@ -319,15 +323,16 @@ template <class T, class Rule, std::size_t... S, std::size_t... C>
       const T* g = open(a.g, i, n, g_buffer);
       const T* const state[] = {open(a.state[S], i, n, buffers[S])..., nullptr};
       if (around.prepares) around.prepare(n, g, x, g_buffer);
-      regard(rule, around.prepares ? T(1) : around.by.scale, n, x, g, at, state[S]...);
+      const T scale = around.prepares ? T(1) : around.by.scale;
+      const auto scaled = [scale](T d) { return square(scale * d); };
+      const auto agrees = [scale](T w, T d) { return w * (scale * d) > 0 ? 1.0 : 0.0; };
       if ((wanted & 1) != 0) add_lanes(n, lanes[0], square<T>, x);
-      if ((wanted & 2) != 0) add_lanes(n, lanes[1], square<T>, at.d);
-      if ((wanted & 4) != 0) add_lanes(n, lanes[2], square<T>, at.u);
-      const auto agrees = [](T u, T d) { return u * d > 0 ? 1.0 : 0.0; };
-      const auto itself = [](T own) { return static_cast<double>(own); };
-      if ((wanted & 8) != 0) add_lanes(n, lanes[3], agrees, at.u, at.d);
-      if ((wanted & 16) != 0) add_lanes(n, lanes[4], itself, at.p);
-      if ((wanted & 16) != 0) add_lanes(n, lanes[5], itself, at.q);
+      if ((wanted & 2) != 0) add_lanes(n, lanes[1], scaled, g);
+      if ((wanted & 12) != 0) foresee(rule, scale, n, x, g, u, state[S]...);
+      if ((wanted & 4) != 0) add_lanes(n, lanes[2], square<T>, u);
+      if ((wanted & 8) != 0) add_lanes(n, lanes[3], agrees, u, g);
+      if constexpr (looks<Rule>(0))
+        if ((wanted & 16) != 0) regard(rule, scale, n, x, g, lanes, state[S]...);
     }
     for (double* own : lanes) *sums++ = folded(own);
   }
@@ -389,9 +394,6 @@ template <template <class> class Rule> struct kernels_of {
                         std::make_index_sequence<scalar_count>());
   }
 };
-
-template <class Rule> constexpr auto looks(int) -> decltype(&Rule::look, bool()) { return true; }
-template <class Rule> constexpr bool looks(long) { return false; }
 
 constexpr rule rules[] = {
 #define SCHUSS_ENTRY(name)                             \

@@ -26,47 +26,10 @@ if _isa := _os.environ.get("SCHUSS_ISA"):
     except ValueError as _error:
         raise ValueError(f"SCHUSS_ISA: {_error}") from None
 
-from schuss import reference
+from schuss import reference, rules
 from schuss.loss_scale import LossScale
 from schuss.optimizer import Optimizer
-from schuss.rules import (
-    ADOPT,
-    ASGD,
-    LAMB,
-    LARS,
-    MARS,
-    NAG,
-    SGD,
-    AdaBelief,
-    Adadelta,
-    Adagrad,
-    Adam,
-    Adamax,
-    AdamW,
-    Adan,
-    AdEMAMix,
-    DAdaptAdam,
-    DeltaBarDelta,
-    Eve,
-    Ftrl,
-    Grams,
-    LaProp,
-    Lion,
-    Momentum,
-    NAdam,
-    NAdamW,
-    Prodigy,
-    RAdam,
-    RMSprop,
-    Rprop,
-    ScheduleFreeAdamW,
-    ScheduleFreeSGD,
-    SignSGD,
-    Signum,
-    Sophia,
-    StableAdamW,
-    Yogi,
-)
+from schuss.rules import *  # noqa: F403
 from schuss.threads import get_num_threads, set_num_threads, threads
 from schuss.torch_state import torch_state_dict
 
@@ -86,48 +49,12 @@ if _TYPE_CHECKING:
     from schuss.scipy import minimize as minimize
 
 __all__ = [
-    "ADOPT",
-    "ASGD",
-    "LAMB",
-    "LARS",
-    "MARS",
-    "NAG",
-    "SGD",
     "SOAP",
-    "AdEMAMix",
-    "AdaBelief",
-    "Adadelta",
-    "Adagrad",
-    "Adam",
-    "AdamW",
-    "Adamax",
-    "Adan",
-    "DAdaptAdam",
-    "DeltaBarDelta",
-    "Eve",
-    "Ftrl",
-    "Grams",
-    "LaProp",
-    "Lion",
     "LossScale",
     "MatrixRule",
-    "Momentum",
     "Muon",
-    "NAdam",
-    "NAdamW",
     "Optimizer",
-    "Prodigy",
-    "RAdam",
-    "RMSprop",
-    "Rprop",
-    "ScheduleFreeAdamW",
-    "ScheduleFreeSGD",
     "Shampoo",
-    "SignSGD",
-    "Signum",
-    "Sophia",
-    "StableAdamW",
-    "Yogi",
     "check_grad",
     "data",
     "functional",
@@ -142,6 +69,7 @@ __all__ = [
     "threads",
     "torch_state_dict",
 ]
+__all__ += rules.__all__
 
 
 # Imported when they are asked for, since they cost time or need SciPy and an optimizer needs none

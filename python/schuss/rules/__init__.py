@@ -26,7 +26,6 @@ __all__ = [
     "LARS",
     "MARS",
     "NAG",
-    "RULES",
     "SGD",
     "AdEMAMix",
     "AdaBelief",
