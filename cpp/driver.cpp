@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <exception>
 #include <limits>
@@ -94,11 +95,14 @@ bool& forked() {
 std::atomic<int> everywhere{0}, from_environment{0}, quota{0};
 thread_local int here = 0;
 
-// Bytes of the arrays that are worth another thread. Repeated at once, a step breaks even at 8k to
-// 16k elements of AdamW in float32, 16 bytes each; where OpenMP's threads have gone to sleep and
-// are woken, only at 262k (bench/threshold.py, Zen 4). Two threads from 131k on lie between the
-// two.
-std::atomic<std::ptrdiff_t> grain{1 << 20};
+// Bytes of the arrays that are worth another thread. Where steps follow at once OpenMP's idle
+// threads still spin, and a step breaks even at 16k to 32k elements of AdamW in float32, 16 bytes
+// each. After some milliseconds they sleep and have to be woken: then it breaks even at 512k
+// (bench/threshold.py, Zen 4), so that a thread has to have `sleepy` times as much to do.
+std::atomic<std::ptrdiff_t> grain{1 << 19};
+constexpr std::ptrdiff_t sleepy = 8;
+constexpr std::chrono::milliseconds awake{1};
+std::atomic<std::chrono::steady_clock::duration> last_end{};  // of what could have had two threads
 std::atomic<int> widest{0};
 
 int processors() {
@@ -179,7 +183,9 @@ template <class Work> void parallel_for(int team, const Work& work) noexcept {
 }
 
 int team_for(std::ptrdiff_t bytes) {
-  const std::ptrdiff_t shares = bytes / grain;  // asked first: a small step makes no system call
+  std::ptrdiff_t shares = bytes / grain;  // asked first: a small step makes no system call
+  if (shares >= 2 && std::chrono::steady_clock::now().time_since_epoch() - last_end.load() > awake)
+    shares /= sleepy;
   if (shares < 2) return 1;
   return static_cast<int>(std::min<std::ptrdiff_t>(shares, threads().threads));
 }
@@ -233,6 +239,7 @@ template <class Bytes, class Work> void over(const std::vector<span>& spans,
       work(begin, a, first, last);
     }
   });
+  if (total >= 2 * grain) last_end = std::chrono::steady_clock::now().time_since_epoch();
 }
 
 // The work of `over` on each span by itself.
