@@ -99,8 +99,8 @@ thread_local int here = 0;
 // threads still spin, and a step breaks even at 16k to 32k elements of AdamW in float32, 16 bytes
 // each. After some milliseconds they sleep and have to be woken: then it breaks even at 512k
 // (bench/threshold.py, Zen 4), so that a thread has to have `sleepy` times as much to do.
-std::atomic<std::ptrdiff_t> grain{1 << 19};
-constexpr std::ptrdiff_t sleepy = 8;
+std::atomic<std::ptrdiff_t> grain{3 << 17};
+constexpr std::ptrdiff_t sleepy = 11;
 constexpr std::chrono::milliseconds awake{1};
 std::atomic<std::chrono::steady_clock::duration> last_end{};  // of what could have had two threads
 std::atomic<int> widest{0};

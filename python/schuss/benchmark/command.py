@@ -20,6 +20,7 @@ from schuss.benchmark.workloads import (
     QUICK,
     SHAPES,
     STAGES,
+    TEN_MILLION,
     WORKLOADS,
     Case,
 )
@@ -51,8 +52,10 @@ def cases(args: argparse.Namespace) -> Iterator[Case]:
     if args.workload or args.rule not in {None, "adamw"}:
         return
     for variant in (STAGES, HALVES):
-        for name in ("1000 arrays of 1000", MILLION):
-            yield Case(rule, name, variant)
+        for name in ("1000 arrays of 1000", MILLION, TEN_MILLION):
+            case = Case(rule, name, variant)
+            if args.full or case.elements <= QUICK:
+                yield case
     if args.full and not args.rule:
         yield from (Case(other, MILLION) for other in RULES if other is not rule)
 

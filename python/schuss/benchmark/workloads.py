@@ -74,7 +74,7 @@ CURVES: Mapping[str, Shapes] = MappingProxyType(
 )
 SHAPES: Mapping[str, Shapes] = MappingProxyType({**CURVES, **WORKLOADS})
 
-MILLION = label(1, 1_000_000)
+MILLION, TEN_MILLION = label(1, 1_000_000), label(1, 10_000_000)
 QUICK = 1_100_000  # elements: more take longer than a quick look
 
 PLAIN, STAGES, HALVES = "", "with stages", "16 bits"
