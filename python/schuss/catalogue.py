@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from schuss import matrix
+from schuss import matrix, reference
 from schuss.hyperparameters import REQUIRED
 from schuss.optimizer import Optimizer
 from schuss.rules import RULES
@@ -38,13 +39,23 @@ def usual(rule: type[Optimizer]) -> tuple[str, ...]:
     return rule.states[rule.kernel(rule.defaults())]
 
 
-def moved(rule: type[Optimizer], states: Sequence[str]) -> int:
+def looked_at(rule: type[Optimizer], kernel: str) -> set[str]:
+    """The arrays that a look before the step reads, by their letters in the reference."""
+    code = getattr(reference, kernel).__code__
+    arrays, sums = set(code.co_varnames[: code.co_argcount]), set(rule.sums(rule.defaults()))
+    if "u" in sums:
+        return arrays
+    own = inspect.getsource(getattr(reference, f"{kernel}_look")) if "look" in sums else ""
+    names = {node.id for node in ast.walk(ast.parse(own)) if isinstance(node, ast.Name)}
+    return arrays & (sums | names)
+
+
+def moved(rule: type[Optimizer], kernel: str) -> int:
     """The bytes of a step for a float32 element: g is read, x and each state array written, too.
 
-    A rule that looks at whole arrays first reads all of them once more.
+    A rule that looks at whole arrays first reads some of them once more.
     """
-    look = 2 + len(states) if rule.sums(rule.defaults()) else 0
-    return 4 * (1 + 2 + 2 * len(states) + look)
+    return 4 * (1 + 2 * (1 + len(rule.states[kernel])) + len(looked_at(rule, kernel)))
 
 
 def row(rule: type[Optimizer]) -> Row:
@@ -53,7 +64,8 @@ def row(rule: type[Optimizer]) -> Row:
     every = dict.fromkeys(state for states in rule.states.values() for state in states)
     names = ", ".join(own) or "none"
     names += "".join(f" [{state}]" for state in every if state not in own)
-    least, most = moved(rule, own), max(moved(rule, states) for states in rule.states.values())
+    least = moved(rule, rule.kernel(rule.defaults()))
+    most = max(moved(rule, kernel) for kernel in rule.states)
     bytes_moved = f"{least}" if least == most else f"{least} to {most}"
     return Row(rule.__name__, names, bytes_moved, source(rule))
 
@@ -139,10 +151,11 @@ def kernels(rule: type[Optimizer]) -> Iterator[str]:
         yield from table(rows + [[name, " x ".join(shape)] for name, shape in rule.kept.items()])
         return
     rows = [["kernel", "bytes", "state"]]
-    rows += [[k, str(moved(rule, s)), ", ".join(s) or "none"] for k, s in rule.states.items()]
+    rows += [[k, str(moved(rule, k)), ", ".join(s) or "none"] for k, s in rule.states.items()]
     yield from table(rows)
     if sums := rule.sums(rule.defaults()):
-        yield f"A look before the step reads all of it once more: {', '.join(sums)}."
+        read = ", ".join(sorted(looked_at(rule, rule.kernel(rule.defaults()))))
+        yield f"A look before the step, of {', '.join(sums)}, reads {read} once more."
     for numbers, of in ((rule.memory, "each array"), (rule.shared, "all arrays")):
         for name, start in numbers.items():
             yield f"and the number {name} of {of}, {start:g} at the start"

@@ -18,6 +18,7 @@ import numpy as np
 
 from schuss.benchmark.roofline import place_state
 from schuss.benchmark.workloads import HALVES, PLAIN, STAGES, Case, Memory, staggered
+from schuss.catalogue import looked_at
 from schuss.demo import PythonAdamW
 from schuss.rules import Eve
 
@@ -98,12 +99,12 @@ class Schuss:
         self.step: Callable[[], object] = opt.step
         if issubclass(case.rule, Eve):
             self.step = partial(opt.step, loss=1.0)
-        looks = bool(case.rule.sums(case.rule.defaults()))
         read = sum(a.nbytes for a in (*memory.params, *self.state))
         gradients = sum(g.nbytes for g in memory.grads)
-        passes = 1 + looks + (2 if case.variant == STAGES else 0)  # the norm's, and the zeros
+        passes = 1 + (2 if case.variant == STAGES else 0)  # the norm's, and the zeros
+        look = looked_at(case.rule, case.rule.kernel(case.rule.defaults() | case.options))
         self.held = read + gradients
-        self.bytes = (2 + looks) * read + passes * gradients
+        self.bytes = 2 * read + passes * gradients + 4 * case.elements * len(look)
 
     def answer(self) -> list[np.ndarray]:
         return self.params
