@@ -26,6 +26,29 @@ py::array_t<std::uint16_t> narrow(const std::string& to,
   return out;
 }
 
+// ---- A plan is part of the optimizer's cycles, and the garbage collector has to know.
+
+int traverse(PyObject* self, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(self));
+  if (!py::detail::is_holder_constructed(self)) return 0;
+  return py::cast<const plan&>(py::handle(self)).visit([&](PyObject* object) {
+    Py_VISIT(object);
+    return 0;
+  });
+}
+
+int clear(PyObject* self) {
+  if (!py::detail::is_holder_constructed(self)) return 0;
+  const plan gone = std::exchange(py::cast<plan&>(py::handle(self)), plan());
+  return 0;
+}
+
+void collected(PyHeapTypeObject* type) {
+  type->ht_type.tp_flags |= Py_TPFLAGS_HAVE_GC;
+  type->ht_type.tp_traverse = traverse;
+  type->ht_type.tp_clear = clear;
+}
+
 }  // namespace
 }  // namespace schuss
 
@@ -33,7 +56,8 @@ PYBIND11_MODULE(_core, m) {
   using namespace schuss;
   m.doc() = "The compiled half of schuss: rules, driver, and the contract of the arrays.";
 
-  py::class_<plan>(m, "Plan", "The arrays of a step, their contract and their counters.")
+  py::class_<plan>(m, "Plan", py::custom_type_setup(collected),
+                   "The arrays of a step, their contract and their counters.")
       .def(py::init<>())
       .def("add", &plan::add, py::arg("labels"), py::arg("x"), py::arg("keeps"), py::arg("g"),
            py::arg("group"), py::arg("decays"), py::arg("memory"))

@@ -390,6 +390,31 @@ class plan {
 
   std::int64_t iterations() const { return iterations_; }
 
+  // Calls see(object) for what may lead back to the optimizer, such as a schedule that asks it, or
+  // an array of a class of the user's: without it the garbage collector would keep them for ever.
+  template <class See> int visit(const See& see) const {
+    const auto seen = [&see](const auto&... objects) {
+      int stopped = 0;
+      ((stopped = stopped != 0 ? stopped : see(objects.ptr())), ...);
+      return stopped;
+    };
+    int stopped = seen(acquire_, release_, clip_);
+    for (const member& m : members_) {
+      if (stopped == 0) stopped = seen(m.x, m.g, m.gradient_class);
+      for (const kept& beside : m.keeps)
+        if (stopped == 0) stopped = seen(beside.array);
+    }
+    for (const settled_group& g : groups_)
+      if (stopped == 0) stopped = seen(g.group, g.settings, g.at);
+    for (const part& p : parts_)
+      if (stopped == 0) stopped = seen(p.f, p.h);
+    for (const py::object& held : values_)
+      if (stopped == 0) stopped = seen(held);
+    for (const py::object& held : gradients_)
+      if (stopped == 0) stopped = seen(held);
+    return stopped;
+  }
+
   // Written arrays may not overlap one another, nor a bound gradient.
   void require_disjoint() {
     find_written();

@@ -139,6 +139,23 @@ def test_the_callers_arrays_are_kept_alive_and_let_go() -> None:
     assert gone() is None
 
 
+def test_what_leads_back_to_the_optimizer_is_let_go_with_it() -> None:
+    class Array(np.ndarray):
+        owner: Any = None
+
+    def stepped() -> weakref.ref[schuss.Optimizer]:
+        x, g = (np.zeros(3, F4).view(Array) for _ in range(2))
+        opt = schuss.AdamW(x, grads=g, clip_norm=1.0, lr=lambda n: 0.1 if x.owner is opt else 0.0)
+        x.owner = g.owner = opt
+        for _ in range(3):
+            opt.step()
+        return weakref.ref(opt)
+
+    gone = stepped()
+    gc.collect()
+    assert gone() is None
+
+
 # ---- Gradients
 
 
