@@ -75,6 +75,36 @@ inline bool goes_with(std::optional<kind> k, kind parameter) {
   return k && (*k == kind::float64) == (parameter == kind::float64);
 }
 
+// An array's fields as a step found them good: while they stay, so does its stream.
+class sighting {
+ public:
+  sighting(py::handle a, const shape_t& shape)
+      : array_(a.ptr()),
+        type_(Py_TYPE(a.ptr())),
+        data_(fields(a)->data),
+        descr_(py::reinterpret_borrow<py::object>(fields(a)->descr)),
+        shape_(shape.data()),
+        dimensions_(fields(a)->nd),
+        flags_(fields(a)->flags) {}
+
+  bool still() const { return still(array_); }
+  bool still(py::handle a) const {
+    const py::detail::PyArray_Proxy* now = fields(a);
+    bool same = Py_TYPE(a.ptr()) == type_ && now->data == data_ && now->descr == descr_.ptr() &&
+                now->flags == flags_ && now->nd == dimensions_;
+    for (int i = 0; same && i < dimensions_; ++i) same = now->dimensions[i] == shape_[i];
+    return same;
+  }
+
+ private:
+  PyObject* array_;           // a gradient may be gone
+  const PyTypeObject* type_;  // that of a member or of the class of gradients, which are kept
+  const char* data_;
+  py::object descr_;  // kept, so that no other one takes its address
+  const py::ssize_t* shape_;
+  int dimensions_, flags_;
+};
+
 // ---- Messages. Each names the array, says what was wrong and what is wanted.
 
 inline std::string text(py::handle object) { return py::str(object).cast<std::string>(); }

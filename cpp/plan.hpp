@@ -12,11 +12,7 @@
 #include "contract.hpp"
 #include "dispatch.hpp"
 #include "driver.hpp"
-
-#if defined(__GLIBCXX__)
-#include <cxxabi.h>
-#include <unistd.h>
-#endif
+#include "interpreter.hpp"
 
 namespace schuss {
 
@@ -57,36 +53,6 @@ struct member {
                                                       // at and overlaps nothing that is written
 };
 
-// An array's fields as a step found them good: while they stay, so does its stream.
-class sighting {
- public:
-  sighting(py::handle a, const shape_t& shape)
-      : array_(a.ptr()),
-        type_(Py_TYPE(a.ptr())),
-        data_(fields(a)->data),
-        descr_(py::reinterpret_borrow<py::object>(fields(a)->descr)),
-        shape_(shape.data()),
-        dimensions_(fields(a)->nd),
-        flags_(fields(a)->flags) {}
-
-  bool still() const { return still(array_); }
-  bool still(py::handle a) const {
-    const py::detail::PyArray_Proxy* now = fields(a);
-    bool same = Py_TYPE(a.ptr()) == type_ && now->data == data_ && now->descr == descr_.ptr() &&
-                now->flags == flags_ && now->nd == dimensions_;
-    for (int i = 0; same && i < dimensions_; ++i) same = now->dimensions[i] == shape_[i];
-    return same;
-  }
-
- private:
-  PyObject* array_;           // a gradient may be gone
-  const PyTypeObject* type_;  // that of a member or of the class of gradients, which are kept
-  const char* data_;
-  py::object descr_;  // kept, so that no other one takes its address
-  const py::ssize_t* shape_;
-  int dimensions_, flags_;
-};
-
 // How a set's scalars are had while nothing is set between the steps: f(h, t) has its rule's under
 // these names, or, where there are none, is all of them. h is that of the group where there is
 // none.
@@ -103,32 +69,6 @@ struct settled_group {
   py::object group, settings, at;
 };
 
-// Calls f with these arguments: py::object's own way puts them into a tuple first.
-template <class... Args> py::object call(const py::object& f, const Args&... args) {
-  PyObject* const list[] = {args.ptr()..., nullptr};
-  PyObject* const result = PyObject_Vectorcall(f.ptr(), list, sizeof...(args), nullptr);
-  if (result == nullptr) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(result);
-}
-
-// Holds a lock of Python's, as `with` does.
-class held {
- public:
-  held(const py::object& acquire, py::object release) : release_(std::move(release)) {
-    call(acquire);
-  }
-  ~held() {
-    PyObject* const done = PyObject_CallNoArgs(release_.ptr());
-    if (done == nullptr) PyErr_WriteUnraisable(release_.ptr());
-    Py_XDECREF(done);
-  }
-  held(const held&) = delete;
-  held& operator=(const held&) = delete;
-
- private:
-  py::object release_;
-};
-
 // What the arrays that share a set of scalars have in common: group, decays, count, memory.
 using key = std::tuple<py::ssize_t, bool, std::int64_t, std::vector<double>>;
 
@@ -138,23 +78,6 @@ struct range {
   const std::string* label;
   bool operator<(const range& other) const { return first < other.first; }
 };
-
-// Works without the GIL. Not gil_scoped_release: at the interpreter's end CPython ends a daemon
-// thread that asks for the GIL, by unwinding it, and on the way it would meet destructors that need
-// the GIL or may not throw. So it waits here for the process to end.
-template <class Work> void freely(const Work& work) {
-  PyThreadState* const thread = PyEval_SaveThread();
-  work();
-#if defined(__GLIBCXX__)
-  try {
-    PyEval_RestoreThread(thread);
-  } catch (const abi::__forced_unwind&) {
-    for (;;) pause();
-  }
-#else
-  PyEval_RestoreThread(thread);
-#endif
-}
 
 class plan {
  public:

@@ -40,7 +40,6 @@ from schuss.hyperparameters import (
     Pair,
     Storage,
     Whole,
-    check_int,
     choice,
     constant,
     flag,
@@ -64,7 +63,7 @@ from schuss.scalars import (
     scalar_set,
     wanted,
 )
-from schuss.state import States, differences
+from schuss.state import States, read
 from schuss.structure import (
     Tree,
     described,
@@ -76,7 +75,6 @@ from schuss.structure import (
     label,
     listed,
 )
-from schuss.torch_state import from_torch, is_torch
 
 NoDecay = Callable[[str, np.ndarray], bool]
 P = ParamSpec("P")
@@ -819,52 +817,18 @@ class Optimizer(Declared):
         difference in names, shapes and types; nothing has changed then.
         """
         self._require_parameters("load_state_dict")
-        state, groups = state_dict.get("state"), state_dict.get("param_groups")
-        if not isinstance(state, Mapping) or not isinstance(groups, list | tuple):
-            raise TypeError(
-                'state_dict: wanted a mapping with "state", "param_groups", "iterations"'
-            )
-        if is_torch(state_dict):
-            state_dict = from_torch(self, state_dict)
-            state, groups = state_dict["state"], state_dict["param_groups"]
-        wrong = differences(self.state, state)
-        if [list(g["params"]) for g in groups] != [g["param_names"] for g in self._groups]:
-            wrong.append("param_groups: other parameters")
-        if wrong:
-            raise ValueError(f"state_dict: {'; '.join(wrong)}")
-        changed = []
-        for own, group in zip(self._groups, groups, strict=True):
-            given = {name: value for name, value in group.items() if name != "params"}
-            declared = own.settings.rule.hyperparameters
-            known = given.keys() & declared.keys()
-            given |= {k: declared[k].loaded(given[k], own[k]) for k in known}
-            changed.append(own.changed(given))
-        most = 2**62  # a counter has room for as many steps again
-        counts = [check_int(f"{n!r} step", s["step"], 0, most) for n, s in state.items()]
-        of = dict(zip(state, counts, strict=True))
-        finite = Interval("[-inf, inf]")
-        memories = {
-            n: [finite.check(f"{n!r} {key}", s[key]) for key in self.memory]
-            for n, s in state.items()
-        }
-        given_shared = {**self.shared, **state_dict.get("shared", {})}
-        shared = {key: finite.check(key, given_shared[key]) for key in self.shared}
-        iterations = check_int("iterations", state_dict.get("iterations"), 0, most)
-        skipped = check_int("skipped_steps", state_dict.get("skipped_steps", 0), 0, most)
-        own_arrays = [(p.name, k, a) for p in self._parameters for k, a in p.saved.items()]
-        arrays = [(a, state[name][k].copy()) for name, k, a in own_arrays]
+        found = read(self, state_dict)
         planned(self._parameters)  # notices an array that can't be written any more
-        load(self._observers(), state_dict.get("schedules", {}))
+        load(self._observers(), found.schedules)
 
-        for own, settings in zip(self._groups, changed, strict=True):
+        for own, settings in zip(self._groups, found.settings, strict=True):
             own.settings = settings
-        for array, value in arrays:
+        for array, value in found.arrays:
             array[...] = value
-        names = [p.name for p in self._parameters]
-        self._restore(iterations, [of[n] for n in names], [memories[n] for n in names], shared)
-        self.skipped_steps = skipped
-        if isinstance(self.grad_scale, LossScale) and state_dict.get("loss_scale"):
-            vars(self.grad_scale).update(state_dict["loss_scale"])
+        self._restore(found.iterations, found.counts, found.memories, found.shared)
+        self.skipped_steps = found.skipped_steps
+        if isinstance(self.grad_scale, LossScale) and found.loss_scale:
+            vars(self.grad_scale).update(found.loss_scale)
 
     def __getstate__(self) -> dict[str, Any]:
         fresh = ("_plan", "_lock", "_busy", "_clip")

@@ -1,0 +1,60 @@
+// Python's interpreter, as far as pybind11 leaves something to be wished: calls, locks, its lock.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <utility>
+
+#if defined(__GLIBCXX__)
+#include <cxxabi.h>
+#include <unistd.h>
+#endif
+
+namespace schuss {
+
+namespace py = pybind11;
+
+// Calls f with these arguments: py::object's own way puts them into a tuple first.
+template <class... Args> py::object call(const py::object& f, const Args&... args) {
+  PyObject* const list[] = {args.ptr()..., nullptr};
+  PyObject* const result = PyObject_Vectorcall(f.ptr(), list, sizeof...(args), nullptr);
+  if (result == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
+}
+
+// Holds a lock of Python's, as `with` does.
+class held {
+ public:
+  held(const py::object& acquire, py::object release) : release_(std::move(release)) {
+    call(acquire);
+  }
+  ~held() {
+    PyObject* const done = PyObject_CallNoArgs(release_.ptr());
+    if (done == nullptr) PyErr_WriteUnraisable(release_.ptr());
+    Py_XDECREF(done);
+  }
+  held(const held&) = delete;
+  held& operator=(const held&) = delete;
+
+ private:
+  py::object release_;
+};
+
+// Works without the GIL. Not gil_scoped_release: at the interpreter's end CPython ends a daemon
+// thread that asks for the GIL, by unwinding it, and on the way it would meet destructors that need
+// the GIL or may not throw. So it waits here for the process to end.
+template <class Work> void freely(const Work& work) {
+  PyThreadState* const thread = PyEval_SaveThread();
+  work();
+#if defined(__GLIBCXX__)
+  try {
+    PyEval_RestoreThread(thread);
+  } catch (const abi::__forced_unwind&) {
+    for (;;) pause();
+  }
+#else
+  PyEval_RestoreThread(thread);
+#endif
+}
+
+}  // namespace schuss
