@@ -190,17 +190,6 @@ int team_for(std::ptrdiff_t bytes) {
   return static_cast<int>(std::min<std::ptrdiff_t>(shares, threads().threads));
 }
 
-// Where the share of a thread begins, and that of the one before it ends: in a step's bytes, and in
-// the elements of an array that is so many bytes away.
-std::ptrdiff_t cut(std::ptrdiff_t total, int rank, int team) {
-  return total / team * rank + total % team * rank / team;
-}
-
-std::ptrdiff_t edge(std::ptrdiff_t size, std::ptrdiff_t bytes_per_element, std::ptrdiff_t target) {
-  if (target >= size * bytes_per_element) return size;
-  return target <= 0 ? 0 : target / bytes_per_element / chunk * chunk;
-}
-
 bool computes_double(const span& a) { return a.x.kind == kind::float64; }
 
 // Calls work(begin, end, first, last) for all elements of all spans, for as many spans of the same
@@ -217,6 +206,7 @@ template <class Bytes, class Work> void over(const std::vector<span>& spans,
     const span* const end = a + spans.size();
     // Where this thread's share begins and ends, in bytes from the present span's start.
     std::ptrdiff_t from = cut(total, rank, team), to = cut(total, rank + 1, team);
+    const auto own = [&] { return share(a->size, bytes_per_element(*a), from, to); };
     const auto next = [&] {
       const std::ptrdiff_t bytes = a->size * bytes_per_element(*a);
       ++a;
@@ -229,10 +219,10 @@ template <class Bytes, class Work> void over(const std::vector<span>& spans,
         continue;
       }
       const span* const begin = a;
-      const std::ptrdiff_t first = edge(a->size, bytes_per_element(*a), from);
+      const std::ptrdiff_t first = own().first;
       std::ptrdiff_t last = 0;
       do {
-        last = edge(a->size, bytes_per_element(*a), to);
+        last = own().second;
         next();
       } while (a != end && to > 0 && a->set == begin->set &&
                computes_double(*a) == computes_double(*begin));
@@ -279,12 +269,18 @@ std::ptrdiff_t set_grain(std::ptrdiff_t bytes) {
 }
 int widest_region() { return widest.exchange(0); }
 
+std::ptrdiff_t cut(std::ptrdiff_t total, int rank, int team) noexcept {
+  return total / team * rank + total % team * rank / team;
+}
+
 std::pair<std::ptrdiff_t, std::ptrdiff_t> share(std::ptrdiff_t size,
                                                 std::ptrdiff_t bytes_per_element,
-                                                std::ptrdiff_t before, std::ptrdiff_t total,
-                                                int rank, int team) noexcept {
-  return {edge(size, bytes_per_element, cut(total, rank, team) - before),
-          edge(size, bytes_per_element, cut(total, rank + 1, team) - before)};
+                                                std::ptrdiff_t from, std::ptrdiff_t to) noexcept {
+  const auto edge = [&](std::ptrdiff_t target) -> std::ptrdiff_t {
+    if (target >= size * bytes_per_element) return size;
+    return target <= 0 ? 0 : target / bytes_per_element / chunk * chunk;
+  };
+  return {edge(from), edge(to)};
 }
 
 namespace {

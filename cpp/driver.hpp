@@ -32,13 +32,15 @@ std::ptrdiff_t chunks(std::ptrdiff_t size) noexcept;
 void look(const table& kernels, const std::vector<span>& spans, const std::vector<scalars>& sets,
           int wanted, std::vector<double>& sums) noexcept;
 
-// The part of a span of `size` elements that thread `rank` of `team` takes, when `before` bytes lie
-// in earlier spans and `total` in all: the step's bytes in equal shares, cut where an array may be
-// cut. The parts of all ranks follow one another without a gap.
+// Where the share of thread `rank` begins among a step's bytes, and that of the one before it ends.
+std::ptrdiff_t cut(std::ptrdiff_t total, int rank, int team) noexcept;
+
+// The part of a span of `size` elements that lies in a share, which goes from byte `from` to byte
+// `to`, counted from the span's start: cut where an array may be cut, so that the parts of all
+// threads follow one another without a gap.
 std::pair<std::ptrdiff_t, std::ptrdiff_t> share(std::ptrdiff_t size,
                                                 std::ptrdiff_t bytes_per_element,
-                                                std::ptrdiff_t before, std::ptrdiff_t total,
-                                                int rank, int team) noexcept;
+                                                std::ptrdiff_t from, std::ptrdiff_t to) noexcept;
 
 // How many threads a large step would use, and who says so.
 struct thread_limit {

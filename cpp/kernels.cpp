@@ -304,11 +304,10 @@ template <class T, class Rule, class... State>
   add_lanes(n, lanes[5], itself, q);
 }
 
-template <class T, class Rule, std::size_t... S, std::size_t... C>
+template <class T, class Rule, std::size_t... S>
 [[gnu::always_inline]] inline void look_at(const span& a, std::ptrdiff_t first, std::ptrdiff_t last,
-                                           const scalars& c, int wanted, double* sums,
-                                           std::index_sequence<S...>, std::index_sequence<C...>) {
-  const Rule rule{static_cast<T>(c.rule_scalars[C])...};
+                                           const Rule& rule, const scalars& c, int wanted,
+                                           double* sums, std::index_sequence<S...>) {
   const stages<T> around(c, plain);
   alignas(64) T x_buffer[block], g_buffer[block];
   [[maybe_unused]] alignas(64) T buffers[sizeof...(S) + 1][block];
@@ -390,8 +389,7 @@ template <template <class> class Rule> struct kernels_of {
   }
   template <class T> static void look(const span& a, std::ptrdiff_t first, std::ptrdiff_t last,
                                       const scalars& c, int wanted, double* sums) {
-    look_at<T, Rule<T>>(a, first, last, c, wanted, sums, states(),
-                        std::make_index_sequence<scalar_count>());
+    look_at<T>(a, first, last, with<T>(c, indices()), c, wanted, sums, states());
   }
 };
 

@@ -111,6 +111,13 @@ PYBIND11_MODULE(_core, m) {
   m.def("set_quota", &set_quota, py::arg("n"));
   m.def("set_grain", &set_grain, py::arg("n"));
   m.def("widest_region", &widest_region);
-  m.def("share", &share, py::arg("size"), py::arg("bytes_per_element"), py::arg("before"),
-        py::arg("total"), py::arg("rank"), py::arg("team"));
+  m.def(
+      "share",
+      [](std::ptrdiff_t size, std::ptrdiff_t bytes_per_element, std::ptrdiff_t before,
+         std::ptrdiff_t total, int rank, int team) {
+        return share(size, bytes_per_element, cut(total, rank, team) - before,
+                     cut(total, rank + 1, team) - before);
+      },
+      py::arg("size"), py::arg("bytes_per_element"), py::arg("before"), py::arg("total"),
+      py::arg("rank"), py::arg("team"));
 }

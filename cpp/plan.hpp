@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstdint>
 #include <map>
-#include <stdexcept>
 #include <tuple>
 #include <utility>
 
@@ -241,9 +240,7 @@ class plan {
   bool again(const py::object& grads) {
     if (!settled_) return false;
     const held lock(acquire_, release_);
-    if (busy_)
-      throw std::runtime_error(
-          "re-entered: the optimizer is in the middle of a call of this thread");
+    if (busy_) return false;  // entered again, which the call that follows refuses
     const within step(*this);
     if (!as_settled() || !take_gradients(grads)) return false;
     read_parts();
@@ -331,10 +328,9 @@ class plan {
       if (stopped == 0) stopped = seen(g.group, g.settings, g.at);
     for (const part& p : parts_)
       if (stopped == 0) stopped = seen(p.f, p.h);
-    for (const py::object& held : values_)
-      if (stopped == 0) stopped = seen(held);
-    for (const py::object& held : gradients_)
-      if (stopped == 0) stopped = seen(held);
+    for (const auto* objects : {&values_, &gradients_})
+      for (const py::object& object : *objects)
+        if (stopped == 0) stopped = seen(object);
     return stopped;
   }
 

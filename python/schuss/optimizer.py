@@ -373,9 +373,7 @@ class Optimizer(Declared):
         except BaseException:
             self._groups, self._trees, self._parameters = before
             raise
-        self._grouped = True
-        self._plan.end()
-        self._plan = plan
+        self._grouped, self._plan = True, plan
 
     @one_at_a_time
     def rebind(self, params: Any) -> None:
@@ -388,9 +386,7 @@ class Optimizer(Declared):
             if described(x) != p.kind:
                 raise ValueError(f"{p.labels()[0]}: {described(x)} where {p.kind} is registered")
             p.x = x
-        plan = planned(fresh, self._plan)
-        self._plan.end()
-        self._plan = plan
+        self._plan = planned(fresh, self._plan)
         for old, new in zip(self._parameters, fresh, strict=True):
             old.x = new.x
 
@@ -527,8 +523,8 @@ class Optimizer(Declared):
         callable calls it from within a step.
         """
         if loss is None and grad_scale is None and not self._busy and self._plan.again(grads):
-            if self._clip is not None:
-                self.grad_norm = self._clip.norm
+            if (clip := self._clip) is not None:  # which another thread may take away
+                self.grad_norm = clip.norm
             return True
         return self._step(grads, loss, grad_scale)
 
@@ -873,7 +869,7 @@ def computing_type(x: np.ndarray) -> np.dtype[Any]:
 
 
 def planned(parameters: list[Parameter], before: _core.Plan | None = None) -> _core.Plan:
-    """A plan of these parameters; the first ones keep the counters of the plan before.
+    """A plan of these parameters; the first ones keep the counters of the plan before, which ends.
 
     Raises where an array breaks the contract.
     """
@@ -886,6 +882,7 @@ def planned(parameters: list[Parameter], before: _core.Plan | None = None) -> _c
         counts += [0] * (len(parameters) - len(counts))
         memories += fresh[len(memories) :]
         plan.restore(before.iterations, counts, memories, before.shared)
+        before.end()  # a thread that waits for it is to find the new one
     return plan
 
 
