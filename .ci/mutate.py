@@ -65,7 +65,7 @@ def main() -> None:
             (module,) = build.glob("_core*.so")
             shutil.copy(module, copy / "python" / "schuss")
             report = subprocess.run(
-                [sys.executable, "-m", "pytest", "tests/test_exact.py", "-k", TESTS],
+                [sys.executable, "-m", "pytest", "tests/exact/test_exact.py", "-k", TESTS],
                 cwd=copy,
                 env=os.environ | {"PYTHONPATH": str(copy / "python"), "SCHUSS_ISA": "sse2"},
                 stdout=subprocess.PIPE,

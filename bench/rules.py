@@ -16,13 +16,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from schuss import _core, reference, threads
-from schuss.benchmark import roofline
-from schuss.benchmark.clock import Timed, take_turns
-from schuss.benchmark.contestants import Schuss
-from schuss.benchmark.workloads import Case, Memory, label
-from schuss.optimizer import Optimizer
+from schuss.engine.optimizer import Optimizer
+from schuss.engine.scalars import scalar_names
+from schuss.lab.bench import roofline
+from schuss.lab.bench.clock import Timed, take_turns
+from schuss.lab.bench.contestants import Schuss
+from schuss.lab.bench.workloads import Case, Memory, label
 from schuss.rules import RULES
-from schuss.scalars import scalar_names
 
 FLAGS = {
     "avx512": ["-mavx512f", "-mprefer-vector-width=512"],

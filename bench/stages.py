@@ -21,9 +21,9 @@ from ml_dtypes import bfloat16
 
 import schuss
 from schuss import _core
-from schuss.benchmark.clock import Timed, take_turns
-from schuss.benchmark.report import processor
-from schuss.optimizer import planned
+from schuss.engine.optimizer import planned
+from schuss.lab.bench.clock import Timed, take_turns
+from schuss.lab.bench.report import processor
 
 SMALL = 1003  # elements to check answers on: whole blocks, whole vectors and a rest
 SIZES = (4096, 32_768, 2**25)

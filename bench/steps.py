@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 
 from schuss import AdamW
-from schuss.benchmark.measure import measure
-from schuss.benchmark.workloads import MILLION, Case
+from schuss.lab.bench.measure import measure
+from schuss.lab.bench.workloads import MILLION, Case
 
 FLOOR = {"200 arrays of 64": 100, "1000 arrays of 1000": 20, MILLION: 8}
 

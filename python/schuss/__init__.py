@@ -27,11 +27,11 @@ if _isa := _os.environ.get("SCHUSS_ISA"):
         raise ValueError(f"SCHUSS_ISA: {_error}") from None
 
 from schuss import reference, rules
+from schuss.engine.optimizer import Optimizer
 from schuss.loss_scale import LossScale
-from schuss.optimizer import Optimizer
 from schuss.rules import *  # noqa: F403
 from schuss.threads import get_num_threads, set_num_threads, threads
-from schuss.torch_state import torch_state_dict
+from schuss.torch import torch_state_dict
 
 if _TYPE_CHECKING:
     from schuss import data as data
@@ -42,10 +42,10 @@ if _TYPE_CHECKING:
     from schuss import scipy as scipy
     from schuss.gradients import check_grad as check_grad
     from schuss.gradients import numerical_gradient as numerical_gradient
-    from schuss.matrix import SOAP as SOAP
-    from schuss.matrix import MatrixRule as MatrixRule
-    from schuss.matrix import Muon as Muon
-    from schuss.matrix import Shampoo as Shampoo
+    from schuss.rules.matrix import SOAP as SOAP
+    from schuss.rules.matrix import MatrixRule as MatrixRule
+    from schuss.rules.matrix import Muon as Muon
+    from schuss.rules.matrix import Shampoo as Shampoo
     from schuss.scipy import minimize as minimize
 
 __all__ = [
@@ -75,10 +75,10 @@ __all__ += rules.__all__
 # Imported when they are asked for, since they cost time or need SciPy and an optimizer needs none
 # of them: modules, and what is in a module.
 _LAZY = dict.fromkeys(("data", "functional", "init", "projections", "schedules", "scipy")) | {
-    "MatrixRule": "matrix",
-    "Muon": "matrix",
-    "SOAP": "matrix",
-    "Shampoo": "matrix",
+    "MatrixRule": "rules.matrix",
+    "Muon": "rules.matrix",
+    "SOAP": "rules.matrix",
+    "Shampoo": "rules.matrix",
     "check_grad": "gradients",
     "minimize": "scipy",
     "numerical_gradient": "gradients",

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from schuss.hyperparameters import check_fields, check_int
-from schuss.structure import described
+from schuss.checks import check_fields, check_int
+from schuss.engine.structure import described
 
 __all__ = ["PCA", "Batches"]
 

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from schuss import _core, rules
-from schuss.groups import Group, Parameter
-from schuss.hyperparameters import REQUIRED, Interval, check_int
-from schuss.optimizer import Optimizer, check_loss, signature
-from schuss.scalars import ScalarSet, Sums, scalar_set, wanted
+from schuss.checks import Interval, check_int
+from schuss.engine.declare import REQUIRED
+from schuss.engine.groups import Group, Parameter
+from schuss.engine.optimizer import Optimizer, check_loss, signature
+from schuss.engine.scalars import ScalarSet, Sums, scalar_set, wanted
 
 # The options of an optimizer that a single call has, too.
 STATELESS = ("grad_scale", "zero_grad", "stochastic_rounding", "seed", "subnormals", "backend")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from schuss.structure import filled, flatten, gather, label
+from schuss.engine.structure import filled, flatten, gather, label
 
 
 def numerical_gradient(f: Callable[[Any], Any], x: Any, *, step: Any = None) -> Any:

@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from schuss.hyperparameters import Interval, check_int
-from schuss.structure import is_floating
+from schuss.checks import Interval, check_int
+from schuss.engine.structure import is_floating
 
 __all__ = [
     "gain",

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from schuss import reference
-from schuss.hyperparameters import Interval
-from schuss.structure import is_floating
+from schuss.checks import Interval
+from schuss.engine.structure import is_floating
 
 __all__ = ["ball", "nonnegative", "simplex"]
 

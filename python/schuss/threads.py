@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from schuss import _core
-from schuss.hyperparameters import check_int
+from schuss.checks import check_int
 
 MOST = 2**31 - 1  # of a C int; no step has work for as many
 

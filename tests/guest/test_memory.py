@@ -20,7 +20,7 @@ def test_kernels_stay_inside_their_arrays(run: Run, isa: str) -> None:
         import trial
         from fence import fenced
         from schuss import _core, functional
-        from schuss.hyperparameters import Choice, Flag
+        from schuss.engine.declare import Choice, Flag
         from schuss.rules import RULES
 
         def kernels():

@@ -7,7 +7,8 @@ arrays, and computes the kernel's scalars, in double. It serves both backends.
 from __future__ import annotations
 
 from schuss import _core, reference
-from schuss.optimizer import Optimizer
+from schuss.engine.optimizer import Optimizer
+from schuss.engine.scalars import NAMES
 from schuss.rules.accumulation import Adadelta, Adagrad, Ftrl, RMSprop
 from schuss.rules.adam import Adam, Adamax, AdamW, NAdam, NAdamW, RAdam
 from schuss.rules.averages import ASGD, ScheduleFreeAdamW, ScheduleFreeSGD
@@ -15,9 +16,8 @@ from schuss.rules.curvature import Sophia
 from schuss.rules.descent import NAG, SGD, Momentum
 from schuss.rules.eve import Eve
 from schuss.rules.moments import ADOPT, AdaBelief, Adan, AdEMAMix, Grams, LaProp, Yogi
+from schuss.rules.norms import LAMB, LARS, MARS, DAdaptAdam, Prodigy, StableAdamW
 from schuss.rules.sign import DeltaBarDelta, Lion, Rprop, SignSGD, Signum
-from schuss.rules.whole import LAMB, LARS, MARS, DAdaptAdam, Prodigy, StableAdamW
-from schuss.scalars import NAMES
 
 __all__ = [
     "ADOPT",

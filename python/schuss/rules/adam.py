@@ -7,9 +7,9 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from schuss.hyperparameters import REQUIRED, Number, choice, flag, number, numbers
-from schuss.optimizer import Optimizer
-from schuss.scalars import DECAY_MODES
+from schuss.engine.declare import REQUIRED, Number, choice, flag, number, numbers
+from schuss.engine.optimizer import Optimizer
+from schuss.engine.scalars import DECAY_MODES
 
 # Where eps stands: see Adam.
 PLAIN = ("outside", "hat")

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from schuss.hyperparameters import Number, choice, number, numbers
-from schuss.optimizer import Optimizer, computing_type, one_at_a_time
-from schuss.scalars import DECAY_MODES
+from schuss.engine.declare import Number, choice, number, numbers
+from schuss.engine.optimizer import Optimizer, computing_type, one_at_a_time
+from schuss.engine.scalars import DECAY_MODES
 
 
 class ASGD(Optimizer):

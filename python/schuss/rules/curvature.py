@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from schuss import _core, reference
-from schuss.groups import Parameter
-from schuss.hyperparameters import REQUIRED, Number, choice, flag, number, numbers
-from schuss.optimizer import Optimizer, one_at_a_time
+from schuss.engine.declare import REQUIRED, Number, choice, flag, number, numbers
+from schuss.engine.groups import Parameter
+from schuss.engine.optimizer import Optimizer, one_at_a_time
+from schuss.engine.scalars import DECAY_MODES, ScalarSet
+from schuss.engine.structure import label
 from schuss.rules.adam import corrections
-from schuss.scalars import DECAY_MODES, ScalarSet
-from schuss.structure import label
 
 
 class Sophia(Optimizer):

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from schuss import _core
-from schuss.hyperparameters import REQUIRED, Number, choice, number
-from schuss.optimizer import Optimizer
-from schuss.scalars import DECAY_MODES
-from schuss.structure import described, label
+from schuss.engine.declare import REQUIRED, Number, choice, number
+from schuss.engine.optimizer import Optimizer
+from schuss.engine.scalars import DECAY_MODES
+from schuss.engine.structure import described, label
 
 
 class SGD(Optimizer):

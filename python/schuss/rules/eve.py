@@ -7,10 +7,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from schuss.hyperparameters import Number, choice, number, numbers
-from schuss.optimizer import Optimizer
+from schuss.engine.declare import Number, choice, number, numbers
+from schuss.engine.optimizer import Optimizer
+from schuss.engine.scalars import DECAY_MODES
 from schuss.rules.adam import corrections, moments
-from schuss.scalars import DECAY_MODES
 
 
 class Eve(Optimizer):

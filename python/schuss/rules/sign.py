@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from schuss.hyperparameters import REQUIRED, Number, choice, constant, number, numbers
-from schuss.optimizer import Optimizer
-from schuss.scalars import DECAY_MODES
+from schuss.engine.declare import REQUIRED, Number, choice, constant, number, numbers
+from schuss.engine.optimizer import Optimizer
+from schuss.engine.scalars import DECAY_MODES
 
 
 class SignSGD(Optimizer):

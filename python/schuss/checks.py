@@ -1,0 +1,71 @@
+"""What a plain argument may be; the errors name the argument, the value and what is wanted."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+import numpy as np
+
+
+def unpacked(value: Any) -> Any:
+    """What is in an array of no dimension, or the value itself."""
+    return value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
+
+
+class Interval:
+    """A range of numbers, written as in mathematics: "[0, 1)"."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.low, self.high = (float(end) for end in text[1:-1].split(","))
+        self.low_belongs, self.high_belongs = text[0] == "[", text[-1] == "]"
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            self.low < value < self.high
+            or (self.low_belongs and value == self.low)
+            or (self.high_belongs and value == self.high)
+        )
+
+    def check(self, name: str, value: Any) -> float:
+        """The value as a float; the errors name the argument, the value and the range."""
+        value = unpacked(value)
+        if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+            raise TypeError(f"{name}: {value!r} is not a number; wanted one in {self.text}")
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if number not in self:
+            raise ValueError(f"{name}: {number!r} is out of range, wanted {self.text}")
+        return number
+
+
+def check_int(name: str, value: Any, low: int, high: float = math.inf) -> int:
+    """A whole number from `low` to `high`."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name}: {value!r} is not a whole number")
+    if not low <= int(value) <= high:
+        raise ValueError(f"{name}: {value} is out of range, wanted whole numbers {low} to {high}")
+    return int(value)
+
+
+def check_fields(instance: Any, **wanted: str | int | tuple[Any, ...]) -> None:
+    """Checks a dataclass' fields: each against its interval, its least whole number, or choices.
+
+    Plain numbers are stored where NumPy's were passed.
+    """
+    for name, range_ in wanted.items():
+        value = unpacked(getattr(instance, name))
+        if isinstance(range_, tuple):
+            if not isinstance(value, str | bool | np.bool_) or value not in range_:
+                choices = " or ".join(map(repr, range_))
+                raise ValueError(f"{name}: {value!r} is unknown; wanted {choices}")
+            value = range_[range_.index(value)]
+        elif isinstance(range_, int):
+            value = check_int(name, value, range_)
+        else:
+            value = Interval(range_).check(name, value)
+        object.__setattr__(instance, name, value)

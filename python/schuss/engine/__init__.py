@@ -1,0 +1,1 @@
+"""What the rules stand on; no file here names a rule."""

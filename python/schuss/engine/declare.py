@@ -1,0 +1,336 @@
+"""How a hyperparameter is declared: its default and its range once, in the class of the rule.
+
+    class SGD(Optimizer):
+        lr: Number = number("[0, inf)", default=1e-3)
+
+The declaration checks what is passed and what is set later, and makes `opt.lr` read the first group
+and set all of them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from schuss.checks import Interval, check_int, unpacked
+from schuss.loss_scale import LossScale
+
+if TYPE_CHECKING:
+    from schuss.engine.optimizer import Optimizer
+
+# A callable takes the number of finished steps and returns the value of the coming one.
+Number = float | Callable[[int], float]
+
+# What a preset gives where its source has no default.
+REQUIRED: Any = inspect.Parameter.empty
+
+
+class Hyperparameter:
+    """The declaration of one hyperparameter; a descriptor on the rule's class."""
+
+    fixed = False  # whether it counts at construction only
+
+    def __init__(self, default: Any) -> None:
+        self.default = default
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, optimizer: Optimizer | None, owner: type) -> Any:
+        return self if optimizer is None else optimizer.param_groups[0][self.name]
+
+    def __set__(self, optimizer: Optimizer, value: Any) -> None:
+        with optimizer._lock:  # a step of another thread sees all groups set, or none
+            groups = [
+                group
+                for group in optimizer.param_groups
+                if group.settings.rule.hyperparameters.get(self.name) is self
+            ]
+            changed = [group.changed({self.name: value}) for group in groups]
+            for group, settings in zip(groups, changed, strict=True):
+                group.settings = settings
+
+    def check(self, value: Any) -> Any:
+        """The value as it is stored; raises TypeError or ValueError."""
+        raise NotImplementedError
+
+    def scheduled(self, value: Any) -> bool:
+        """Whether a stored value changes by itself from step to step."""
+        return False
+
+    def fixes(self, old: Any, new: Any) -> bool:
+        """Whether a change comes too late once there are arrays."""
+        return self.fixed and bool(old != new)
+
+    def saved(self, value: Any) -> Any:
+        """What a state dictionary holds of a stored value: None in place of a callable."""
+        return value
+
+    def loaded(self, value: Any, own: Any) -> Any:
+        """What becomes of the stored value when one is loaded: a callable stays."""
+        return value
+
+    def at(self, value: Any, iterations: int) -> Any:
+        """The plain value of a stored one after so many finished steps of the optimizer."""
+        return value
+
+
+class Bounded(Hyperparameter):
+    """A number in an interval; None too, where that is the default."""
+
+    def __init__(self, interval: str, *, default: float | None) -> None:
+        super().__init__(default)
+        self.interval = Interval(interval)
+
+    def check(self, value: Any) -> Any:
+        if value is None and self.default is None:
+            return None
+        return self.interval.check(self.name, value)
+
+
+class Constant(Bounded):
+    """A number in an interval that counts at construction only."""
+
+    fixed = True
+
+    def loaded(self, value: Any, own: Any) -> Any:
+        return own  # what it once did is in the state that is loaded with it
+
+
+class Scheduled(Bounded):
+    """A number in an interval, or a callable."""
+
+    def check(self, value: Any) -> Any:
+        return value if callable(value) else super().check(value)
+
+    def scheduled(self, value: Any) -> bool:
+        return callable(value)
+
+    def saved(self, value: Any) -> Any:
+        return None if callable(value) else value
+
+    def loaded(self, value: Any, own: Any) -> Any:
+        return own if value is None or callable(own) else value
+
+    def at(self, value: Any, iterations: int) -> Any:
+        if not callable(value):
+            return value
+        return self.interval.check(f"{self.name} after {iterations} steps", value(iterations))
+
+
+class Several(Hyperparameter):
+    """So many numbers, each in an interval or a callable: one interval for all, or one for each."""
+
+    def __init__(self, *intervals: str, default: tuple[float, ...]) -> None:
+        super().__init__(default)
+        self.intervals = " and ".join(intervals)
+        each = intervals if len(intervals) > 1 else intervals * len(default)
+        self.parts = [Scheduled(i, default=part) for i, part in zip(each, default, strict=True)]
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        super().__set_name__(owner, name)
+        for i, part in enumerate(self.parts):
+            part.name = f"{name}[{i}]"
+
+    def check(self, value: Any) -> Any:
+        if isinstance(value, np.ndarray) and value.ndim == 1:
+            value = list(value)
+        if not isinstance(value, tuple | list) or len(value) != len(self.parts):
+            wanted = f"{len(self.parts)} numbers in {self.intervals}"
+            raise TypeError(f"{self.name}: {value!r} is not {wanted}")
+        return tuple(part.check(v) for part, v in zip(self.parts, value, strict=True))
+
+    def scheduled(self, value: Any) -> bool:
+        return any(map(callable, value))
+
+    def saved(self, value: Any) -> Any:
+        return tuple(part.saved(v) for part, v in zip(self.parts, value, strict=True))
+
+    def loaded(self, value: Any, own: Any) -> Any:
+        triples = zip(self.parts, value, own, strict=True)
+        return tuple(part.loaded(v, o) for part, v, o in triples)
+
+    def at(self, value: Any, iterations: int) -> Any:
+        return tuple(part.at(v, iterations) for part, v in zip(self.parts, value, strict=True))
+
+
+class Flag(Hyperparameter):
+    """True or False."""
+
+    def check(self, value: Any) -> Any:
+        value = unpacked(value)
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(f"{self.name}: {value!r} is not True or False")
+        return bool(value)
+
+
+class Choice(Hyperparameter):
+    """One of some words, among which True and False may be."""
+
+    def __init__(self, *choices: str | bool, default: str | bool) -> None:
+        super().__init__(default)
+        self.choices = choices
+
+    def check(self, value: Any) -> Any:
+        value = unpacked(value)
+        if isinstance(value, np.bool_):
+            value = bool(value)
+        if not isinstance(value, str | bool) or value not in self.choices:
+            wanted = " or ".join(map(repr, self.choices))
+            raise ValueError(f"{self.name}: {value!r} is unknown; wanted {wanted}")
+        return self.choices[self.choices.index(value)]  # a plain str, where NumPy's was passed
+
+
+class Pair(Hyperparameter):
+    """Lower and upper bound, each a number or an array; or None."""
+
+    def check(self, value: Any) -> Any:
+        if value is None:
+            return None
+        if not isinstance(value, tuple | list) or len(value) != 2:
+            raise TypeError(f"{self.name}: {value!r} is not a pair (low, high)")
+        anything = Interval("[-inf, inf]")
+        low, high = (
+            v if isinstance(v, np.ndarray) and v.ndim else anything.check(self.name, v)
+            for v in value
+        )
+        if not np.all(np.asarray(low) <= np.asarray(high)):
+            raise ValueError(f"{self.name}: {value!r} has a lower bound above the upper one")
+        return low, high
+
+    @staticmethod
+    def has_arrays(value: Any) -> bool:
+        """Whether the bounds are arrays, which are laid beside the parameters at construction."""
+        return value is not None and any(isinstance(v, np.ndarray) for v in value)
+
+    def fixes(self, old: Any, new: Any) -> bool:
+        return self.has_arrays(old) or self.has_arrays(new)
+
+    def saved(self, value: Any) -> Any:
+        return None if self.has_arrays(value) else value
+
+    def loaded(self, value: Any, own: Any) -> Any:
+        return own if value is None else value
+
+
+class Storage(Hyperparameter):
+    """The types that state is stored in: one for all, or one for each name; None for the usual."""
+
+    TYPES = ("float32", "float16", "bfloat16")
+
+    def check(self, value: Any) -> Any:
+        if value is None:
+            return {}
+        given = value if isinstance(value, Mapping) else {"": value}
+        return {name: self.read(v) for name, v in given.items()}
+
+    def read(self, value: Any) -> np.dtype[Any]:
+        """The dtype of a name; bfloat16 is ml_dtypes', which is asked for only here."""
+        try:
+            name = str(np.dtype(value)) if value != "bfloat16" else value
+        except TypeError:
+            name = repr(value)
+        if name not in self.TYPES:
+            raise ValueError(f"{self.name}: {name} is unknown; wanted {' or '.join(self.TYPES)}")
+        if name != "bfloat16":
+            return np.dtype(name)
+        try:
+            from ml_dtypes import bfloat16  # noqa: PLC0415  an optional package
+        except ImportError:
+            raise ValueError(f"{self.name}: bfloat16 needs the package ml_dtypes") from None
+        found: np.dtype[Any] = np.dtype(bfloat16)
+        return found
+
+
+class Whole(Hyperparameter):
+    """A whole number, 0 or larger unless told otherwise."""
+
+    def __init__(self, *, default: int, least: int = 0) -> None:
+        super().__init__(default)
+        self.least = least
+
+    def check(self, value: Any) -> Any:
+        return check_int(self.name, value, self.least, 2**63 - 1)
+
+
+class LossScaleOrNumber(Bounded):
+    """A number in an interval, or a LossScale."""
+
+    def check(self, value: Any) -> Any:
+        return value if isinstance(value, LossScale) else super().check(value)
+
+
+class Option:
+    """An option of the whole optimizer, declared and checked like a hyperparameter."""
+
+    def __init__(self, declared: Hyperparameter, fixed: bool, argument: str) -> None:
+        self.declared = declared
+        self.default = declared.default
+        self.fixed = fixed
+        self.argument = argument
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.declared.name = self.argument = self.argument or name
+        self.key = f"_{self.argument}"  # a method of the optimizer may have the argument's name
+
+    def __get__(self, optimizer: Optimizer | None, owner: type) -> Any:
+        return self if optimizer is None else vars(optimizer)[self.key]
+
+    def __set__(self, optimizer: Optimizer, value: Any) -> None:
+        if self.fixed and self.key in vars(optimizer):
+            raise ValueError(f"{self.argument}: {value!r} comes too late; fixed at construction")
+        checked = self.check(value)
+        with vars(optimizer).get("_lock", nullcontext()):  # there is none at construction
+            vars(optimizer)[self.key] = checked
+            if "_plan" in vars(optimizer):
+                optimizer._plan.end()
+
+    def check(self, value: Any) -> Any:
+        """The value as it is stored; raises TypeError or ValueError."""
+        return self.declared.check(value)
+
+
+# ---- How a class writes its declarations down. They return Any, so that a type checker takes the
+# annotation for the attribute's type, and the default for that of the constructor's argument.
+
+
+def number(interval: str, *, default: float | None) -> Any:
+    return Scheduled(interval, default=default)
+
+
+def numbers(*intervals: str, default: tuple[float, ...]) -> Any:
+    return Several(*intervals, default=default)
+
+
+def constant(interval: str, *, default: float) -> Any:
+    return Constant(interval, default=default)
+
+
+def flag(*, default: bool) -> Any:
+    return Flag(default)
+
+
+def choice(*choices: str | bool, default: str | bool) -> Any:
+    return Choice(*choices, default=default)
+
+
+def pair(*, default: None) -> Any:
+    return Pair(default)
+
+
+def whole(*, default: int, least: int = 0) -> Any:
+    return Whole(default=default, least=least)
+
+
+def option(
+    kind: Callable[..., Hyperparameter],
+    *allowed: str,
+    default: Any,
+    fixed: bool = False,
+    argument: str = "",
+) -> Any:
+    return Option(kind(*allowed, default=default), fixed, argument)

@@ -1,0 +1,112 @@
+"""State as the user sees it, how a saved one differs from it, and what a saved one says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from schuss.checks import Interval, check_int
+from schuss.engine.groups import Settings
+from schuss.engine.structure import described
+from schuss.torch import from_torch, is_torch
+
+if TYPE_CHECKING:
+    from schuss.engine.optimizer import Optimizer
+
+MOST = 2**62  # steps that a saved counter may say: it has room for as many again
+
+
+class States(Mapping[str | int, Mapping[str, Any]]):
+    """State by parameter name; in a flat sequence the number itself works too."""
+
+    def __init__(self, by_name: Mapping[str, dict[str, Any]]) -> None:
+        self.by_name = {name: MappingProxyType(own) for name, own in by_name.items()}
+
+    def __getitem__(self, key: str | int) -> Mapping[str, Any]:
+        return self.by_name[key if isinstance(key, str) else str(key)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.by_name)
+
+    def __len__(self) -> int:
+        return len(self.by_name)
+
+    def __repr__(self) -> str:
+        return repr({name: dict(own) for name, own in self.by_name.items()})
+
+
+def differences(own: Mapping[Any, Any], other: Mapping[str, Any]) -> list[str]:
+    """How a saved state differs from this one in names, shapes and types."""
+    found = [f"missing {name!r}" for name in own if name not in other]
+    found += [f"unknown {name!r}" for name in other if name not in own]
+    for name in [name for name in own if name in other]:
+        if not isinstance(other[name], Mapping):
+            found.append(f"{name!r}: {type(other[name]).__name__}, wanted a mapping")
+            continue
+        mine, theirs = own[name], other[name]
+        found += [f"missing {name!r} {key}" for key in mine if key not in theirs]
+        found += [f"unknown {name!r} {key}" for key in theirs if key not in mine]
+        for key in [key for key in mine if key in theirs]:
+            a, b = mine[key], theirs[key]
+            if not isinstance(a, np.ndarray):  # a number, which is checked when it is read
+                continue
+            if not isinstance(b, np.ndarray) or (a.shape, a.dtype) != (b.shape, b.dtype):
+                found.append(f"{name!r} {key}: {described(b)}, wanted {described(a)}")
+    return found
+
+
+class Saved(NamedTuple):
+    """What a state dictionary says, checked, for one optimizer."""
+
+    settings: list[Settings]  # of each group
+    arrays: list[tuple[np.ndarray, np.ndarray]]  # the optimizer's own, and what comes into it
+    counts: list[int]
+    memories: list[list[float]]
+    shared: dict[str, float]
+    iterations: int
+    skipped_steps: int
+    schedules: Mapping[str, Any]
+    loss_scale: Mapping[str, Any] | None
+
+
+def read(opt: Optimizer, state_dict: Mapping[str, Any]) -> Saved:
+    """What a state dictionary, ours or PyTorch's, says; changes nothing, raises what is wrong."""
+    state, groups = state_dict.get("state"), state_dict.get("param_groups")
+    if not isinstance(state, Mapping) or not isinstance(groups, list | tuple):
+        raise TypeError('state_dict: wanted a mapping with "state", "param_groups", "iterations"')
+    if is_torch(state_dict):
+        state_dict = from_torch(opt, state_dict)
+        state, groups = state_dict["state"], state_dict["param_groups"]
+    wrong = differences(opt.state, state)
+    if [list(g["params"]) for g in groups] != [g["param_names"] for g in opt.param_groups]:
+        wrong.append("param_groups: other parameters")
+    if wrong:
+        raise ValueError(f"state_dict: {'; '.join(wrong)}")
+    settings = []
+    for own, group in zip(opt.param_groups, groups, strict=True):
+        given = {name: value for name, value in group.items() if name != "params"}
+        declared = own.settings.rule.hyperparameters
+        known = given.keys() & declared.keys()
+        given |= {k: declared[k].loaded(given[k], own[k]) for k in known}
+        settings.append(own.changed(given))
+    finite = Interval("[-inf, inf]")
+    given_shared = {**opt.shared, **state_dict.get("shared", {})}
+    return Saved(
+        settings,
+        [
+            (a, state[name][key].copy())
+            for name, own in opt.state.items()
+            for key, a in own.items()
+            if isinstance(a, np.ndarray)
+        ],
+        [check_int(f"{name!r} step", state[name]["step"], 0, MOST) for name in opt.state],
+        [[finite.check(f"{n!r} {k}", state[n][k]) for k in opt.memory] for n in opt.state],
+        {key: finite.check(key, given_shared[key]) for key in opt.shared},
+        check_int("iterations", state_dict.get("iterations"), 0, MOST),
+        check_int("skipped_steps", state_dict.get("skipped_steps", 0), 0, MOST),
+        state_dict.get("schedules", {}),
+        state_dict.get("loss_scale"),
+    )

@@ -1,0 +1,185 @@
+"""`schuss rules`: what there is, and what each rule does, from the classes and their docstrings."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from schuss import reference
+from schuss.engine.declare import REQUIRED
+from schuss.engine.optimizer import Optimizer
+from schuss.rules import RULES, matrix
+
+# The only text on rules that stands in no class.
+PRESETS = """\
+A preset gives what PyTorch (torch), Keras 3, optax, timm, the paper or an author's code take, or
+one of the documents that this project began with: seed000 leads from linear regression to Adam and
+Eve, seed001 is a tutorial with numbers, seed002 the notes of a course."""
+
+
+# What rules have in common.
+BASES: tuple[type[Optimizer], ...] = (Optimizer, matrix.MatrixRule)
+
+
+class Row(NamedTuple):
+    """A rule in the list."""
+
+    rule: str
+    state: str  # in brackets what options add
+    moved: str  # bytes of a float32 element and a step
+    source: str
+
+
+def usual(rule: type[Optimizer]) -> tuple[str, ...]:
+    """The state arrays of the rule with its defaults."""
+    return rule.states[rule.kernel(rule.defaults())]
+
+
+def looked_at(rule: type[Optimizer], kernel: str) -> set[str]:
+    """The arrays that a look before the step reads, by their letters in the reference."""
+    code = getattr(reference, kernel).__code__
+    arrays, sums = set(code.co_varnames[: code.co_argcount]), set(rule.sums(rule.defaults()))
+    if "u" in sums:
+        return arrays
+    own = inspect.getsource(getattr(reference, f"{kernel}_look")) if "look" in sums else ""
+    names = {node.id for node in ast.walk(ast.parse(own)) if isinstance(node, ast.Name)}
+    return arrays & (sums | names)
+
+
+def moved(rule: type[Optimizer], kernel: str) -> int:
+    """The bytes of a step for a float32 element: g is read, x and each state array written, too.
+
+    A rule that looks at whole arrays first reads some of them once more.
+    """
+    return 4 * (1 + 2 * (1 + len(rule.states[kernel])) + len(looked_at(rule, kernel)))
+
+
+def row(rule: type[Optimizer]) -> Row:
+    """A rule's row in the list."""
+    own = usual(rule)
+    every = dict.fromkeys(state for states in rule.states.values() for state in states)
+    names = ", ".join(own) or "none"
+    names += "".join(f" [{state}]" for state in every if state not in own)
+    least = moved(rule, rule.kernel(rule.defaults()))
+    most = max(moved(rule, kernel) for kernel in rule.states)
+    bytes_moved = f"{least}" if least == most else f"{least} to {most}"
+    return Row(rule.__name__, names, bytes_moved, source(rule))
+
+
+def source(rule: type[Optimizer]) -> str:
+    """The first source that the rule's docstring names: authors and year."""
+    _, _, text = (rule.__doc__ or "").partition("Source: ")
+    first = " ".join(text.split()).partition(";")[0]
+    shortest = re.match(r".*?\b[12]\d{3}\b", first)
+    return shortest[0] if shortest else first
+
+
+class MatrixRow(NamedTuple):
+    """A rule for matrices in its list."""
+
+    rule: str
+    state: str  # of an m x n matrix
+    source: str
+
+
+def matrix_row(rule: type[matrix.MatrixRule]) -> MatrixRow:
+    """The row of a rule for matrices."""
+    return MatrixRow(rule.__name__, ", ".join(rule.kept), source(rule))
+
+
+def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Rows as lines of even columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for cells in rows:
+        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        yield "  ".join(padded).rstrip()
+
+
+def listed() -> Iterator[str]:
+    """The list of the rules."""
+    yield from table([Row("rule", "state [with options]", "bytes", "source"), *map(row, RULES)])
+    yield ""
+    yield "bytes: read and written for a float32 element and step. `schuss rules adam` tells the"
+    yield "rest of a rule, `schuss rules optimizer` what all have in common."
+    yield ""
+    yield from table([MatrixRow("for matrices", "state", "source"), *map(matrix_row, matrix.RULES)])
+    yield ""
+    yield "These multiply matrices by BLAS, outside the promise of equal bits, and leave to AdamW"
+    yield "what is no matrix. `schuss rules matrixrule` tells what they have in common."
+
+
+def docstrings(rule: type[Optimizer]) -> Iterator[str]:
+    """The rule's docstring, and that of the rule with everything else."""
+    text = inspect.getdoc(rule) or ""
+    yield f"schuss.{rule.__name__}\n\n{text}"
+    more = re.search(r"Everything else as (\w+)\.", text)
+    if more:
+        yield from docstrings(next(base for base in rule.__mro__ if base.__name__ == more[1]))
+
+
+def presets(rule: type[Optimizer]) -> Iterator[str]:
+    """The hyperparameters that some preset changes, and to what."""
+    defaults = {name: h.default for name, h in rule.hyperparameters.items()}
+    changed = {
+        preset: {name: value for name, value in own.items() if value != defaults[name]}
+        for preset, own in rule.presets.items()
+    }
+    several = {preset: own for preset, own in changed.items() if own}
+    rows = [["preset", "default", *several]]
+    for name, default in defaults.items():
+        cells = [shown(own[name]) if name in own else "." for own in several.values()]
+        if set(cells) - {"."}:
+            rows.append([name, shown(default), *cells])
+    yield from table(rows)
+    same = [preset for preset, own in changed.items() if not own]
+    yield f"As the default: {', '.join(same) or 'none'}"
+
+
+def shown(value: Any) -> str:
+    """A value in a cell."""
+    return "required" if value is REQUIRED else str(value).replace(", ", ",")
+
+
+def kernels(rule: type[Optimizer]) -> Iterator[str]:
+    """The state arrays of each kernel or matrix, and the numbers remembered beside them."""
+    if issubclass(rule, matrix.MatrixRule):
+        rows = [["state of an m x n matrix", "shape"]]
+        yield from table(rows + [[name, " x ".join(shape)] for name, shape in rule.kept.items()])
+        return
+    rows = [["kernel", "bytes", "state"]]
+    rows += [[k, str(moved(rule, k)), ", ".join(s) or "none"] for k, s in rule.states.items()]
+    yield from table(rows)
+    if sums := rule.sums(rule.defaults()):
+        read = ", ".join(sorted(looked_at(rule, rule.kernel(rule.defaults()))))
+        yield f"A look before the step, of {', '.join(sums)}, reads {read} once more."
+    for numbers, of in ((rule.memory, "each array"), (rule.shared, "all arrays")):
+        for name, start in numbers.items():
+            yield f"and the number {name} of {of}, {start:g} at the start"
+
+
+def described(rule: type[Optimizer]) -> Iterator[str]:
+    """All there is to say of a rule, or of their base."""
+    yield "\n\n".join(docstrings(rule))
+    if rule not in BASES:
+        if rule.presets:
+            yield from ("", *presets(rule), "", PRESETS)
+        yield from ("", *kernels(rule))
+
+
+def named(name: str) -> type[Optimizer]:
+    """The rule of this name, in any case."""
+    known = {rule.__name__.lower(): rule for rule in (*RULES, *matrix.RULES, *BASES)}
+    if name.lower() not in known:
+        names = ", ".join(rule.__name__ for rule in known.values())
+        raise argparse.ArgumentTypeError(f"{name!r} is unknown; there are {names}")
+    return known[name.lower()]
+
+
+def rules(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
+    """List the update rules, or show one: its formulas, arguments, presets and source."""
+    parser.add_argument("rule", nargs="?", type=named, help="its name, such as adam; or optimizer")
+    return lambda args: print(*(described(args.rule) if args.rule else listed()), sep="\n")

@@ -1,0 +1,67 @@
+"""Schedules side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from schuss import schedules
+from schuss.lab.trace.result import FUNCTION, Array, Result, figure, numbers, plain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STEPS = 100
+SCHEDULES: tuple[schedules.Schedule, ...] = (
+    schedules.inverse_time(1.0, 0.05),
+    schedules.inverse_sqrt(1.0, 0.05),
+    schedules.exponential(1.0, 0.03),
+    schedules.step(1.0, 25, 0.5),
+    schedules.piecewise([1.0, 0.3, 0.1], [30, 60]),
+    schedules.linear(1.0, 100),
+    schedules.polynomial(1.0, 100, power=2),
+    schedules.cosine(1.0, 100),
+    schedules.cosine_restarts(1.0, 25),
+    schedules.one_cycle(1.0, 100),
+    schedules.warmup(schedules.cosine(1.0, 80), 20),
+    schedules.warmup(schedules.inverse_sqrt(1.0, 0.05), 20),
+)
+
+
+@dataclass(frozen=True)
+class Courses(Result):
+    """The value of each schedule after every number of finished steps."""
+
+    values: Array  # (schedules, STEPS)
+
+    def rows(self) -> Iterator[Sequence[str]]:
+        at = range(0, STEPS, 20)
+        yield "schedule", *(f"n = {n}" for n in at), f"n = {STEPS - 1}"
+        for schedule, values in zip(SCHEDULES, self.values, strict=True):
+            yield short(schedule), *numbers(*values[at], values[-1])
+
+    def draw(self) -> Figure:
+        picture = figure(13, 8)
+        for axes, schedule in zip(picture.subplots(3, 4).flat, SCHEDULES, strict=True):
+            schedules.draw(schedule, STEPS, ax=axes)
+            axes.lines[0].set_color(FUNCTION)
+            axes.get_legend().remove()
+            axes.set(title=short(schedule), ylim=(-0.03, 1.05), xlabel="finished steps")
+            plain(axes)
+        for axes in picture.axes[::4]:
+            axes.set_ylabel("learning rate")
+        return picture
+
+
+def short(schedule: schedules.Schedule) -> str:
+    """Its name, and that of what it warms up to."""
+    parts = [short(part) for part in schedule.parts if isinstance(part, schedules.Schedule)]
+    return " to ".join([type(schedule).__name__, *parts])
+
+
+def courses() -> Courses:
+    """Twelve schedules over a hundred steps."""
+    return Courses(np.array([[schedule(n) for n in range(STEPS)] for schedule in SCHEDULES]))

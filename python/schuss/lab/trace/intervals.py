@@ -1,0 +1,98 @@
+"""Eve's six intervals: between which bounds its first version lets the loss be tracked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import schuss
+from schuss.lab.trace.result import FUNCTION, TRACE, Array, Result, figure, numbers, plain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Intervals(Result):
+    """What the rule makes of a loss after one of 1."""
+
+    thresholds: tuple[float, float]  # k, K
+    loss: Array
+    tracked: Array
+    r: Array
+    samples: tuple[tuple[float, float, float], ...]  # loss, tracked and r in each interval
+
+    @property
+    def ends(self) -> list[float]:
+        """The five losses between the six intervals."""
+        k, most = self.thresholds
+        return [1 / (1 + most), 1 / (1 + k), 1.0, 1 + k, 1 + most]
+
+    def rows(self) -> Iterator[Sequence[str]]:
+        ends = [0.0, *self.ends, np.inf]
+        yield "interval", "from", "to", "a loss", "is tracked as", "r"
+        for i, sample in enumerate(self.samples):
+            yield str(i + 1), *numbers(*ends[i : i + 2], *sample)
+
+    def places(self, loss: Array) -> Array:
+        """Where losses are drawn: all intervals are as wide, whatever k and K are."""
+        ends = np.log([self.loss[0], *self.ends, self.loss[-1]])
+        found: Array = np.interp(np.log(loss), ends, np.arange(len(ends)))
+        return found
+
+    def draw(self) -> Figure:
+        picture = figure(9, 7)
+        above, below = picture.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+        for side in (self.loss <= 1, self.loss > 1):  # it jumps over 1
+            x = self.places(self.loss[side])
+            above.plot(x, self.places(self.tracked[side]), color=TRACE)
+            below.plot(x, self.r[side], color=TRACE)
+        for axes in (above, below):
+            for i in range(1, 6, 2):
+                axes.axvspan(i, i + 1, color=FUNCTION, alpha=0.15, linewidth=0)
+            plain(axes)
+        for i, sample in enumerate(self.samples):
+            above.plot(*self.places(np.array(sample[:2])), "o", color=FUNCTION)
+            above.text(i + 0.5, 1.02, str(i + 1), ha="center", fontsize=13,
+                       transform=above.get_xaxis_transform())  # fmt: skip
+        k, most = self.thresholds
+        above.set(ylabel="tracked loss", xlim=(0, 6), ylim=(0.6, 5.4))
+        below.set(
+            xlabel="loss, after one of 1; each interval as wide",
+            ylabel="r, which lies in [k, K]",
+            ylim=(0, None),
+        )
+        ticks = range(1, 6)
+        names = ["1/(1 + K)", "1/(1 + k)", "1", "1 + k", "1 + K"]
+        values = [f"{end:.3g}" if end != 1 else "" for end in self.ends]
+        below.set_xticks(ticks, [f"{n}\n{v}" for n, v in zip(names, values, strict=True)])
+        above.set_yticks(ticks, names)
+        below.set_yticks([k, most], [f"k = {k:g}", f"K = {most:g}"])
+        picture.suptitle("Eve's six intervals: in 2 and 5 a loss is tracked as it is")
+        return picture
+
+
+def followed(loss: float, thresholds: tuple[float, float]) -> tuple[float, float]:
+    """The tracked loss and r of a step whose loss comes after one of 1."""
+    w, g = np.zeros(1), np.ones(1)
+    opt = schuss.Eve(w, variant="v1", betas=(0.9, 0.999, 0.0), thresholds=thresholds)
+    opt.step(g, loss=1.0)
+    opt.step(g, loss=loss)
+    shared = opt.state_dict()["shared"]
+    return shared["fhat"], shared["d"]  # with beta3 = 0, d is r
+
+
+def intervals(k: float = 0.5, most: float = 3.0) -> Intervals:
+    """Eve's six intervals: how its first version bounds the change of a loss."""
+    thresholds = (k, most)
+    ends = [0.5 / (1 + most), 1 / (1 + most), 1 / (1 + k), 1.0, 1 + k, 1 + most, 2 * (1 + most)]
+    within = [np.geomspace(low, high, 65)[:-1] for low, high in pairwise(ends)]
+    loss = np.concatenate([*within, ends[-1:]])
+    tracked, r = np.array([followed(f, thresholds) for f in loss]).T
+    middles = [float(np.sqrt(low * high)) for low, high in pairwise(ends)]
+    samples = tuple((f, *followed(f, thresholds)) for f in middles)
+    return Intervals(thresholds, loss, tracked, r, samples)

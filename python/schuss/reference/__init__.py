@@ -1,0 +1,17 @@
+"""The specification of all that is compiled, in NumPy: the same order of operations, the same bits.
+
+rules      what happens to one element, a few lines a rule
+stages     the order of a step: what stands around the rule
+sums       the first sweep over the arrays, which writes nothing
+elements   selections that rules and stages share
+storage    rounding to 16 bits
+"""
+
+from schuss.reference.elements import clamp as clamp
+from schuss.reference.elements import maximum as maximum
+from schuss.reference.elements import sign as sign
+from schuss.reference.rules import *  # noqa: F403
+from schuss.reference.stages import Stages as Stages
+from schuss.reference.stages import step as step
+from schuss.reference.sums import look as look
+from schuss.reference.sums import norm_squared as norm_squared

@@ -1,0 +1,129 @@
+"""The order of a step: the stages around a rule, in NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from schuss.reference.elements import clamp, shrink, sign
+from schuss.reference.storage import dither, random_bits
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.floating]
+
+
+class Stages(NamedTuple):
+    """The numbers of the stages around a rule, in the order of a step; idle by default."""
+
+    scale: float = 1.0  # 1/grad_scale, negative to maximize
+    clip: float = np.inf
+    l2: float = 0.0
+    l1: float = 0.0
+    agree: float = 1.0  # of u where u and g have the same sign
+    oppose: float = 1.0  # of u elsewhere
+    keep: float = 1.0  # 1 - lr*weight_decay where the decay is decoupled
+    masked: bool = False
+    after: float = 1.0  # 1/(1 + lr*weight_decay) where it is proximal
+    threshold: float = 0.0
+    low: float = -np.inf
+    high: float = np.inf
+    average: float = 0.0  # the share of x in its running mean
+    flush: bool = True
+    zero_grad: bool = False
+    stochastic: bool = False
+    key: int = 0  # of the step's random numbers, below 2**32
+
+
+def step(
+    rule: Callable[..., Array],
+    x: Array,
+    g: Array,
+    state: Sequence[Array],
+    scalars: Mapping[str, float],
+    around: Stages,
+    *,
+    master: Array | None = None,
+    average: Array | None = None,
+    low: Array | None = None,
+    high: Array | None = None,
+    position: int = 0,
+) -> None:
+    """One step of one array, in the order that decides the bits.
+
+         1  g = scale*g
+         2  g = clamp(g, -clip, clip)
+         3  g = g + l2*x;  g = g + l1*sign(x)
+         4  u = rule(x, g, state)               the state is updated
+            u = (agree where u*g > 0, else oppose)*u
+         5  x = keep*x - u                      masked: keep only where u and x have the same sign
+         6  x = after*x
+         7  x = shrink(x, threshold)
+         8  x = clamp(x, low, high)
+         9  average = average + share*(x - average)
+        10  x is rounded to its type, to nearest even or stochastically
+        11  g = 0                               where zero_grad
+
+    rule            a function of reference.py
+    x, g            parameter (written) and gradient (read): of one shape, in float64 both, or each
+                    in float32, float16 or bfloat16
+    state           the rule's state arrays (written)
+    scalars         the rule's keyword arguments, in double
+    around          the numbers of the stages, in double
+    master          in float32: stands in for a 16-bit x, which is rounded from it (written)
+    average         the running mean of x (written)
+    low, high       bounds of each element, in place of those of the stages
+    position        number of x's first element among those of all arrays
+
+    Computed in float64 for float64, else in float32; each scalar is rounded to that type once. What
+    is stored in a narrower type is rounded to nearest even. State and average below the smallest
+    normal number of the computing type are stored as 0 where `around.flush`.
+    """
+    number: Any = np.float64 if x.dtype == np.float64 else np.float32
+    computing = np.dtype(number)
+    tiny = np.finfo(computing).smallest_normal if around.flush else number(0)
+    with np.errstate(all="ignore"):
+        w = (x if master is None else master).astype(computing, copy=False)
+        d = prepared(w, g, around)
+        wide = [s.astype(computing, copy=False) for s in state]
+        u = rule(w, d, *wide, **{name: number(value) for name, value in scalars.items()})
+        for s, new in zip(state, wide, strict=True):
+            s[...] = np.where(np.abs(new) < tiny, number(0), new)
+        if (around.agree, around.oppose) != (1.0, 1.0):
+            u = np.where(u * d > 0, number(around.agree), number(around.oppose)) * u
+        keep = number(around.keep)
+        w = (np.where(u * w > 0, keep, number(1)) if around.masked else keep) * w - u
+        if around.after != 1:
+            w = number(around.after) * w
+        if around.threshold != 0:
+            w = shrink(w, number(around.threshold))
+        if low is not None and high is not None:
+            w = clamp(w, low.astype(computing), high.astype(computing))
+        elif around.low > -np.inf or around.high < np.inf:
+            w = clamp(w, number(around.low), number(around.high))
+        if average is not None:
+            moved = average + number(around.average) * (w - average)
+            average[...] = np.where(np.abs(moved) < tiny, number(0), moved)
+        if master is not None:
+            master[...] = w
+        if around.stochastic and x.dtype.itemsize == 2:
+            w = dither(w, random_bits(w.shape, position, around.key, x), x.dtype.name == "float16")
+        x[...] = w
+    if around.zero_grad:
+        g.fill(0)
+
+
+def prepared(w: Array, g: Array, around: Stages) -> Array:
+    """The gradient that a rule is to see, in the type of w: steps 1 to 3."""
+    number: Any = w.dtype.type
+    d: Array = number(around.scale) * g.astype(w.dtype, copy=False)
+    if around.clip < np.inf:
+        d = clamp(d, number(-around.clip), number(around.clip))
+    if around.l2 != 0:
+        d = d + number(around.l2) * w
+    if around.l1 != 0:
+        d = d + number(around.l1) * sign(w)
+    return d

@@ -1,0 +1,265 @@
+"""State dictionaries in PyTorch's format, in both directions.
+
+    {"state": {0: {"step": tensor(7.), "exp_avg": tensor(...), ...}, ...},
+     "param_groups": [{"lr": 1e-3, ..., "params": [0, 1]}, ...]}
+
+Parameters are numbers, counted over all groups. Where both have a rule, its hyperparameters and its
+state have the same names here and there: what is left is how numbers and arrays are kept.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from schuss.engine.groups import Group, Parameter
+
+if TYPE_CHECKING:
+    from schuss.engine.optimizer import Optimizer
+
+# What ours has beside "state" and "param_groups", and PyTorch's has not.
+OURS = ("iterations", "shared", "skipped_steps", "loss_scale")
+
+# What only PyTorch's groups have: members, ways to carry a step out, and notes of its schedulers.
+THEIRS = (
+    *("params", "param_names", "foreach", "fused", "capturable", "differentiable"),
+    *("initial_lr", "min_lr", "max_lr", "swa_lr", "base_momentum", "max_momentum"),
+)
+
+
+# ---- From PyTorch
+
+
+def is_torch(state_dict: Mapping[str, Any]) -> bool:
+    """Whether a mapping with "state" and "param_groups" is in PyTorch's format."""
+    return not any(key in state_dict for key in OURS) and all(
+        isinstance(group, Mapping) and "params" in group for group in state_dict["param_groups"]
+    )
+
+
+def from_torch(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The state dictionary of ours that goes on where PyTorch's was taken.
+
+    What PyTorch's doesn't have is at its start, a hyperparameter as it is here. Names, shapes and
+    types that differ are left as they are: whoever loads it lists them.
+    """
+    require_one_rule(optimizer)
+    state: dict[str, Any] = {}
+    groups: list[dict[str, Any]] = []
+    left = dict(state_dict["state"])
+    matches = matched(optimizer.param_groups, state_dict["param_groups"])
+    for own, (group, keys) in zip(optimizer.param_groups, matches, strict=True):
+        values = hyperparameters(group)
+        h = {**own.settings.values, **Group.read(type(optimizer), values)}
+        start = {**optimizer.memory, **optimizer.initial(h)}
+        for p in own.members:
+            found = [key for key in keys[p.name] if key in left]
+            given = left.pop(found[0]) if found else {}
+            state[p.name] = read(p, given, start) if isinstance(given, Mapping) else given
+        groups.append({"params": own["param_names"], **values})
+    if left:
+        raise ValueError(f"state_dict: {', '.join(f'unknown {key!r}' for key in left)}")
+    steps = [own.get("step") for own in state.values() if isinstance(own, dict)]
+    return {
+        "state": state,
+        "param_groups": groups,
+        "iterations": max((n for n in steps if isinstance(n, int)), default=0),
+    }
+
+
+def matched(
+    own: Sequence[Group], groups: Sequence[Mapping[str, Any]]
+) -> list[tuple[Mapping[str, Any], dict[str, set[Any]]]]:
+    """For each group of ours PyTorch's, and the keys that each parameter's state may have.
+
+    By name where PyTorch's parameters have names of ours, else by position.
+    """
+    ours: list[list[str]] = [group["param_names"] for group in own]
+    ids = [list(group["params"]) for group in groups]
+    names = [list(group.get("param_names", group["params"])) for group in groups]
+    if set(chain(*ours)).isdisjoint(chain(*names)):
+        called, order = ours, list(range(len(ours)))
+    else:
+        place = {frozenset(members): i for i, members in enumerate(names)}
+        called, order = names, [place.get(frozenset(members), -1) for members in ours]
+    sizes, wanted = [len(i) for i in ids], [len(c) for c in called]
+    if sizes != wanted or len(groups) != len(own) or -1 in order:
+        found = f"{names} of {sizes} parameters"
+        raise ValueError(f"state_dict: param_groups: {found}; wanted {ours}")
+    keys = [
+        {name: {name, key, theirs} for name, key, theirs in zip(*columns, strict=True)}
+        for columns in zip(called, ids, names, strict=True)
+    ]
+    return [(groups[i], keys[i]) for i in order]
+
+
+def hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyperparameters of a group of PyTorch's, by our names."""
+    values = {key: plain(value) for key, value in group.items() if key not in THEIRS}
+    if "decoupled_weight_decay" in values:
+        values["decay_mode"] = "decoupled" if values.pop("decoupled_weight_decay") else "l2"
+    return values
+
+
+def read(p: Parameter, given: Mapping[str, Any], start: Mapping[str, float]) -> dict[str, Any]:
+    """A parameter's state, from what PyTorch keeps of it: nothing where it had no step."""
+    given = {key: value for key, value in given.items() if value is not None}
+    x = np.asarray(p.x)  # which a master is a copy of, and where a running mean starts
+    state: dict[str, Any] = {k: x.astype(a.dtype) for k, a in p.saved.items() if k not in p.state}
+    if not given:
+        arrays = {key: np.full_like(own, start.get(key, 0.0)) for key, own in p.state.items()}
+        return {"step": 0, **start, **arrays, **state}
+    for key, value in given.items():
+        state[key] = array(value, p.state[key]) if key in p.state else plain(value)
+    if given.keys() == {"momentum_buffer"}:
+        state["step"] = 1  # PyTorch's SGD doesn't count its steps, but the first one is over
+    step = state.get("step")
+    if isinstance(step, float) and step.is_integer():
+        state["step"] = int(step)
+    return state
+
+
+def array(value: Any, own: np.ndarray) -> Any:
+    """A tensor or array, as an array of the type of ours where that holds it exactly."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        sixteen = str(value.dtype) == "torch.bfloat16"  # a type that NumPy hasn't
+        value = value.float().numpy() if sixteen else value.numpy()
+        if sixteen and own.dtype.name == "bfloat16":
+            return value.astype(own.dtype)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fV":  # V: bfloat16
+        return value.astype(own.dtype) if np.can_cast(value.dtype, own.dtype) else value
+    return value
+
+
+def plain(value: Any) -> Any:
+    """A number out of a tensor or array of no dimension; other values as they are."""
+    if isinstance(value, tuple | list):
+        return tuple(map(plain, value))
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def require_one_rule(optimizer: Optimizer) -> None:
+    """Raises where some parameters have another rule than the optimizer's, as beside matrices."""
+    names = dict.fromkeys(group.settings.rule.__name__ for group in optimizer.param_groups)
+    if len(names) > 1:
+        raise ValueError(
+            f"state_dict: {' and '.join(names)} are one optimizer here, not in PyTorch"
+        )
+
+
+# ---- To PyTorch
+
+
+def torch_state_dict(optimizer: Optimizer) -> dict[str, Any]:
+    """A copy of the state in PyTorch's format, for `load_state_dict` of the same rule there.
+
+    Tensors by position, counted over all groups; of a callable the coming step's value. Whatever
+    would make PyTorch's next step another one is a ValueError that names it. What stands around the
+    rule is for the loop there: clip_norm, grad_scale, nonfinite, zero_grad and the running means.
+    PyTorch's SGD doesn't count its steps, so that the number of them is lost. Needs PyTorch.
+    """
+    require_one_rule(optimizer)
+    try:
+        torch = importlib.import_module("torch")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("torch_state_dict: needs PyTorch: pip install torch") from error
+    with optimizer._lock:
+        saved = optimizer.state_dict()
+        settings = [group.settings for group in optimizer.param_groups]
+        spared = [group["no_decay"] for group in optimizer.param_groups]
+    for option in ("stochastic_rounding", "master"):
+        if getattr(optimizer, option) and any(p.x.itemsize == 2 for p in optimizer._parameters):
+            raise ValueError(f"{option}: True is not in PyTorch's {type(optimizer).__name__}")
+    rule, theirs = counterpart(torch, type(optimizer))
+    state: dict[int, dict[str, Any]] = {}
+    groups = []
+    first = 0
+    for own, s, without in zip(saved["param_groups"], settings, spared, strict=True):
+        h = s.at(saved["iterations"])
+        if h["weight_decay"] and without:
+            if without != own["params"]:
+                raise ValueError(f"no_decay: {without}; PyTorch needs them in a group of their own")
+            h = {**h, "weight_decay": 0.0}
+        group, kept, early = example(torch, theirs, arguments(rule, theirs, h))
+        ids = list(range(first, first + len(own["params"])))
+        groups.append({**group, "params": ids})
+        for i, name in zip(ids, own["params"], strict=True):
+            mine = {key: v for key, v in saved["state"][name].items() if key != "ema"}
+            if mine.keys() - {"step"} != kept.keys() - {"step"}:
+                found = f"{name!r} has {sorted(mine)}"
+                raise ValueError(f"state: {found}; PyTorch's {theirs.__name__} {sorted(kept)}")
+            if not (mine["step"] or early):  # PyTorch's makes its state in the first step
+                continue
+            if "step" in kept:
+                arrays = {key: tensor(torch, mine[key]) for key in kept}
+                state[i] = {**arrays, "step": kept["step"].new_tensor(mine["step"])}
+            elif kept:  # a buffer that is there says that the first step is over
+                state[i] = {key: tensor(torch, mine[key]) for key in kept}
+        first += len(ids)
+    return {"state": state, "param_groups": groups}
+
+
+def counterpart(torch: Any, rule: type[Optimizer]) -> tuple[type[Optimizer], type[Any]]:
+    """The class of ours that PyTorch has, too, and that this rule only gives other defaults."""
+    for ours in rule.__mro__:
+        same = getattr(ours, "scalars", None) is rule.scalars and hasattr(ours, "states")
+        if same and hasattr(torch.optim, ours.__name__):
+            return ours, getattr(torch.optim, ours.__name__)
+    raise ValueError(f"{rule.__name__}: PyTorch has no such rule")
+
+
+def arguments(rule: type[Optimizer], theirs: type[Any], h: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of PyTorch's class; raises where these hyperparameters mean another rule."""
+    takes = inspect.signature(theirs).parameters
+    torch = {k: d.default for k, d in rule.hyperparameters.items()} | rule.presets.get("torch", {})
+    given = {}
+    for name, declared in rule.hyperparameters.items():
+        value = h[name]
+        if name in takes and not isinstance(value, str):  # a word is a variant of ours
+            given[name] = value
+        elif name != "decay_mode" and not declared.fixed:  # what is fixed has done its part
+            # A default of ours that isn't PyTorch's convention differs in rounding errors only.
+            refuse(theirs, name, value, {torch[name], declared.default})
+    modes = {torch["decay_mode"]}
+    if "decoupled_weight_decay" in takes:
+        modes = {"l2", "decoupled"}
+        given["decoupled_weight_decay"] = h["decay_mode"] == "decoupled"
+    if h["weight_decay"]:
+        refuse(theirs, "decay_mode", h["decay_mode"], modes)
+    return given
+
+
+def refuse(theirs: type[Any], name: str, value: Any, known: set[Any]) -> None:
+    """Raises where a hyperparameter has a value that PyTorch's class can't be given."""
+    if not any(value is k or value == k for k in known):
+        wanted = " or ".join(map(repr, sorted(known, key=repr)))
+        raise ValueError(f"{name}: {value!r} is not in PyTorch's {theirs.__name__}; only {wanted}")
+
+
+def example(
+    torch: Any, theirs: type[Any], given: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any], bool]:
+    """A group as PyTorch's class writes it down, the state that it keeps after a step, and whether
+    it keeps it before, too.
+    """
+    x = torch.zeros(1, dtype=torch.float32, device="cpu")
+    x.grad = torch.zeros_like(x)
+    optimizer = theirs([x], **given)
+    early = bool(optimizer.state)
+    optimizer.step()
+    written = optimizer.state_dict()
+    return written["param_groups"][0], written["state"].get(0, {}), early
+
+
+def tensor(torch: Any, value: Any) -> Any:
+    """A number or an array as a tensor that owns its memory."""
+    own = np.array(value, order="C")
+    if own.dtype.name == "bfloat16":  # NumPy has no such type
+        return torch.from_numpy(own.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(own)

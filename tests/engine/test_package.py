@@ -1,0 +1,200 @@
+"""The package as a whole: three places a rule, one instruction set at work, a light import."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import schuss
+from schuss import _core, functional, reference, rules
+from schuss.engine import scalars
+from schuss.engine.declare import Bounded, Choice, Several
+from schuss.engine.optimizer import Optimizer
+from schuss.lab import catalogue
+from schuss.rules import matrix
+
+ROOT = Path(__file__).parents[2]
+RULES_HPP = (ROOT / "cpp" / "rules.hpp").read_text()
+README = (ROOT / "README.md").read_text()
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+# ---- A rule is written in three places, in the same order, with the same letters.
+
+
+def test_same_order_everywhere() -> None:
+    table = [name for name, *_ in _core.rules()]
+    in_reference = [name for name in vars(reference) if name in table]
+    in_classes = list(dict.fromkeys(kernel for rule in rules.RULES for kernel in rule.states))
+    assert table == in_reference == in_classes
+    declared = [c for c in vars(rules).values() if isinstance(c, type) and c is not Optimizer]
+    assert set(declared) == set(rules.RULES)
+
+
+@pytest.mark.parametrize("kernel", scalars.NAMES)
+def test_same_letters(kernel: str) -> None:
+    """The struct's scalars and state are the reference's keyword and positional arguments."""
+    match = re.search(rf"struct {kernel} {{(.*?)}};", RULES_HPP, re.DOTALL)
+    assert match
+    members = re.search(r"^\s*T ([\w, ]+);", match[1], re.MULTILINE)
+    state = re.findall(r"T& (\w+)", match[1])
+    arguments = inspect.getfullargspec(getattr(reference, kernel))
+    assert members
+    assert members[1].split(", ") == arguments.kwonlyargs == list(scalars.NAMES[kernel])
+    assert ["x", "g", *state] == arguments.args
+
+
+@pytest.mark.parametrize("rule", rules.RULES)
+def test_documented(rule: type[Optimizer]) -> None:
+    """Docstring and README know every rule, with its options, its state and its source."""
+    text = rule.__doc__ or ""
+    assert "Source: " in text
+    assert "zero gradient" in " ".join(text.lower().split())
+    if rule.__base__ not in rules.RULES:
+        assert all(s in text for states in rule.states.values() for s in states)
+        assert all(number in text for number in (*rule.memory, *rule.shared))
+    else:
+        more = re.search(r"Everything else as (\w+)\.", text)
+        assert more
+        assert more[1] in [base.__name__ for base in rule.__mro__]
+    assert f"| {' | '.join(catalogue.row(rule))} |" in README.replace("`", "")
+    assert getattr(schuss, rule.__name__) is rule, "export it in __init__.py"
+    live = {name for name, h in rule.hyperparameters.items() if not h.fixed}
+    call = inspect.signature(getattr(functional, rule.__name__.lower()))
+    assert call.parameters.keys() >= {"param", "grad", "step", *live, *functional.STATELESS}
+    shown = inspect.signature(rule).parameters.keys()
+    assert shown >= {"params", "grads", *rule.hyperparameters, *rule.options}
+    common = Optimizer.__doc__ or ""
+    assert all(re.search(rf"\b{name}\b", common) for name in rule.options)
+
+
+def spelled(value: object) -> str:
+    """How a docstring writes a choice."""
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+@pytest.mark.parametrize("rule", [*rules.RULES, *matrix.RULES])
+def test_docstrings_tell_ranges_choices_and_defaults(rule: type[Optimizer]) -> None:
+    text, common = rule.__doc__ or "", Optimizer.__doc__ or ""
+    for name in [name for name in vars(rule) if name in rule.hyperparameters]:
+        h = rule.hyperparameters[name]
+        found = re.search(rf"^    {name}  *(.*(?:\n     .*)*)", text, re.MULTILINE)
+        assert found, name
+        entry = " ".join(found[1].split())
+        if isinstance(h, Choice):
+            assert f"{spelled(h.default)} (default)" in entry, name
+            table = common if "see Optimizer" in entry else text
+            missing = [c for c in h.choices if spelled(c) not in entry]
+            assert all(re.search(rf"^ {{8}}{c} ", table, re.MULTILINE) for c in missing), name
+        elif isinstance(h, Bounded):
+            assert f"in {h.interval.text}" in entry, name
+            given = re.search(r"default ([^\s,;:]+)", entry)
+            assert given, name
+            assert h.default == (None if given[1] == "None" else float(given[1])), name
+        elif isinstance(h, Several):
+            given = re.search(r"default (\(.*?\))", entry)
+            assert given, name
+            assert h.default == ast.literal_eval(given[1]), name
+            assert all(part.interval.text in entry for part in h.parts), name
+        else:
+            assert f"default {h.default}" in entry, name
+        assert ("fixed at construction" in entry) == h.fixed, name
+
+
+def test_a_class_that_does_not_match_its_kernel_fails_at_import(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(rules.Adam.states, "adam", ("exp_avg",))
+    with pytest.raises(ImportError, match="adam: kernel, reference and class"):
+        rules._verify()
+    monkeypatch.setitem(rules.Adam.states, "adamant", ("exp_avg",))
+    with pytest.raises(ImportError, match="adamant"):
+        rules._verify()
+
+
+def test_the_readmes_example() -> None:
+    example = README.split("```python\n")[1].split("```")[0]
+    done = python(example)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1e-3
+
+
+# ---- Instruction sets
+
+SHOW = "import schuss, json; print(json.dumps(schuss.show_config()))"
+
+
+@pytest.mark.parametrize("isa", _core.found_isas())
+def test_what_was_forced_is_what_runs(isa: str) -> None:
+    done = python(SHOW, SCHUSS_ISA=isa)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["isa"]["chosen"] == isa
+
+
+def test_the_best_one_is_the_default() -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "SCHUSS_ISA"}
+    done = subprocess.run(
+        [sys.executable, "-c", SHOW], env=environment, capture_output=True, text=True, check=True
+    )
+    isa = json.loads(done.stdout)["isa"]
+    assert isa["chosen"] == isa["found"][0]
+    assert set(isa["found"]) <= set(isa["compiled"])
+    if sys.platform == "linux" and "avx2" in isa["compiled"]:
+        flags = Path("/proc/cpuinfo").read_text()
+        assert ("avx2" in isa["found"]) == (" avx2 " in flags)
+        assert ("avx512" in isa["found"]) == (" avx512vl " in flags and " avx512dq " in flags)
+
+
+def test_an_unknown_set_is_an_error() -> None:
+    done = python(SHOW, SCHUSS_ISA="mmx")
+    assert done.returncode != 0
+    assert "SCHUSS_ISA: unknown instruction set 'mmx'; this build has" in done.stderr
+
+
+def test_show_config() -> None:
+    config = schuss.show_config()
+    assert config["version"] == schuss.__version__
+    assert config["isa"]["chosen"] == _core.isa()
+    assert config["threads"]["number"] >= 1
+    assert config["threads"]["reason"]
+
+
+# ---- A light import
+
+
+def test_import_brings_numpy_and_the_standard_library_only() -> None:
+    code = (
+        "import sys, numpy; before = set(sys.modules); import schuss;"
+        "print(*{m.split('.')[0] for m in set(sys.modules) - before} - sys.stdlib_module_names)"
+    )
+    done = python(code)
+    assert set(done.stdout.split()) <= {"schuss", "numpy"}, done.stderr
+
+
+def test_without_scipy_only_what_needs_it_is_missing() -> None:
+    code = (
+        "import sys; sys.modules['scipy'] = None; import schuss, numpy as np;"
+        "assert schuss.check_grad(np.sum, np.ones(2), np.ones(2)) < 1e-9; {}"
+    )
+    assert python(code.format("print('here')")).stdout == "here\n"
+    for ask in ("schuss.minimize", "schuss.scipy"):
+        done = python(code.format(ask))
+        assert done.stderr.endswith("minimize: needs SciPy: pip install 'schuss[scipy]'\n")

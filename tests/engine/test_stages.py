@@ -1,0 +1,338 @@
+"""The stages around a rule do what their formulas say, and 16-bit storage what a trainer needs.
+
+The exact tests hold kernel and reference together; here both are held to the definitions.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_dtypes import bfloat16
+
+import schuss
+from schuss import rules
+from schuss.engine.optimizer import Optimizer
+
+F4 = np.float32
+
+
+def stepped(x: Any, g: Any, steps: int = 1, **options: Any) -> np.ndarray:
+    """A parameter after plain gradient descent with lr 0.1 and these options."""
+    array = np.array(x, float)
+    opt = schuss.SGD(array, **{"lr": 0.1, **options})
+    for _ in range(steps):
+        opt.step(np.array(g, float))
+    return array
+
+
+@pytest.mark.parametrize(
+    ("options", "x", "g", "want"),
+    [
+        ({"clip_value": 0.5}, [0, 0, 0], [1, -9, 0.25], [-0.05, 0.05, -0.025]),
+        ({"clip_value": 0.5, "grad_scale": 2.0}, [0, 0], [0.8, 9], [-0.04, -0.05]),
+        ({"clip_value": 0.5, "l2": 1.0}, [2.0], [9], [2 - 0.1 * (0.5 + 2)]),
+        ({"l2": 0.5, "weight_decay": 0.25}, [2.0], [1], [2 - 0.1 * (1 + 0.75 * 2)]),
+        ({"l1": 0.5}, [2, -2, 0], [1, 1, 1], [1.85, -2.05, -0.1]),
+        ({"l1": 3, "l1_mode": "prox"}, [2, 0.25, -0.25, -2], [0] * 4, [1.7, 0, 0, -1.7]),
+        ({"bounds": (-0.5, 0.5)}, [2, -2, 0.1], [0, 0, 0], [0.5, -0.5, 0.1]),
+        ({"bounds": (0, math.inf)}, [0.05, 3], [1, 1], [0, 2.9]),
+        ({"clip_norm": 1.0}, [0, 0], [3, 4], [-0.06, -0.08]),
+        ({"clip_norm": 10.0}, [0, 0], [3, 4], [-0.3, -0.4]),
+        ({"clip_norm": 1.0, "grad_scale": 10.0}, [0, 0], [3, 4], [-0.03, -0.04]),
+    ],
+)
+def test_stage(options: dict[str, Any], x: Any, g: Any, want: Any) -> None:
+    assert np.allclose(stepped(x, g, **options), want, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("mode", "want"),
+    [
+        ("l2", 2 - 0.1 * (1 + 0.5 * 2)),
+        ("decoupled", 2 * (1 - 0.1 * 0.5) - 0.1),
+        ("decoupled_unscaled", 2 * (1 - 0.1 / 0.4 * 0.5) - 0.1),
+        ("corrected", 2 * (1 - 0.1**2 / 0.4 * 0.5) - 0.1),
+        ("proximal", (2 - 0.1) / (1 + 0.1 * 0.5)),
+        ("masked", 2 * (1 - 0.1 * 0.5) - 0.1),
+    ],
+)
+def test_decay_mode(mode: str, want: float) -> None:
+    """A schedule that has come down from 0.4 to 0.1, an update with the sign of x."""
+
+    def lr(n: int) -> float:
+        return 0.1
+
+    lr.peak = 0.4  # type: ignore[attr-defined]
+    options: dict[str, Any] = {"lr": lr, "weight_decay": 0.5, "decay_mode": mode}
+    assert np.allclose(stepped([2.0], [1.0], **options), want, rtol=1e-14)
+    against = stepped([-2.0], [1.0], lr=0.1, weight_decay=0.5, decay_mode="masked")
+    assert np.allclose(against, -2.1)  # where update and x differ in sign, nothing decays
+
+
+def test_a_decay_that_needs_the_peak_says_so() -> None:
+    opt = schuss.SGD(np.ones(1), lr=lambda n: 0.1, weight_decay=1, decay_mode="corrected")
+    with pytest.raises(ValueError, match="lr: this decay_mode needs the schedule's largest value"):
+        opt.step(np.ones(1))
+    schedule = schuss.schedules.cosine(0.4, steps=9, warmup=3)
+    assert schuss.SGD(np.ones(1), lr=schedule, weight_decay=1, decay_mode="corrected").step(
+        np.ones(1)
+    )
+
+
+def test_proximal_l1_finds_the_sparse_solution() -> None:
+    """Lasso by proximal gradient descent: exact zeros, where coupled L1 has none."""
+    rng = np.random.default_rng(0)
+    a, truth = rng.standard_normal((200, 30)), np.zeros(30)
+    truth[[3, 7, 20]] = [2.0, -1.0, 0.5]
+    y = a @ truth
+    zeros = {}
+    for mode in ("prox", "coupled"):
+        x = np.zeros(30)
+        opt = schuss.SGD(x, lr=0.3, l1=0.1, l1_mode=mode)
+        for _ in range(500):
+            opt.step(a.T @ (a @ x - y) / 200)
+        zeros[mode] = (x == 0).sum()
+        assert np.abs(x - truth).max() < 0.2
+    assert zeros == {"prox": 27, "coupled": 0}
+
+
+@pytest.mark.parametrize("backend", ["compiled", "numpy"])
+def test_bounds_as_arrays(backend: str) -> None:
+    x = np.zeros((2, 3), F4, order="F")
+    low = np.arange(6.0).reshape(2, 3)
+    opt = schuss.SGD(x, bounds=(low, 5.0), backend=backend)
+    low[:] = 99  # it was copied
+    opt.step(np.zeros((2, 3), F4, order="F"))
+    assert (x == np.arange(6.0).reshape(2, 3)).all()
+    with pytest.raises(ValueError, match=r"bounds: shape \(2,\), but params\[0\] has \(3,\)"):
+        schuss.SGD(np.zeros(3), bounds=(np.zeros(2), 1.0))
+    with pytest.raises(ValueError, match="fixed at construction"):
+        opt.bounds = None
+
+
+def test_running_mean() -> None:
+    x = np.array([1.0, 2.0])
+    opt = schuss.SGD({"x": x}, lr=1.0, ema=0.75)
+    mean = x.copy()
+    for _ in range(5):
+        opt.step({"x": np.ones(2)})
+        mean += 0.25 * (x - mean)
+        assert (opt.ema["x"] == mean).all()
+    kept = x.copy()
+    with opt.averaged():
+        assert (x == mean).all()
+        with pytest.raises(RuntimeError, match=r"opt\.averaged"):
+            opt.step({"x": np.ones(2)})
+    assert x.tobytes() == kept.tobytes()
+    with pytest.raises(ValueError, match="ema: no running means"), schuss.SGD(x).averaged():
+        pass
+
+
+def test_zero_grad_in_the_pass() -> None:
+    g = np.ones(5000, F4)
+    opt = schuss.SGD(np.zeros(5000, F4), grads=g, zero_grad=True)
+    opt.step()
+    assert not g.any()
+    shared = np.ones(3)
+    both = schuss.SGD([np.zeros(3), np.zeros(3)], zero_grad=True)
+    with pytest.raises(ValueError, match=r"grads\[1\]: overlaps grads\[0\]"):
+        both.step([shared, shared])
+    shared.flags.writeable = False
+    with pytest.raises(ValueError, match=r"grads\[0\]: read-only"):
+        both.step([shared, np.ones(3)])
+
+
+# ---- The second read
+
+
+def test_norm_is_that_of_all_arrays() -> None:
+    rng = np.random.default_rng(1)
+    params = [np.zeros(n) for n in (1, 0, 4097, 300)]
+    opt = schuss.SGD(params, clip_norm=1.0, grad_scale=4.0)
+    grads = [rng.standard_normal(x.size) for x in params]
+    opt.step(grads)
+    want = math.sqrt(sum(float(g @ g) for g in grads)) / 4
+    assert opt.grad_norm == pytest.approx(want, rel=1e-14)
+    moved = math.sqrt(sum(float(x @ x) for x in params)) / opt.lr  # type: ignore[operator]
+    assert moved == pytest.approx(1.0, rel=1e-5)
+
+
+def everything(opt: Optimizer, params: list[np.ndarray]) -> Any:
+    state = {k: {n: np.asarray(a).tobytes() for n, a in s.items()} for k, s in opt.state.items()}
+    return [x.tobytes() for x in params], state, opt.state_dict()["shared"], opt.iterations
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rule=st.sampled_from(rules.RULES),
+    backend=st.sampled_from(["compiled", "numpy"]),
+    dtype=st.sampled_from(["float32", "float64", "float16", "bfloat16"]),
+    bad=st.sampled_from([math.nan, math.inf, -math.inf]),
+    where=st.integers(0, 9000 + 33 + 1 - 1),
+    before=st.integers(0, 2),
+    policy=st.sampled_from(["skip", "raise"]),
+)
+def test_a_step_that_is_not_finite_leaves_no_trace(
+    rule: Any, backend: str, dtype: str, bad: float, where: int, before: int, policy: str
+) -> None:
+    """Wherever the element is, the first step included."""
+    sizes = [9000, 33, 1]
+    params = [np.ones(n).astype(dtype) for n in sizes]
+    opt = rule(params, nonfinite=policy, backend=backend, ema=0.9, master=True)
+    good = [np.full(n, 0.5).astype(dtype) for n in sizes]
+    for _ in range(before):
+        assert opt.step(good, loss=1.0)
+    kept = everything(opt, params)
+    flat = np.full(sum(sizes), 0.5)
+    flat[where] = bad
+    spoilt = [g.astype(dtype) for g in np.split(flat, np.cumsum(sizes)[:-1])]
+    if policy == "skip":
+        assert opt.step(spoilt, loss=2.0) is False
+        assert opt.skipped_steps == 1
+    else:
+        name = 0 if where < 9000 else 1 if where < 9033 else 2
+        with pytest.raises(FloatingPointError, match=rf"grads\[{name}\]: has elements"):
+            opt.step(spoilt, loss=2.0)
+    assert everything(opt, params) == kept
+    assert opt.step(good, loss=3.0)
+
+
+def test_finite_numbers_whose_squares_overflow_are_finite() -> None:
+    x = np.zeros(3)
+    assert schuss.SGD(x, nonfinite="skip").step(np.full(3, 1e200))
+
+
+def test_loss_scale() -> None:
+    scale = schuss.LossScale(init=8.0, growth=4.0, backoff=0.5, interval=2)
+    x = np.zeros(2, F4)
+    opt = schuss.SGD(x, lr=1.0, grad_scale=scale, nonfinite="skip", zero_grad=True)
+    seen = []
+    for bad in (False, True, False, False, False, False):
+        g = np.full(2, math.inf if bad else float(scale), F4)
+        assert opt.step(g) is not bad
+        assert not g.any()
+        seen.append(float(scale))
+    assert seen == [8, 4, 4, 16, 16, 64]
+    assert (x == -5).all()
+    assert opt.skipped_steps == 1
+    other = schuss.SGD(x.copy(), grad_scale=schuss.LossScale(), nonfinite="skip")
+    other.load_state_dict(opt.state_dict())
+    assert float(other.grad_scale) == 64
+    assert other.skipped_steps == 1
+    y = np.zeros(2, F4)
+    schuss.functional.sgd(y, np.full(2, 8, F4), step=1, lr=1.0, grad_scale=schuss.LossScale(8.0))
+    assert (y == -1).all()
+    for wrong in ({"init": 0}, {"growth": 1}, {"backoff": 1}, {"interval": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}: "):
+            schuss.LossScale(**wrong)
+
+
+# ---- 16 bits
+
+
+@pytest.mark.parametrize("dtype", ["float16", bfloat16])
+def test_small_steps_are_lost_without_a_master_or_chance(dtype: Any) -> None:
+    """A thousand steps of a thousandth of the spacing: nothing, all of it, or about all of it."""
+    n = 4096
+    plain, master, chance = (np.ones(n, dtype) for _ in range(3))
+    spacing = float(np.nextafter(np.ones(1, dtype), np.zeros(1, dtype))[0] - 1)
+    g = np.ones(n, F4)
+    options: list[dict[str, Any]] = [{}, {"master": True}, {"stochastic_rounding": True, "seed": 3}]
+    for x, o in zip((plain, master, chance), options, strict=True):
+        opt = schuss.SGD(x, lr=-spacing / 1000, **o)
+        for _ in range(1000):
+            opt.step(g)
+    assert (plain == 1).all()
+    assert np.allclose(master.astype(float), 1 + spacing, atol=1e-6)
+    assert abs(chance.astype(float).mean() - 1 - spacing) < 0.1 * abs(spacing)
+    assert np.unique(chance).size > 1
+
+
+def test_state_types_are_chosen_one_by_one() -> None:
+    opt = schuss.Adam(np.ones(8, F4), state_dtype={"exp_avg": "bfloat16"})
+    assert [str(opt.state[0][k].dtype) for k in ("exp_avg", "exp_avg_sq")] == [
+        "bfloat16",
+        "float32",
+    ]
+    opt = schuss.Adam(np.ones(8, bfloat16), state_dtype="float16", master=True, ema=0.9)
+    kinds = {k: str(a.dtype) for k, a in opt.state[0].items() if k != "step"}
+    assert kinds == {
+        "exp_avg": "float16",
+        "exp_avg_sq": "float16",
+        "master": "float32",
+        "ema": "float32",
+    }
+    assert opt.nbytes == 8 * (2 + 2 + 4 + 4)
+    assert schuss.Adam(np.ones(8, bfloat16)).nbytes == 8 * 8
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"state_dtype": "int8"}, "state_dtype: int8 is unknown; wanted float32 or float16"),
+        ({"state_dtype": {"sum": "float16"}}, "state_dtype: no state sum"),
+        ({"master": True, "stochastic_rounding": True}, "stochastic_rounding: not with master"),
+        ({"grad_scale": schuss.LossScale()}, 'grad_scale: a LossScale needs nonfinite="skip"'),
+        ({"ema": 1.0}, "ema: 1.0 is out of range"),
+        ({"nonfinite": "ignore"}, "nonfinite: 'ignore' is unknown"),
+        ({"clip_norm": 0.0}, "clip_norm: 0.0 is out of range"),
+        ({"l1_mode": "l2"}, "l1_mode: 'l2' is unknown"),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError) as info:  # noqa: PT011  the message is looked at below
+        schuss.Adam(np.ones(3, F4), **options)
+    assert says in str(info.value)
+
+
+def test_options_that_exclude_one_another() -> None:
+    with pytest.raises(ValueError, match="state_dtype: float64 for a float64"):
+        schuss.Adam(np.ones(3), state_dtype="float16")
+    opt = schuss.Adam(np.ones(3), clip_norm=1.0, clip_value=1.0)
+    with pytest.raises(ValueError, match="clip_value: not with clip_norm"):
+        opt.step(np.ones(3))
+    with pytest.raises(ValueError, match=r"ema: 0\.5 comes too late"):
+        opt.ema_decay = 0.5
+
+
+def test_types_that_go_together() -> None:
+    """All in float64, or each of the others as one likes."""
+    for parameter in (F4, np.float16, bfloat16):
+        opt = schuss.SGD(np.ones(3, parameter))
+        for gradient in (F4, np.float16, bfloat16):
+            assert opt.step(np.ones(3, gradient))
+        with pytest.raises(TypeError, match=r"float64, but params\[0\] is"):
+            opt.step(np.ones(3))
+    with pytest.raises(TypeError, match=r"bfloat16, but params\[0\] is float64"):
+        schuss.SGD(np.ones(3)).step(np.ones(3, bfloat16))
+
+
+@pytest.mark.parametrize(
+    "options", [{"master": True}, {"stochastic_rounding": True, "seed": 5}, {}]
+)
+def test_resume_in_16_bits(options: dict[str, Any]) -> None:
+    def trained(steps: int) -> tuple[Optimizer, np.ndarray]:
+        x = np.linspace(-1, 1, 99).astype(bfloat16)
+        opt = schuss.AdamW(x, lr=0.01, ema=0.5, **options)
+        train(opt, x, steps)
+        return opt, x
+
+    def train(opt: Optimizer, x: np.ndarray, steps: int) -> None:
+        for _ in range(steps):
+            opt.step(np.cos(x.astype(F4) + opt.iterations))
+
+    six, want = trained(6)
+    opt, x = trained(3)
+    other = schuss.AdamW(x.copy(), lr=0.01, ema=0.5, **options)
+    other.load_state_dict(opt.state_dict())
+    for again in (opt, other, copy.deepcopy(opt)):
+        y = again.param_groups[0]["params"][0]
+        train(again, y, 3)
+        assert y.tobytes() == want.tobytes()
+        assert again.ema["0"].tobytes() == six.ema["0"].tobytes()

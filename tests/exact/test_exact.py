@@ -1,0 +1,468 @@
+"""Kernel and reference end on the same bits: parameters, every state array, and nothing else moved.
+
+The list of rules drives everything here. A combination is a rule with a value for each of its
+options and for what surrounds them; all values of each, every pair of values and random full
+combinations run on every instruction set and with one to five threads.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import os
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from schuss import _core, functional, reference, rules, threads
+from schuss.engine.declare import Bounded, Choice, Flag, Pair, Scheduled, Several, Storage, Whole
+from schuss.engine.optimizer import Optimizer
+
+STEPS = 20
+ISAS = [os.environ["SCHUSS_ISA"]] if "SCHUSS_ISA" in os.environ else _core.found_isas()
+# Each kernel once, under the first rule that has it.
+FIRST = {kernel: rule for rule in reversed(rules.RULES) for kernel in rule.states}
+KERNELS = [(rule, kernel) for kernel, rule in reversed(FIRST.items())]
+# Every set and every number of threads; pairs and random combinations have all of both.
+TEAMS = [*((ISAS[0], n) for n in range(1, 6)), *((isa, 1) for isa in ISAS[1:]), (ISAS[-1], 3)]
+
+# ---- Arrays and gradients
+
+
+class Layout(NamedTuple):
+    """Sizes of a list of arrays, and where each begins: so many elements behind an aligned one."""
+
+    sizes: tuple[int, ...]
+    offsets: tuple[int, ...]
+
+
+def spread(sizes: list[int]) -> Layout:
+    return Layout(tuple(sizes), tuple(7 * i % 64 for i in range(len(sizes))))
+
+
+AROUND = [m * n + d for m, n in [(1, 512), (2, 512), (1, 4096), (3, 4096)] for d in (-1, 0, 1)]
+LAYOUTS = {
+    "tails": spread([*range(131), *AROUND]),
+    "offsets": Layout((100,) * 64, tuple(range(64))),
+    "mixed": spread([1_000_003, 1, 0, 4097, 64, 256, 31, 8192, 12345]),
+    "few": spread([257, 0, 33, 4100]),
+}
+PAD = 64
+FENCE = 1232.0  # a number of every type
+
+
+class Arrays:
+    """The arrays of a layout, cut out of buffers whose other elements nothing may touch."""
+
+    def __init__(self, layout: Layout, dtype: str, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.buffers = []
+        self.views = []
+        for size, offset in zip(layout.sizes, layout.offsets, strict=True):
+            buffer = np.full(size + 3 * PAD, FENCE, dtype)
+            start = (-buffer.ctypes.data // buffer.itemsize) % PAD + offset
+            self.buffers.append((buffer, start, size))
+            self.views.append(buffer[start : start + size])
+            self.views[-1][:] = nasty(rng, size, dtype, step=0)
+
+    def untouched(self) -> bool:
+        return all(
+            (buffer[:start] == FENCE).all() and (buffer[start + size :] == FENCE).all()
+            for buffer, start, size in self.buffers
+        )
+
+
+def nasty(
+    rng: np.random.Generator, size: int, dtype: str, step: int, wild: bool = True
+) -> np.ndarray:
+    """Ordinary numbers of many magnitudes, zeros, and one element in 8 from the edges.
+
+    NaN and infinity stay in lanes of their own, since they make all that follows a NaN.
+    """
+    info: Any = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
+    smallest, largest = float(info.smallest_normal), float(info.max)
+    values = rng.standard_normal(size) * 10.0 ** rng.integers(-3, 3, size)
+    values[rng.random(size) < 0.1] = 0
+    subnormal = [float(info.smallest_subnormal) * 3, -smallest / 5]
+    edges = [largest, -largest / 3, largest**0.5 * 2, smallest, smallest**0.5, -0.0]
+    finite = np.array([*edges, *subnormal])
+    for lane, odd in ((5, [np.nan, np.inf, -np.inf, *finite]), (11, finite)):
+        special = (np.arange(size) % 16 == lane) & wild
+        values[special] = rng.choice(odd, special.sum())
+    if step % 7 == 6:
+        values[:] = 0
+    with np.errstate(over="ignore"):
+        return values.astype(dtype)
+
+
+def losses(t: int) -> float:
+    """The loss of step t: it falls, and rises, for rules that read it."""
+    return 2.0 + math.cos(3.0 * t)
+
+
+@functools.lru_cache(maxsize=32)
+def gradients(layout: str, dtype: str, wild: str) -> list[list[np.ndarray]]:
+    """The gradients of each step, with offsets of their own; wild ones "always", "never" or
+    "sometimes", in every fourth step.
+    """
+    rng = np.random.default_rng(99)
+    places = list(zip(*LAYOUTS[layout], strict=True))
+    return [
+        [
+            shifted(
+                nasty(rng, n, dtype, t, wild == "always" or (wild == "sometimes" and t % 4 == 0)),
+                63 - o,
+            )
+            for n, o in places
+        ]
+        for t in range(STEPS)
+    ]
+
+
+def shifted(a: np.ndarray, offset: int) -> np.ndarray:
+    """A copy that begins so many elements behind the start of its buffer."""
+    view = np.empty(a.size + offset, a.dtype)[offset:]
+    view[:] = a
+    return view
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal bit for bit; a NaN equals a NaN."""
+    assert (a.dtype, a.shape) == (b.dtype, b.shape)
+    bits = f"u{a.itemsize}"
+    equal: np.ndarray = (a.view(bits) == b.view(bits)) | (np.isnan(a) & np.isnan(b))
+    return bool(equal.all())
+
+
+# ---- Combinations
+
+
+def values_of(h: Any) -> list[Any]:  # noqa: PLR0911  one for each kind of declaration
+    """The values of an option that the tests go through, from its declaration alone."""
+    if isinstance(h, Flag):
+        return [False, True]
+    if isinstance(h, Choice):
+        return list(h.choices)
+    if isinstance(h, Storage):
+        return [None, "float16", "bfloat16"]
+    if isinstance(h, Pair):
+        return [None, (-0.5, 0.7), (-np.inf, 0.0)]
+    if isinstance(h, Whole):
+        return [0, 2**40 + 1]
+    if isinstance(h, Several):
+        others = [tuple(0.5 * v for v in h.default), (0.0,) * len(h.default), (0.9, 1.7)]
+        return [h.default, *(v for v in others if allowed(h, v))]
+    assert isinstance(h, Bounded)
+    low = max(h.interval.low, 0.0)
+    among = dict.fromkeys([h.default, low, low + 0.37])
+    values = [v for v in among if v is None or v in h.interval]
+    return [*values, Ramp(low)] if isinstance(h, Scheduled) else values
+
+
+def allowed(h: Several, value: tuple[float, ...]) -> bool:
+    same = len(value) == len(h.parts)
+    return same and all(v in part.interval for part, v in zip(h.parts, value, strict=True))
+
+
+class Ramp(NamedTuple):
+    """A schedule whose values an option from `low` on allows."""
+
+    low: float
+
+    @property
+    def peak(self) -> float:
+        return self.low + 0.5
+
+    def __call__(self, n: int) -> float:
+        return self.low + 0.5 / (n + 1)
+
+
+SURROUNDINGS: dict[str, list[Any]] = {
+    "dtype": ["float32", "float64", "float16", "bfloat16"],
+    "gradient": ["as the parameter", "float32", "float16", "bfloat16"],
+    "wild": ["always", "sometimes", "never"],
+    "bound": [False, True],
+    "absent": [False, True],
+    "isa": ISAS,
+    "threads": [1, 2, 3, 4, 5],
+    "layout": ["few"],
+    "steps": [STEPS],
+}
+OUTSIDE = ("isa", "threads")  # what must not change a bit, and so doesn't enter the reference's run
+
+
+DONE = ("backend",)  # what is compared with what
+FACTORS = {
+    rule: SURROUNDINGS
+    | {name: values_of(h) for name, h in rule.hyperparameters.items()}
+    | {name: values_of(o.declared) for name, o in rule.options.items() if name not in DONE}
+    for rule in rules.RULES
+}
+
+
+def valid(rule: type[Optimizer], row: Mapping[str, Any]) -> bool:
+    """Whether the values go together."""
+    double = row["dtype"] == "float64"
+    if double and (row["gradient"] != "as the parameter" or row["state_dtype"]):
+        return False
+    if (row["master"] and row["stochastic_rounding"]) or (
+        row["clip_norm"] < np.inf and row["clip_value"] != np.inf
+    ):
+        return False
+    try:
+        rule.kernel(row)
+    except ValueError:
+        return False
+    return True
+
+
+def gradient_dtype(row: Mapping[str, Any]) -> str:
+    of: str = row["dtype"] if row["gradient"] == "as the parameter" else row["gradient"]
+    return of
+
+
+def random_row(rule: type[Optimizer], random: random.Random, **fixed: Any) -> dict[str, Any] | None:
+    """A valid combination with these values, or None where there is none to be found."""
+    for _ in range(200):
+        row = {name: random.choice(values) for name, values in FACTORS[rule].items()} | fixed
+        if valid(rule, row):
+            return row
+    return None
+
+
+def pairwise(rule: type[Optimizer]) -> Iterator[dict[str, Any]]:
+    """Combinations that hold every pair of values of any two options that can stand together."""
+    rng = random.Random(5)
+    open_pairs = {
+        ((a, i), (b, j))
+        for a, b in itertools.combinations(FACTORS[rule], 2)
+        for i in range(len(FACTORS[rule][a]))
+        for j in range(len(FACTORS[rule][b]))
+    }
+    while open_pairs:
+        (a, i), (b, j) = min(open_pairs, key=str)
+        fixed = {a: FACTORS[rule][a][i], b: FACTORS[rule][b][j]}
+        rows = [row for _ in range(10) if (row := random_row(rule, rng, **fixed))]
+        if not rows:  # no combination holds the two, for a reason
+            assert any({a, b} <= reason for reason in APART), (a, b)
+            open_pairs.discard(((a, i), (b, j)))
+            continue
+        best: dict[str, Any] = max(rows, key=lambda row: len(open_pairs & pairs_of(rule, row)))
+        open_pairs -= pairs_of(rule, best)
+        yield best
+
+
+APART: list[set[str]] = [
+    {"nesterov", "momentum", "dampening"},
+    {"decay_mode", "eps_mode", "amsgrad"},
+    {"master", "stochastic_rounding"},
+    {"clip_norm", "clip_value"},
+    {"dtype", "gradient", "state_dtype"},
+]
+
+
+def pairs_of(rule: type[Optimizer], row: Mapping[str, Any]) -> set[Any]:
+    chosen = [(name, values.index(row[name])) for name, values in FACTORS[rule].items()]
+    return set(itertools.combinations(chosen, 2))
+
+
+# ---- The comparison
+
+
+class End(NamedTuple):
+    """What a run ends on: parameters, the gradients that each step left, and the last norm."""
+
+    arrays: list[np.ndarray]
+    state: list[dict[str, Any]]
+
+
+def run(rule: type[Optimizer], row: Mapping[str, Any], backend: str) -> End:
+    """STEPS steps of one combination."""
+    arrays = Arrays(LAYOUTS[row["layout"]], row["dtype"], seed=1)
+    options = {name: row[name] for name in (*rule.hyperparameters, *rule.options) if name in row}
+    steps = gradients(row["layout"], gradient_dtype(row), row["wild"])
+    buffers = [np.zeros_like(g) for g in steps[0]]
+    bound = buffers if row["bound"] else None
+    opt = rule(arrays.views, grads=bound, backend=backend, **options)
+    left = []
+    for t, step in enumerate(steps[: row["steps"]]):
+        for buffer, g in zip(buffers, step, strict=True):
+            buffer[:] = g
+        given: list[np.ndarray | None] = list(buffers)
+        if row["absent"] and t > 2:
+            given[t % len(given)] = None
+        if isinstance(opt, rules.Sophia) and t % 3 == 0:
+            opt.update_hessian(given)
+        try:
+            stepped = opt.step(None if row["bound"] else given, loss=losses(t))
+            assert stepped or row["nonfinite"] == "skip"
+        except FloatingPointError:
+            assert row["nonfinite"] == "raise"
+        left += [buffer.copy() for buffer in buffers]
+        assert opt.grad_norm is None or opt.grad_norm >= 0 or np.isnan(opt.grad_norm)
+    assert arrays.untouched()
+    norm = np.array([np.nan if opt.grad_norm is None else opt.grad_norm])
+    return End([*arrays.views, *left, norm], [dict(s) for s in opt.state.values()])
+
+
+@functools.lru_cache(maxsize=64)
+def expected(rule: type[Optimizer], key: tuple[tuple[str, Any], ...]) -> End:
+    return run(rule, dict(key), "numpy")
+
+
+def compare(rule: type[Optimizer], row: Mapping[str, Any]) -> None:
+    """The compiled run against the reference's."""
+    inside = tuple((name, value) for name, value in row.items() if name not in OUTSIDE)
+    want = expected(rule, inside)  # type: ignore[arg-type]
+    _core.use_isa(row["isa"])
+    _core.widest_region()
+    with threads(row["threads"]):
+        got = run(rule, row, "compiled")
+    assert _core.widest_region() == (row["threads"] if row["threads"] > 1 else 0)
+    for x, y in zip(got.arrays, want.arrays, strict=True):
+        assert same_bits(x, y), f"parameter of {x.size}: {row}"
+    for mine, theirs in zip(got.state, want.state, strict=True):
+        assert mine.keys() == theirs.keys()
+        for name in mine:
+            if not isinstance(mine[name], np.ndarray):
+                assert mine[name] == theirs[name], f"{name}: {row}"
+                continue
+            assert same_bits(mine[name], theirs[name]), f"{name} of {mine[name].size}: {row}"
+
+
+FIXED = {n for rule in rules.RULES for n, h in rule.hyperparameters.items() if h.fixed}
+
+pytestmark = [
+    pytest.mark.usefixtures("many_threads", "any_isa"),
+    pytest.mark.filterwarnings("ignore:betas. with beta2:UserWarning"),
+]
+
+
+PLAIN: dict[str, Any] = {
+    "gradient": "as the parameter",
+    "wild": "always",
+    "nonfinite": "propagate",
+    "clip_norm": np.inf,
+    "state_dtype": None,
+    "master": False,
+}
+
+
+def options_for(rule: type[Optimizer], kernel: str) -> dict[str, Any]:
+    """Options, the same in every run, that choose a kernel."""
+    rng = random.Random(3)
+    while True:
+        row = random_row(rule, rng, layout="few", absent=False, bound=False, **PLAIN)
+        assert row
+        default_rate = row["lr"] == rule.hyperparameters["lr"].default
+        if rule.kernel(row) == kernel and default_rate and row.get("eps") != 0:
+            return row
+
+
+@pytest.mark.parametrize("layout", ["tails", "offsets"])
+@pytest.mark.parametrize("dtype", SURROUNDINGS["dtype"])
+@pytest.mark.parametrize(("rule", "kernel"), KERNELS, ids=lambda v: getattr(v, "__name__", v))
+def test_sizes_and_offsets(rule: type[Optimizer], kernel: str, dtype: str, layout: str) -> None:
+    row = options_for(rule, kernel) | {"dtype": dtype, "layout": layout, "steps": 8}
+    for isa, n in TEAMS if layout == "tails" else [(isa, 1) for isa in ISAS]:
+        compare(rule, row | {"isa": isa, "threads": n})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize(("rule", "kernel"), KERNELS, ids=lambda v: getattr(v, "__name__", v))
+def test_above_a_million(rule: type[Optimizer], kernel: str, dtype: str) -> None:
+    row = options_for(rule, kernel) | {"dtype": dtype, "layout": "mixed", "steps": 8}
+    for isa, n in [*((isa, 2) for isa in ISAS), (ISAS[0], 5)]:
+        compare(rule, row | {"isa": isa, "threads": n})
+
+
+@pytest.mark.parametrize("rule", rules.RULES)
+def test_every_value(rule: type[Optimizer]) -> None:
+    rng = random.Random(11)
+    for name, values in FACTORS[rule].items():
+        for value in values:
+            row = random_row(rule, rng, **{name: value})
+            assert row, f"no valid combination has {name}={value}"
+            compare(rule, row)
+
+
+@pytest.mark.parametrize("rule", rules.RULES)
+def test_every_pair_of_values(rule: type[Optimizer]) -> None:
+    for row in pairwise(rule):
+        compare(rule, row)
+
+
+@pytest.mark.parametrize("rule", rules.RULES)
+def test_random_combinations(rule: type[Optimizer], seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(60):
+        row = random_row(rule, rng)
+        assert row
+        compare(rule, row)
+
+
+# ---- What else must not change a bit
+
+
+@pytest.mark.parametrize("rule", [r for r in rules.RULES if not r.sums(r.defaults())])
+@pytest.mark.parametrize("dtype", SURROUNDINGS["dtype"])
+def test_split_into_arrays(rule: type[Optimizer], dtype: str, rng: np.random.Generator) -> None:
+    """One array, or the same elements in many adjacent ones, for rules that look at no array."""
+    whole = nasty(rng, 9001, dtype, step=0)
+    parts = whole.copy()
+    cuts = [0, 1, 64, 321, 322, 4418, 9001]
+    views = [parts[a:b] for a, b in itertools.pairwise(cuts)]
+    one, many = rule(whole), rule(views)
+    for t in range(STEPS):
+        g = nasty(rng, 9001, dtype, t)
+        one.step(g, loss=losses(t))
+        many.step([g[a:b] for a, b in itertools.pairwise(cuts)], loss=losses(t))
+    assert same_bits(whole, parts)
+
+
+@pytest.mark.parametrize("backend", ["compiled", "numpy"])
+@pytest.mark.parametrize("rule", rules.RULES)
+def test_functional(rule: type[Optimizer], backend: str, rng: np.random.Generator) -> None:
+    """The stateless call and the class end on the same bits, for every kernel of the rule."""
+    call = getattr(functional, rule.__name__.lower())
+    for kernel in rule.states:
+        row = options_for(rule, kernel)
+        options = {name: row[name] for name in rule.hyperparameters}
+        wild = not rule.sums(rule.defaults())  # a sum that is NaN once is refused in the next call
+        x = nasty(rng, 300, "float32", 0, wild)
+        y = x.copy()
+        options |= {name: row[name] for name in functional.STATELESS if name != "backend"}
+        opt = rule(x, **options)
+        options = {n: v for n, v in options.items() if n not in FIXED}
+        state = {s: shifted(a, len(s)) for s, a in opt.state[0].items() if np.ndim(a)}
+        numbers = {n: np.array(v) for n, v in {**rule.memory, **rule.shared}.items()}
+        for t in range(1, 6):
+            g = nasty(rng, 300, "float32", t, wild)
+            opt.step(g.copy(), loss=losses(t))  # zero_grad may be among the options
+            call(y, g, **state, **numbers, step=t, loss=losses(t), backend=backend, **options)
+        assert same_bits(x, y)
+        assert all(same_bits(opt.state[0][s], a) for s, a in state.items())
+
+
+def test_subnormal_state_becomes_zero() -> None:
+    """Without it the first moment would stick at four units of the smallest subnormal for ever."""
+    x = np.ones(100, np.float32)
+    opt, keep = rules.Adam(x), rules.Adam(x.copy(), subnormals="keep")
+    g = np.full(100, 1e-30, np.float32)
+    for _ in range(2000):
+        opt.step(g)
+        keep.step(g)
+        g[:] = 0
+    assert (opt.state[0]["exp_avg"] == 0).all()
+    assert (keep.state[0]["exp_avg"] == 4 * np.finfo(np.float32).smallest_subnormal).all()
+
+
+def test_maximum_lets_nan_through() -> None:
+    a = np.array([1, 2, np.nan, 1, np.nan])
+    b = np.array([2, 1, 1, np.nan, np.nan])
+    assert same_bits(reference.maximum(a, b), np.array([2, 2, np.nan, np.nan, np.nan]))
