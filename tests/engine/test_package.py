@@ -22,7 +22,7 @@ from schuss.lab import catalogue
 from schuss.rules import matrix
 
 ROOT = Path(__file__).parents[2]
-RULES_HPP = (ROOT / "cpp" / "rules.hpp").read_text()
+RULES_HPP = (ROOT / "cpp" / "core" / "rules.hpp").read_text()
 README = (ROOT / "README.md").read_text()
 
 
