@@ -21,7 +21,6 @@ from ml_dtypes import bfloat16
 
 import schuss
 from schuss import _core
-from schuss.engine.optimizer import planned
 from schuss.lab.bench.clock import Timed, take_turns
 from schuss.lab.bench.report import processor
 
@@ -138,7 +137,7 @@ class Tenant(Timed):
         (p,) = opt._parameters
         p.state = {name: moved(a) for name, a in p.state.items()}
         p.beside = {name: moved(a) for name, a in p.beside.items()}
-        opt._plan = planned([p])
+        opt._register_anew()
         super().__init__(opt.step)
         self.x, self.state = x, list(p.saved.values())
         if case.idle:

@@ -22,21 +22,43 @@ constexpr int most_states = 4;    // state arrays of one rule
 constexpr int most_scalars = 16;  // members of one rule
 constexpr int most_sums = 6;      // what a look at an array returns
 
+// The stages in the order of a step, each with the value that changes nothing and is passed over.
+// Python compares names and values with its own.
+// clang-format off
+#define SCHUSS_STAGES(stage) \
+  stage(scale, 1)            \
+  stage(clip, infinite)      \
+  stage(l2, 0)               \
+  stage(l1, 0)               \
+  stage(agree, 1)            \
+  stage(oppose, 1)           \
+  stage(keep, 1)             \
+  stage(masked, 0)           \
+  stage(after, 1)            \
+  stage(threshold, 0)        \
+  stage(low, -infinite)      \
+  stage(high, infinite)      \
+  stage(average, 0)          \
+  stage(flush, 1)            \
+  stage(zero_grad, 0)        \
+  stage(stochastic, 0)       \
+  stage(key, 0)
+// clang-format on
+
 // One set of scalars: every span of the same group and step count shares it. Computed in double,
-// rounded once to the compute type. The stages are in the order of a step; with the value in
-// brackets a stage changes nothing, and is passed over.
+// rounded once to the compute type.
 struct scalars {
   int rule;           // its place in the table
-  double scale;       // g = scale*g: 1/grad_scale, negative to maximize [1]
-  double clip;        // g = clamp(g, -clip, clip) [infinite]
-  double l2, l1;      // g = (g + l2*x) + l1*sign(x) [0]
-  double agree;       // u = agree*u where u and g have the same sign [1]
-  double oppose;      // u = oppose*u elsewhere [1]
-  double keep;        // x = keep*x - u: decoupled weight decay [1]
-  double masked;      // not 0: x = x - u where u and x differ in sign [0]
-  double after;       // x = after*x: proximal weight decay [1]
-  double threshold;   // x = x - clamp(x, -threshold, threshold) [0]
-  double low, high;   // x = clamp(x, low, high), where the span has no bounds of its own [infinite]
+  double scale;       // g = scale*g: 1/grad_scale, negative to maximize
+  double clip;        // g = clamp(g, -clip, clip)
+  double l2, l1;      // g = (g + l2*x) + l1*sign(x)
+  double agree;       // u = agree*u where u and g have the same sign
+  double oppose;      // u = oppose*u elsewhere
+  double keep;        // x = keep*x - u: decoupled weight decay
+  double masked;      // not 0: x = x - u where u and x differ in sign
+  double after;       // x = after*x: proximal weight decay
+  double threshold;   // x = x - clamp(x, -threshold, threshold)
+  double low, high;   // x = clamp(x, low, high), where the span has no bounds of its own
   double average;     // e = e + average*(x - e), where the span has an average
   double flush;       // not 0: a state element below the smallest normal number is stored as 0
   double zero_grad;   // not 0: g = 0 when all is done

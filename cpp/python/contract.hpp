@@ -113,6 +113,12 @@ inline std::string dtype_text(py::handle a) { return text(a.attr("dtype")); }
 inline std::string type_text(py::handle object) {
   return text(py::type::handle_of(object).attr("__name__"));
 }
+inline std::string description(py::handle a) {
+  if (!py::isinstance<py::array>(a)) return type_text(a);
+  const int order = fields(a)->flags & (c_order | f_order);
+  const char* const in = order == 0 ? "no contiguous" : (order & c_order) != 0 ? "C" : "Fortran";
+  return dtype_text(a) + " of shape " + shape_text(shape_of(a)) + " in " + in + " order";
+}
 
 [[noreturn]] inline void wrong_value(const std::string& label, const std::string& what) {
   throw py::value_error(label + ": " + what);

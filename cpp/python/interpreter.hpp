@@ -22,13 +22,14 @@ template <class... Args> py::object call(const py::object& f, const Args&... arg
   return py::reinterpret_steal<py::object>(result);
 }
 
-// Holds a lock of Python's, as `with` does.
+// Holds a lock of Python's, as `with` does; where there is none, none.
 class held {
  public:
   held(const py::object& acquire, py::object release) : release_(std::move(release)) {
-    call(acquire);
+    if (acquire) call(acquire);
   }
   ~held() {
+    if (!release_) return;
     PyObject* const done = PyObject_CallNoArgs(release_.ptr());
     if (done == nullptr) PyErr_WriteUnraisable(release_.ptr());
     Py_XDECREF(done);

@@ -62,29 +62,33 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init<>())
       .def("add", &plan::add, py::arg("labels"), py::arg("x"), py::arg("keeps"), py::arg("g"),
            py::arg("group"), py::arg("decays"), py::arg("memory"))
+      .def("keep_first", &plan::keep_first, py::arg("size"))
+      .def("rebind", &plan::rebind, py::arg("arrays"))
       .def("require_disjoint", &plan::require_disjoint)
-      .def("begin", &plan::begin, py::arg("grads"), py::arg("zero_grad"))
-      .def("norm", &plan::measure_norm)
-      .def("look", &plan::look, py::arg("sets"), py::arg("wanted"))
-      .def("spread", &plan::spread)
-      .def("check", &plan::check)
-      .def("run", &plan::run, py::arg("sets"), py::arg("memories"), py::arg("shared"))
-      .def("settle", &plan::settle, py::arg("lock"), py::arg("groups"), py::arg("at"),
-           py::arg("parts"), py::arg("keys"), py::arg("clip"))
-      .def("again", &plan::again, py::arg("grads"))
-      .def("advance", &plan::advance, py::arg("memories"), py::arg("shared"))
-      .def("free", &plan::free)
-      .def("end", &plan::end)
-      .def("active", &plan::active)
-      .def("counts", &plan::counts)
-      .def("memories", &plan::memories)
+      .def("expect", &plan::expect, py::arg("structures"))
+      .def("watch", &plan::watch, py::arg("containers"))
+      .def("serve", &plan::serve, py::arg("lock"), py::arg("make"), py::arg("match"))
+      .def("step", &plan::step, py::arg("grads"), py::arg("lr"), py::arg("loss"),
+           py::arg("grad_scale"))
+      .def("once", &plan::once, py::arg("x"), py::arg("g"), py::arg("keeps"), py::arg("finished"),
+           py::arg("memory"), py::arg("shared"), py::arg("lr"), py::arg("loss"))
+      .def("change", &plan::change)
+      .def("enter", &plan::enter)
+      .def("leave", &plan::leave)
+      .def("count", &plan::count_of, py::arg("number"))
+      .def("memory", &plan::memory, py::arg("number"))
       .def("restore", &plan::restore, py::arg("iterations"), py::arg("counts"), py::arg("memories"),
            py::arg("shared"))
-      .def_property_readonly("busy", &plan::busy)
-      .def_property_readonly("settled", &plan::settled)
+      .def_readwrite("barred", &plan::barred)
+      .def_property_readonly("grad_norm", &plan::grad_norm)
       .def_property_readonly("shared", &plan::shared)
       .def_property_readonly("iterations", &plan::iterations);
 
+  m.def("stages", [] {
+    std::vector<std::pair<std::string, double>> all;
+    for (const stage& s : stages()) all.emplace_back(s.name, s.idle);
+    return all;
+  });
   m.def("require_parameter", &require_parameter, py::arg("x"), py::arg("label"));
   m.def("rules", [] {
     std::vector<std::tuple<std::string, int, int, bool>> all;

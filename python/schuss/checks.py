@@ -31,6 +31,8 @@ class Interval:
 
     def check(self, name: str, value: Any) -> float:
         """The value as a float; the errors name the argument, the value and the range."""
+        if type(value) is float and self.low < value < self.high:
+            return value  # nearly always
         value = unpacked(value)
         if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
             raise TypeError(f"{name}: {value!r} is not a number; wanted one in {self.text}")
@@ -69,3 +71,10 @@ def check_fields(instance: Any, **wanted: str | int | tuple[Any, ...]) -> None:
         else:
             value = Interval(range_).check(name, value)
         object.__setattr__(instance, name, value)
+
+
+def check_loss(loss: Any) -> float:
+    """The loss as a float, for a rule that reads it."""
+    if loss is None:
+        raise ValueError("loss: this rule reads it; pass it with the gradients: loss=f")
+    return Interval("(-inf, inf)").check("loss", loss)

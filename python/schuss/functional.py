@@ -10,29 +10,91 @@ float64 arrays of no dimension, and written, too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from inspect import Signature
+from threading import local
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from schuss import _core, rules
 from schuss.checks import Interval, check_int
+from schuss.engine.backend import Numpy
 from schuss.engine.declare import REQUIRED
 from schuss.engine.groups import Group, Parameter
-from schuss.engine.optimizer import Optimizer, check_loss, signature
-from schuss.engine.scalars import ScalarSet, Sums, scalar_set, wanted
+from schuss.engine.optimizer import Optimizer, signature
+from schuss.engine.scalars import Options
+from schuss.engine.step import Recipe
 
 # The options of an optimizer that a single call has, too.
 STATELESS = ("grad_scale", "zero_grad", "stochastic_rounding", "seed", "subnormals", "backend")
 
+MOST = 64  # calls with other options each, for which a thread keeps what was found out
 
-def stateless(rule: type[Optimizer]) -> Callable[..., None]:  # noqa: PLR0915  one call, in its order
+
+@dataclass
+class Call:
+    """What calls with the same options have in common."""
+
+    plan: _core.Plan  # its only parameter is that of the call at hand
+    parameter: Parameter
+    states: tuple[str, ...]
+    remembers: tuple[str, ...]  # numbers that are read, and written
+    shared: int  # how many of these, the last ones, are of all arrays
+
+
+def make_call(
+    rule: type[Optimizer],
+    name: str,
+    options: dict[str, Any],
+    has_master: bool,
+    arrays: Sequence[Any],
+) -> Call:
+    """Reads the options; raises where one can't be. The plan is made of the first call's arrays."""
+    live = {key: rule.options[key] for key in STATELESS}
+    fixed = {key: h.default for key, h in rule.hyperparameters.items() if h.fixed}
+    around = {key: o.check(options.pop(key, o.default)) for key, o in live.items()}
+    for key in [key for key in options if key in fixed]:
+        raise TypeError(f"{name}: {key} is for the class; give the state its start yourself")
+    group = Group(rule, fixed | options)  # a preset may lack a default
+    form = group.settings.form
+    follows = form.reads_loss or form.sums
+    param, grad, *kept = arrays
+    names = [*form.states, *(["master"] if has_master else [])]
+    if len(kept) != len(names):
+        given = f"{len(kept) - has_master} state arrays given"
+        raise TypeError(f"{name}: {given}; these options take {form.states}")
+    state = dict(zip(form.states, kept, strict=False))
+    beside = {"master": kept[-1]} if has_master else {}
+    p = Parameter(name, param, grad, state, beside, group=0, decays=True, position=0)
+    recipe = Recipe(
+        [group],
+        Options(
+            None,
+            around["stochastic_rounding"],
+            around["seed"],
+            around["subnormals"],
+            around["zero_grad"],
+        ),
+        scale=float(around["grad_scale"]),  # of a LossScale, too
+        backend=None if around["backend"] == "compiled" else Numpy([p]),
+    )
+    plan = _core.Plan()
+    memory = [0.0] * len(rule.memory)
+    plan.add(["param", "grad", *names], param, p.keeps(), grad, 0, True, memory)
+    plan.serve(None, lambda: recipe, None)
+    shared = tuple(rule.shared) if follows else ()
+    return Call(plan, p, form.states, (*rule.memory, *shared), len(shared))
+
+
+def stateless(rule: type[Optimizer]) -> Callable[..., None]:
     """The functional form of a rule."""
     name = rule.__name__.lower()
     every_state = max(rule.states.values(), key=len)
-    fixed = {key: h.default for key, h in rule.hyperparameters.items() if h.fixed}
-    live = {key: rule.options[key] for key in STATELESS}
-    defaults = {key: o.default for key, o in rule.options.items()}
+    remembered_names = (*rule.memory, *rule.shared)
+    declared = rule.hyperparameters["lr"]
+    calls = local()
 
     def step_once(
         param: np.ndarray,
@@ -43,68 +105,79 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:  # noqa: PLR0915  o
         master: np.ndarray | None = None,
         **options: Any,
     ) -> None:
-        arrays = named(name, every_state, state, options)
-        numbers = {key: options.pop(key, None) for key in (*rule.memory, *rule.shared)}
-        around = {key: o.check(options.pop(key, o.default)) for key, o in live.items()}
-        for key in [key for key in options if key in fixed]:
-            raise TypeError(f"{name}: {key} is for the class; give the state its start yourself")
-        settings = Group(rule, fixed | options).settings  # a preset may lack a default
-        if arrays.keys() != set(settings.states):
-            given = tuple(arrays)
-            raise TypeError(f"{name}: state {given} given; these options take {settings.states}")
-        check_int("step", step, 1)
-        h = settings.at(step - 1)
-        bits = wanted(settings, h)
-        follows = rule.reads_loss(h) or bool(rule.sums(h))
-        remembers = [*rule.memory, *(rule.shared if follows else ())]
-        written = [param, *arrays.values(), *([] if master is None else [master])]
-        memory: dict[str, Any] = {"sums": None}
-        memory |= {key: remembered(name, key, numbers[key], written) for key in remembers}
-        if rule.reads_loss(h):
-            memory |= rule.follow(h | memory | {"loss": check_loss(loss)})
-
-        def made() -> ScalarSet:
-            scale = 1.0 / float(around["grad_scale"])  # a LossScale, too
-            optimizers = {f"_{key}": value for key, value in (defaults | around).items()}
-            return scalar_set(settings, h, step, True, memory, scale, optimizers)
-
-        own: dict[str, Any] = {key: arrays[key] for key in settings.states}
-        beside = {} if master is None else {"master": master}
-        p = Parameter(name, param, grad, own, beside, group=0, decays=True, position=0)
-        labels = ["param", "grad", *own, *p.beside]
-        plan = _core.Plan()
-        plan.add(labels, param, p.keeps(), grad, 0, True, [])
-        plan.begin(None, around["zero_grad"])
-        compiled = around["backend"] == "compiled"
-        scalars = made()
-        if not compiled:
-            plan.check()
-        if bits:
-            look = (
-                plan.look([scalars.packed()], bits)[0] if compiled else scalars.look(p, grad, bits)
-            )
-            memory["sums"] = memory["totals"] = Sums._make((*look, param.size))
-            if rule.sums(h) and rule.shared:
-                memory |= rule.follow(h | memory | {"t": step})
-            scalars = made()
-        if compiled:
-            plan.run([scalars.packed()], [[]], [])
+        kept = list(state)
+        if len(kept) != len(every_state) or any(key in options for key in every_state):
+            kept = named(name, every_state, state, options)
+        while kept and kept[-1] is None:
+            kept.pop()
+        if master is not None:
+            kept.append(master)
+        numbers = [options.pop(key, None) for key in remembered_names]
+        lr = options.get("lr")
+        if lr is not None and not callable(lr) and not declared.fixed:
+            lr = declared.check(options.pop("lr"))
         else:
-            scalars.step(p, grad)
-        for key in remembers:
-            numbers[key][...] = (scalars.rule if key in rule.memory else memory)[key]
+            lr = None
+        known = vars(calls).setdefault("by_options", {})
+        try:
+            key = (len(kept), master is None, *options.items())
+            call = known.get(key)
+        except TypeError:  # an option that has no hash, such as bounds that are arrays
+            key, call = None, None
+        if call is None:
+            arrays = (param, grad, *kept)
+            call = make_call(rule, name, options, master is not None, arrays)
+            if key is not None:
+                if len(known) == MOST:
+                    known.clear()
+                known[key] = call
+        step = check_int("step", step, 1)
+        memory: list[float] = []
+        if call.remembers:
+            written = [param, *kept]
+            memory = [
+                remembered(name, key, array, written)
+                for key, array in zip(call.remembers, numbers, strict=False)
+            ]
+        own = len(memory) - call.shared
+        call.plan.once(param, grad, kept, step - 1, memory[:own], memory[own:], lr, loss)
+        if memory:
+            after = (*call.plan.memory(0), *call.plan.shared)
+            for array, value in zip(numbers, after, strict=False):
+                array[...] = value
 
+    step_once.__name__ = step_once.__qualname__ = name
+    step_once.__doc__ = document(rule, every_state)
+    step_once.__signature__ = signature_of(rule, every_state)  # type: ignore[attr-defined]
+    return step_once
+
+
+def signature_of(rule: type[Optimizer], states: tuple[str, ...]) -> Signature:
+    """What help shows: arrays by position, numbers by keyword."""
     needed = min(map(len, rule.states.values()))
     arguments: dict[str, Any] = {"param": REQUIRED, "grad": REQUIRED}
-    arguments |= {s: REQUIRED if i < needed else None for i, s in enumerate(every_state)}
+    arguments |= {s: REQUIRED if i < needed else None for i, s in enumerate(states)}
     asked = {"step": REQUIRED, "loss": None, "master": None, "preset": None}
     asked |= dict.fromkeys((*rule.memory, *rule.shared))
-    shown = {key: h.default for key, h in rule.hyperparameters.items() if key not in fixed}
-    shown |= {key: o.default for key, o in live.items()}
-    step_once.__name__ = step_once.__qualname__ = name
-    step_once.__doc__ = rule.__doc__
-    step_once.__signature__ = signature(arguments, asked | shown)  # type: ignore[attr-defined]
-    return step_once
+    shown = {key: h.default for key, h in rule.hyperparameters.items() if not h.fixed}
+    shown |= {key: rule.options[key].default for key in STATELESS}
+    return signature(arguments, asked | shown)
+
+
+def document(rule: type[Optimizer], states: tuple[str, ...]) -> str:
+    """What help shows of a call: its own arguments, and then the rule's."""
+    arrays = "".join(f"    {name:<12} state of the rule (written)\n" for name in states)
+    return f"""One step of one array by {rule.__name__}, which keeps nothing.
+
+    param        the array (written)
+    grad         its gradient (read)
+{arrays}    step         the array's step, counted from 1
+    loss         the loss at param, for rules that read it
+    master       float32 values that a 16-bit param is rounded from (written)
+
+    Everything else as the class:
+
+{rule.__doc__}"""
 
 
 def named(
@@ -112,7 +185,7 @@ def named(
     names: tuple[str, ...],
     state: tuple[np.ndarray | None, ...],
     options: dict[str, Any],
-) -> dict[str, np.ndarray]:
+) -> list[np.ndarray | None]:
     """The state arrays that were given, by position or among the options, which lose them."""
     if len(state) > len(names):
         raise TypeError(f"{rule}: {len(state)} state arrays given; it has {names}")
@@ -121,10 +194,10 @@ def named(
         if key in options and key in arrays:
             raise TypeError(f"{rule}: {key} is given twice")
         arrays[key] = options.pop(key, arrays.get(key))
-    return {key: array for key, array in arrays.items() if array is not None}
+    return [arrays[key] for key in names]
 
 
-def remembered(rule: str, name: str, array: Any, written: list[np.ndarray]) -> float:
+def remembered(rule: str, name: str, array: Any, written: Sequence[Any]) -> float:
     """The number in an array of no dimension, which the call will write beside the others."""
     if not (isinstance(array, np.ndarray) and array.shape == () and array.dtype == np.float64):
         given = "missing" if array is None else repr(array)
@@ -136,11 +209,12 @@ def remembered(rule: str, name: str, array: Any, written: list[np.ndarray]) -> f
     return Interval("[-inf, inf]").check(f"{rule}: {name}", array)
 
 
-def __getattr__(name: str) -> Callable[..., None]:
-    """Only reached for what is no rule; tells type checkers what the rules' calls are."""
-    raise AttributeError(f"schuss.functional has no rule {name!r}; it has {', '.join(__all__)}")
-
-
 CALLS = {rule.__name__.lower(): stateless(rule) for rule in rules.RULES}
 globals().update(CALLS)
 __all__ = list(CALLS)
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Callable[..., None]:
+        """Only reached for what is no rule."""
+        raise AttributeError(f"schuss.functional has no rule {name!r}; it has {', '.join(__all__)}")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from schuss.engine.groups import Group, Parameter
+from schuss.reference.storage import is_narrow
 
 if TYPE_CHECKING:
     from schuss.engine.optimizer import Optimizer
@@ -174,7 +175,7 @@ def torch_state_dict(optimizer: Optimizer) -> dict[str, Any]:
         settings = [group.settings for group in optimizer.param_groups]
         spared = [group["no_decay"] for group in optimizer.param_groups]
     for option in ("stochastic_rounding", "master"):
-        if getattr(optimizer, option) and any(p.x.itemsize == 2 for p in optimizer._parameters):
+        if getattr(optimizer, option) and any(is_narrow(p.x.dtype) for p in optimizer._parameters):
             raise ValueError(f"{option}: True is not in PyTorch's {type(optimizer).__name__}")
     rule, theirs = counterpart(torch, type(optimizer))
     state: dict[int, dict[str, Any]] = {}

@@ -373,8 +373,10 @@ def test_a_rule_of_ones_own_is_not_pytorchs() -> None:
 
     class Double(schuss.SGD):
         @staticmethod
-        def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
-            return schuss.SGD.scalars({**h, "lr": 2 * h["lr"]}, t)
+        def scalars(
+            h: Mapping[str, Any], t: int, memory: Mapping[str, float]
+        ) -> dict[str, float]:
+            return schuss.SGD.scalars({**h, "lr": 2 * h["lr"]}, t, memory)
 
     with pytest.raises(ValueError, match="Double: PyTorch has no such rule"):
         schuss.torch_state_dict(Double([np.ones(3)]))

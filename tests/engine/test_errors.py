@@ -496,7 +496,7 @@ def test_radam_warns_where_it_never_divides(beta2: float, threshold: float, warn
         warnings.simplefilter("always")
         opt = schuss.RAdam(np.zeros(1), betas=(0.9, beta2), threshold=threshold)
     assert [bool(re.match(NEVER, str(w.message))) for w in caught] == [True] * warns
-    denominators = [opt.scalars(opt.param_groups[0], t)["under"] == 0 for t in range(1, 1000)]
+    denominators = [opt.scalars(opt.param_groups[0], t, {})["under"] == 0 for t in range(1, 1000)]
     assert any(denominators) != warns
 
 

@@ -13,7 +13,7 @@ import schuss
 from schuss import rules
 from schuss.engine.declare import Choice
 from schuss.engine.optimizer import Optimizer
-from schuss.engine.scalars import DECAY_MODES
+from schuss.engine.scalars import DECAY_MODES, Part
 
 SIZES = (7, 1, 300)
 
@@ -47,13 +47,25 @@ def test_bits(rule: type[Optimizer]) -> None:
     assert ours[0].iterations == 12
 
 
-def test_it_is_taken_where_nothing_changes() -> None:
+def test_where_nothing_is_set_only_the_rules_scalars_are_computed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = []
+    original = Part.__call__
+
+    def counted(self: Part, *args: Any) -> Any:
+        made.append(args[1])
+        return original(self, *args)
+
+    monkeypatch.setattr(Part, "__call__", counted)
     opt, _ = start()
-    assert not opt._plan.settled
-    for t in range(3):
-        assert opt._plan.again(gradients(t)) == (t > 0)
+    for t in range(5):
         opt.step(gradients(t))
-        assert opt._plan.settled
+    assert made == [1]
+    opt.lr = 0.5
+    for t in range(5, 8):
+        opt.step(gradients(t))
+    assert made == [1, 6]
 
 
 CHANGES: dict[str, Callable[[Any, dict[str, np.ndarray]], Any]] = {
@@ -115,7 +127,6 @@ def test_gradients_are_measured_all_the_same(options: dict[str, Any]) -> None:
             done.append((opt.step(g), {key: a.tobytes() for key, a in g.items()}))
         assert done[0] == done[1]
         assert np.array_equal(ours[0].grad_norm, theirs[0].grad_norm, equal_nan=True)
-    assert ours[0]._plan.settled
     assert ours[0].skipped_steps == theirs[0].skipped_steps
     a, b = ours[1], theirs[1]
     assert all(np.array_equal(a[k], b[k], equal_nan=True) for k in a)
@@ -169,11 +180,11 @@ class Interrupted(schuss.AdamW):
     between: ClassVar[Callable[[], Any] | None] = None
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+    def scalars(h: Mapping[str, Any], t: int, memory: Mapping[str, float]) -> dict[str, float]:
         between, Interrupted.between = Interrupted.between, None
         if between is not None:
             between()
-        return schuss.AdamW.scalars(h, t)
+        return schuss.AdamW.scalars(h, t, memory)
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_the_decay_whose_sign_is_wrong() -> None:
     w, m, v = np.array([-5.0, -2.0]), np.zeros(2), np.zeros(2)
     for t in range(1, 21):
         scalars = schuss.Adam.scalars(
-            schuss.Adam.defaults() | {"lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-8}, t
+            schuss.Adam.defaults() | {"lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-8}, t, {}
         )
         own = {k: scalars[k] for k in ("w1", "beta2", "w2", "step", "denom", "eps")}
         around = reference.Stages(keep=1.0 + 0.01)

@@ -11,16 +11,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from schuss.checks import Interval, check_int, unpacked
 from schuss.loss_scale import LossScale
-
-if TYPE_CHECKING:
-    from schuss.engine.optimizer import Optimizer
 
 # A callable takes the number of finished steps and returns the value of the coming one.
 Number = float | Callable[[int], float]
@@ -33,6 +29,7 @@ class Hyperparameter:
     """The declaration of one hyperparameter; a descriptor on the rule's class."""
 
     fixed = False  # whether it counts at construction only
+    is_number = False  # or several
 
     def __init__(self, default: Any) -> None:
         self.default = default
@@ -40,19 +37,11 @@ class Hyperparameter:
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, optimizer: Optimizer | None, owner: type) -> Any:
+    def __get__(self, optimizer: Any, owner: type) -> Any:
         return self if optimizer is None else optimizer.param_groups[0][self.name]
 
-    def __set__(self, optimizer: Optimizer, value: Any) -> None:
-        with optimizer._lock:  # a step of another thread sees all groups set, or none
-            groups = [
-                group
-                for group in optimizer.param_groups
-                if group.settings.rule.hyperparameters.get(self.name) is self
-            ]
-            changed = [group.changed({self.name: value}) for group in groups]
-            for group, settings in zip(groups, changed, strict=True):
-                group.settings = settings
+    def __set__(self, optimizer: Any, value: Any) -> None:
+        optimizer._set_hyperparameter(self, value)
 
     def check(self, value: Any) -> Any:
         """The value as it is stored; raises TypeError or ValueError."""
@@ -61,6 +50,10 @@ class Hyperparameter:
     def scheduled(self, value: Any) -> bool:
         """Whether a stored value changes by itself from step to step."""
         return False
+
+    def differs(self, value: Any) -> bool:
+        """Whether a stored value is another than the default."""
+        return bool(value != self.default)
 
     def fixes(self, old: Any, new: Any) -> bool:
         """Whether a change comes too late once there are arrays."""
@@ -104,6 +97,8 @@ class Constant(Bounded):
 class Scheduled(Bounded):
     """A number in an interval, or a callable."""
 
+    is_number = True
+
     def check(self, value: Any) -> Any:
         return value if callable(value) else super().check(value)
 
@@ -124,6 +119,8 @@ class Scheduled(Bounded):
 
 class Several(Hyperparameter):
     """So many numbers, each in an interval or a callable: one interval for all, or one for each."""
+
+    is_number = True
 
     def __init__(self, *intervals: str, default: tuple[float, ...]) -> None:
         super().__init__(default)
@@ -207,6 +204,9 @@ class Pair(Hyperparameter):
         """Whether the bounds are arrays, which are laid beside the parameters at construction."""
         return value is not None and any(isinstance(v, np.ndarray) for v in value)
 
+    def differs(self, value: Any) -> bool:
+        return value is not None
+
     def fixes(self, old: Any, new: Any) -> bool:
         return self.has_arrays(old) or self.has_arrays(new)
 
@@ -277,21 +277,27 @@ class Option:
         self.declared.name = self.argument = self.argument or name
         self.key = f"_{self.argument}"  # a method of the optimizer may have the argument's name
 
-    def __get__(self, optimizer: Optimizer | None, owner: type) -> Any:
+    def __get__(self, optimizer: Any, owner: type) -> Any:
         return self if optimizer is None else vars(optimizer)[self.key]
 
-    def __set__(self, optimizer: Optimizer, value: Any) -> None:
+    def __set__(self, optimizer: Any, value: Any) -> None:
         if self.fixed and self.key in vars(optimizer):
             raise ValueError(f"{self.argument}: {value!r} comes too late; fixed at construction")
-        checked = self.check(value)
-        with vars(optimizer).get("_lock", nullcontext()):  # there is none at construction
-            vars(optimizer)[self.key] = checked
-            if "_plan" in vars(optimizer):
-                optimizer._plan.end()
+        optimizer._set_option(self.key, self.check(value))
 
     def check(self, value: Any) -> Any:
         """The value as it is stored; raises TypeError or ValueError."""
         return self.declared.check(value)
+
+    def differs(self, value: Any) -> bool:
+        """Whether a stored value is another than the default."""
+        return bool(value != self.declared.check(self.default))
+
+    def saved(self, value: Any) -> Any:
+        """What a state dictionary holds of a stored value: plain numbers and words."""
+        if isinstance(value, dict):  # the types of a state, by name
+            return {name: str(dtype) for name, dtype in value.items()}
+        return value if isinstance(value, str | int | float | None) else None
 
 
 # ---- How a class writes its declarations down. They return Any, so that a type checker takes the

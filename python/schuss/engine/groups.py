@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
+import operator
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from schuss.engine.declare import REQUIRED
+from schuss.engine.declare import REQUIRED, Pair
+from schuss.engine.rule import Rule
 from schuss.engine.structure import described, label
-
-if TYPE_CHECKING:
-    from schuss.engine.optimizer import Optimizer
+from schuss.reference.sums import WANTED
 
 
 @dataclass
@@ -29,7 +31,9 @@ class Parameter:
     decays: bool  # whether its group's weight decay is for it, too
     position: int  # elements of the parameters before it
     memory: list[float] = field(default_factory=list)  # at the start: numbers beside the arrays
+    starting: tuple[str, ...] = ()  # state that starts at the parameter
     matrices: dict[str, np.ndarray] = field(default_factory=dict)  # state that no kernel sees
+    converted: np.ndarray | None = None  # room for a gradient of another type or order
     kind: str = field(init=False)  # what an array in its place has to be
 
     def __post_init__(self) -> None:
@@ -41,6 +45,19 @@ class Parameter:
         names = {"master": "master", "average": "ema"}
         beside = {names[k]: a for k, a in self.beside.items() if k in names}
         return self.state | self.matrices | beside
+
+    @property
+    def has_copies(self) -> bool:
+        """Whether something beside the parameter was taken from it."""
+        names = self.beside.keys() | self.state.keys()
+        return not names.isdisjoint({"master", "average", *self.starting})
+
+    def refresh(self) -> None:
+        """Takes what was taken from the parameter at the start anew."""
+        for role in {"master", "average"} & self.beside.keys():
+            self.beside[role][...] = self.x
+        for key in {*self.starting} & self.state.keys():
+            self.state[key][...] = self.x
 
     def keeps(self) -> list[tuple[str, np.ndarray]]:
         """All arrays beside x and its gradient, each with its role in a step."""
@@ -56,37 +73,142 @@ class Parameter:
         ]
 
 
-class Settings(NamedTuple):
-    """A group's hyperparameters at one moment: replaced as a whole, so that a step sees no half."""
+class Reading(dict[str, Any]):
+    """Values that know which of them have been read."""
 
-    rule: type[Optimizer]
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+
+class Form(NamedTuple):
+    """What settings decide besides numbers; those with the same form differ in numbers alone."""
+
+    kernel: str
+    states: tuple[str, ...]
+    wanted: int  # the sums that a step has to know first, as bits
+    sums: bool  # whether the rule asks for some
+    adapts: bool  # whether they change the scalars of each array
+    reads_loss: bool
+    decisive: frozenset[str]  # the hyperparameters that were read to find this out
+
+    @classmethod
+    def of(cls, rule: type[Rule], values: Mapping[str, Any]) -> Form:
+        """Raises where the values don't go together."""
+        h = Reading(values)
+        kernel, sums = rule.kernel(h), rule.sums(h)
+        names = (*sums, *(("agree",) if h["cautious"] else ()))
+        wanted = functools.reduce(operator.or_, (WANTED[name] for name in names), 0)
+        adapts = bool(h["cautious"] or (sums and not rule.shared))
+        reads_loss = rule.reads_loss(h)
+        return cls(
+            kernel, rule.states[kernel], wanted, bool(sums), adapts, reads_loss, frozenset(h.read)
+        )
+
+
+class Settings(NamedTuple):
+    """A group's hyperparameters at one moment: replaced as a whole, so that a step sees no half.
+
+    The compiled sequence reads these fields by their places.
+    """
+
+    rule: type[Rule]
     values: dict[str, Any]
     scheduled: tuple[str, ...]  # those with a callable
     kernel: str
     states: tuple[str, ...]
+    form: Form
 
     @classmethod
-    def checked(cls, rule: type[Optimizer], values: dict[str, Any]) -> Settings:
+    def checked(cls, rule: type[Rule], values: dict[str, Any]) -> Settings:
         """Raises where the values don't go together."""
-        kernel = rule.kernel(values)
+        form = Form.of(rule, values)
         scheduled = (k for k, h in rule.hyperparameters.items() if h.scheduled(values[k]))
-        return cls(rule, values, tuple(scheduled), kernel, rule.states[kernel])
+        return cls(rule, values, tuple(scheduled), form.kernel, form.states, form)
+
+    def is_like(self, other: Settings) -> bool:
+        """Whether these have the same values, so that one of the two can stand for both."""
+        if self.rule is not other.rule or Pair.has_arrays(other.values["bounds"]):
+            return False
+        return bool(self.values == other.values)
+
+    def with_number(self, name: str, value: Any) -> Settings | None:
+        """These with another number, in the same form; None where more than a number changes.
+
+        What a learning rate's schedule outside does before each step, so it is kept short.
+        """
+        rule, values, scheduled, kernel, states, form = self
+        declared = rule.hyperparameters[name]
+        if not declared.is_number or name in form.decisive or name in scheduled:
+            return None
+        value = declared.check(value)
+        if declared.scheduled(value):
+            return None
+        return Settings(rule, {**values, name: value}, scheduled, kernel, states, form)
 
     def at(self, iterations: int) -> dict[str, Any]:
         """The plain value of each hyperparameter after so many finished steps."""
         if not self.scheduled:
             return self.values
-        declared, values = self.rule.hyperparameters, self.values
-        return values | {k: declared[k].at(values[k], iterations) for k in self.scheduled}
+        values, declared = self.values.copy(), self.rule.hyperparameters
+        for name in self.scheduled:
+            values[name] = declared[name].at(values[name], iterations)
+        return values
 
 
-def preset(rule: type[Optimizer], name: Any) -> dict[str, Any]:
+def preset(rule: type[Rule], name: Any) -> dict[str, Any]:
     """The defaults of a rule in another library's or paper's convention; None: PyTorch's."""
     if name is not None and not (isinstance(name, str) and name in rule.presets):
         has = ", ".join(rule.presets)
         raise ValueError(f"preset: {name!r} is unknown; {rule.__name__} has {has}")
     own = {} if name is None else rule.presets[name]
     return {key: h.default for key, h in rule.hyperparameters.items()} | own
+
+
+# What other libraries call it.
+ELSEWHERE = {
+    "learning_rate": "lr",
+    "epsilon": "eps",
+    "beta1": "betas",
+    "beta2": "betas",
+    "beta_1": "betas",
+    "beta_2": "betas",
+    "clipnorm": "clip_norm",
+    "global_clipnorm": "clip_norm",
+    "clip_grad_norm": "clip_norm",
+    "max_norm": "clip_norm",
+    "max_grad_norm": "clip_norm",
+    "clipvalue": "clip_value",
+    "wd": "weight_decay",
+    "use_ema": "ema",
+    "ema_momentum": "ema",
+    "mu": "momentum",
+}
+
+
+def meant(rule: type[Rule], name: str) -> str | None:
+    """The option of which a name is a misspelling, or another library's word."""
+    known = [*rule.hyperparameters, *rule.options]
+    if ELSEWHERE.get(name) in known:
+        return ELSEWHERE[name]
+    return next(iter(difflib.get_close_matches(name, known, 1, 0.6)), None)
+
+
+def nearest(rule: type[Rule], name: str) -> str:
+    """What is wrong with a name that a group doesn't have, and which was meant."""
+    if name in rule.options:
+        return (
+            f"an option of the optimizer, not of a group; pass it as {rule.__name__}(..., {name}=)"
+        )
+    found = meant(rule, name)
+    if found is None:
+        return f"unknown; {rule.__name__} has {', '.join([*rule.hyperparameters, *rule.options])}"
+    where = "of the optimizer" if found in rule.options else "of a group"
+    return f"unknown; did you mean {found}, an option {where}?"
 
 
 class Group(MutableMapping[str, Any]):
@@ -98,7 +220,7 @@ class Group(MutableMapping[str, Any]):
 
     FIXED = ("params", "param_names", "no_decay")
 
-    def __init__(self, rule: type[Optimizer], values: Mapping[str, Any]) -> None:
+    def __init__(self, rule: type[Rule], values: Mapping[str, Any]) -> None:
         self.members: list[Parameter] = []
         self.lock: AbstractContextManager[Any] = nullcontext()  # the optimizer's, once it has one
         given = {name: value for name, value in values.items() if name != "preset"}
@@ -109,20 +231,29 @@ class Group(MutableMapping[str, Any]):
                 raise TypeError(f"{name}: preset {values['preset']!r} has no default; pass one")
         self.settings = Settings.checked(rule, chosen)
 
+    @property
+    def rule(self) -> type[Rule]:
+        return self.settings.rule
+
     @classmethod
-    def read(cls, rule: type[Optimizer], values: Mapping[str, Any]) -> dict[str, Any]:
+    def read(cls, rule: type[Rule], values: Mapping[str, Any]) -> dict[str, Any]:
         """The values as they are stored; raises where one can't be."""
         for name in values:
             if name in cls.FIXED:
                 raise ValueError(f"{name}: fixed; use rebind or add_param_group")
             if name not in rule.hyperparameters:
-                has = ", ".join(rule.hyperparameters)
-                raise TypeError(f"{name}: unknown; {rule.__name__} has {has}")
+                raise TypeError(f"{name}: {nearest(rule, name)}")
         return {name: rule.hyperparameters[name].check(value) for name, value in values.items()}
 
     def changed(self, values: Mapping[str, Any]) -> Settings:
         """The settings with these values; raises and changes nothing where they can't be."""
-        rule, old, _, _, states = self.settings
+        if len(values) == 1:
+            (name,) = values
+            if name in self.settings.values:
+                quick = self.settings.with_number(name, values[name])
+                if quick is not None:
+                    return quick
+        rule, old, states = self.settings.rule, self.settings.values, self.settings.states
         new = self.read(rule, values)
         for name, value in new.items():
             if rule.hyperparameters[name].fixes(old[name], value):
@@ -164,7 +295,11 @@ class Group(MutableMapping[str, Any]):
 
     def __repr__(self) -> str:
         size = sum(p.x.size for p in self.members)
-        options = ", ".join(f"{name}={value!r}" for name, value in self.settings.values.items())
+        rule, values = self.settings.rule, self.settings.values
+        differ = {
+            k: v for k, v in values.items() if rule.hyperparameters[k].differs(v) or k == "lr"
+        }
+        options = ", ".join(f"{name}={value!r}" for name, value in differ.items())
         return f"Group({len(self.members)} arrays, {size} parameters, {options})"
 
     def __getstate__(self) -> dict[str, Any]:

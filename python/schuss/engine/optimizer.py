@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 import math
-import operator
-import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import InitVar
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    ClassVar,
-    Concatenate,
-    ParamSpec,
-    TypeVar,
-    dataclass_transform,
-)
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
 import numpy as np
 
-from schuss import _core, reference
-from schuss.checks import Interval
+from schuss import _core
+from schuss.engine.backend import Numpy
 from schuss.engine.declare import (
     REQUIRED,
     Bounded,
@@ -48,59 +37,30 @@ from schuss.engine.declare import (
     pair,
     whole,
 )
-from schuss.engine.groups import Group, Parameter, Settings
+from schuss.engine.groups import Group, Parameter, Settings, meant, nearest
+from schuss.engine.guard import alive, one_at_a_time
 from schuss.engine.memory import FREE, room
 from schuss.engine.observers import check_metric, load, observers, saved
+from schuss.engine.rule import Rule
 from schuss.engine.saved import States, read
-from schuss.engine.scalars import (
-    AROUND,
-    NAMES,
-    STAGES,
-    Clip,
-    ScalarSet,
-    Sums,
-    packed_set,
-    scalar_set,
-    wanted,
-)
+from schuss.engine.scalars import Options
+from schuss.engine.step import Recipe
 from schuss.engine.structure import (
     Tree,
+    by_name,
     described,
     filled,
     flatten,
     gather,
+    is_floating,
     is_sequence,
-    keys_of,
     label,
     listed,
 )
 from schuss.loss_scale import LossScale
+from schuss.reference.storage import is_narrow
 
 NoDecay = Callable[[str, np.ndarray], bool]
-P = ParamSpec("P")
-R = TypeVar("R")
-S = TypeVar("S", bound="Optimizer")
-
-
-def one_at_a_time(
-    method: Callable[Concatenate[S, P], R],
-) -> Callable[Concatenate[S, P], R]:
-    """A method that other threads wait for, and that its own thread can't enter a second time."""
-
-    @functools.wraps(method)
-    def guarded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with self._lock:
-            if self._busy or self._plan.busy:
-                raise RuntimeError(
-                    "re-entered: the optimizer is in the middle of a call of this thread"
-                )
-            self._busy = True
-            try:
-                return method(self, *args, **kwargs)
-            finally:
-                self._busy = False
-
-    return guarded
 
 
 def signature(arguments: dict[str, Any], keywords: dict[str, Any]) -> inspect.Signature:
@@ -136,7 +96,7 @@ class Declared:
     """Tells type checkers that what a class declares are its constructor's arguments."""
 
 
-class Optimizer(Declared):
+class Optimizer(Rule, Declared):
     """Steps arrays in place, one compiled call for all of them; the base of every rule.
 
     params       an array, a sequence or mapping of arrays, nested as you like, or a list of groups:
@@ -192,6 +152,10 @@ class Optimizer(Declared):
     subnormals   "zero" (default) stores a state element below the smallest normal number as zero;
                  "keep" keeps it, and each step of such an element then costs 2 to 50 times as much,
                  by processor
+    missing      "raise" (default): a key of params that gradients lack is an error; "skip": there
+                 is no gradient then, as with None
+    convert      gradients of another type or memory order are copied into one that fits, which
+                 costs a pass over them and their memory; default False: an error
     backend      "compiled" (default), or "numpy": the same bits, in readable Python
 
     A hyperparameter that is a number may be a callable: it is called with the number of finished
@@ -199,14 +163,8 @@ class Optimizer(Declared):
     argument or the array; nothing has changed then.
     """
 
-    states: ClassVar[dict[str, tuple[str, ...]]]  # the state arrays of each kernel
-    memory: ClassVar[dict[str, float]] = {}  # numbers beside each array's state, at the start
-    shared: ClassVar[dict[str, float]] = {}  # numbers beside the state of all, at the start
     apart: ClassVar[tuple[str, ...]] = ("grads", "no_decay")  # of a group, and no hyperparameter
-    presets: ClassVar[dict[str, dict[str, Any]]] = {}  # what differs from PyTorch's convention
     __signature__ = ConstructorSignature()
-    hyperparameters: ClassVar[dict[str, Hyperparameter]] = {}
-    options: ClassVar[dict[str, Option]] = {}
 
     if TYPE_CHECKING:  # arguments of every constructor
         params: InitVar[Any] = argument(kw_only=False)
@@ -235,7 +193,10 @@ class Optimizer(Declared):
     stochastic_rounding: bool = option(Flag, default=False)
     seed: int = option(Whole, default=0)
     subnormals: str = option(Choice, "zero", "keep", default="zero")
+    missing: str = option(Choice, "raise", "skip", default="raise")
+    convert: bool = option(Flag, default=False)
     backend: str = option(Choice, "compiled", "numpy", default="compiled")
+    skipped_steps: int
 
     def __init_subclass__(cls) -> None:
         order = [*reversed(cls.__mro__[: cls.__mro__.index(Optimizer)]), Optimizer]
@@ -256,17 +217,22 @@ class Optimizer(Declared):
         no_decay: NoDecay | None = None,
         **hyperparameters: Any,
     ) -> None:
+        self._plan = _core.Plan()
+        self._lock = threading.RLock()
         for name, declared in self.options.items():
             declared.__set__(self, hyperparameters.pop(name, declared.default))
-        self.grad_norm: float | None = None  # the last one, where one was asked for
         self.skipped_steps = 0
         self._groups: tuple[Group, ...] = ()
         self._trees: list[Tree] = []
+        self._containers: list[Any] = []
         self._parameters: list[Parameter] = []
+        self._names: set[str] = set()
+        self._start = {"no_decay": no_decay, **hyperparameters}  # what added groups begin with
+        self._has_converted = False
         params = listed(params)
         self._grouped = is_groups(params)
         for group in params if self._grouped else [{"params": params}]:
-            self._add({"no_decay": no_decay, **hyperparameters, **group})
+            self._add(group)
         if not self._parameters:
             raise ValueError("params: no array in it; pass at least one")
         if grads is not None:
@@ -277,9 +243,46 @@ class Optimizer(Declared):
             raise ValueError("stochastic_rounding: not with master, which needs no chance")
         if isinstance(self.grad_scale, LossScale) and self.nonfinite != "skip":
             raise ValueError('grad_scale: a LossScale needs nonfinite="skip"')
-        self._plan = planned(self._parameters)
-        self._restore(0, [0] * len(self._parameters), self._plan.memories(), self.shared)
+        self._register(self._parameters)
+        self._restore(0, [0] * len(self._parameters), self._memories(), self.shared)
         self._free()
+
+    def _register(self, parameters: list[Parameter]) -> None:
+        """Hands parameters to the plan: all of them, or none. Raises where an array can't be."""
+        before = len(self._parameters) - len(parameters)
+        try:
+            for p in parameters:
+                self._plan.add(p.labels(), p.x, p.keeps(), p.g, p.group, p.decays, p.memory)
+            self._plan.require_disjoint()
+        except BaseException:
+            self._plan.keep_first(before)
+            raise
+        self._expect()
+        self._plan.change()
+
+    def _moved(self) -> tuple[Any, ...]:
+        """All that a step moves beside the arrays, as `_plan.restore` takes it."""
+        plan, numbers = self._plan, range(len(self._parameters))
+        return plan.iterations, [plan.count(i) for i in numbers], self._memories(), plan.shared
+
+    def _register_anew(self) -> None:
+        """For benchmarks, which lay the state elsewhere: the counters stay."""
+        moved = self._moved()
+        self._plan.keep_first(0)
+        self._register(self._parameters)
+        self._plan.restore(*moved)
+
+    def _expect(self) -> None:
+        """Tells the plan in which structure gradients come, and where the user keeps arrays."""
+        trees: list[Any] = self._trees
+        self._plan.expect([trees if self._grouped else trees[0]])
+        self._plan.watch(
+            [
+                (own, tree)
+                for own, tree in zip(self._containers, trees, strict=False)  # rebound ones are one
+                if isinstance(own, dict | list | tuple)
+            ]
+        )
 
     def _restore(
         self,
@@ -291,62 +294,47 @@ class Optimizer(Declared):
         """Sets all that a step moves beside the arrays."""
         self._plan.restore(iterations, counts, memories, [shared[name] for name in self.shared])
 
+    def _memories(self) -> list[list[float]]:
+        return [self._plan.memory(i) for i in range(len(self._parameters))]
+
     def _free(self) -> None:
         """Nobody is in a call: at the start, and in a forked child, which has no other thread."""
         self._lock = threading.RLock()
-        self._busy = False
-        self._clip: Clip | None = None  # of the last step
-        self._swapped = ""  # what stands where the parameters were, and how they come back
-        self._plan.free()
+        self._plan.serve(self._lock, self._recipe, self._match)
         for group in self._groups:
             group.lock = self._lock
         alive.add(self)
 
-    # ---- What a rule says of itself
+    def _set_hyperparameter(self, declared: Hyperparameter, value: Any) -> None:
+        """Sets it in all groups whose rule has it: a step of another thread sees all or none."""
+        name = declared.name
+        with self._lock:
+            changed: dict[int, Settings] = {}  # groups with the same settings keep the same
+            groups = [
+                g for g in self._groups if g.settings.rule.hyperparameters.get(name) is declared
+            ]
+            for group in groups:
+                old = group.settings
+                if id(old) not in changed:
+                    changed[id(old)] = group.changed({name: value})
+            for group in groups:
+                group.settings = changed[id(group.settings)]
 
-    @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
-        """The kernel for these hyperparameters, of which a callable is true.
+    def _set_option(self, key: str, value: Any) -> None:
+        with self._lock:
+            vars(self)[key] = value
+            self._plan.change()
 
-        Raises ValueError where they don't go together.
-        """
-        raise NotImplementedError("Optimizer is the base of the rules; use SGD, Adam, ...")
-
-    @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
-        """The scalars of the rule's kernels at an array's step t, counted from 1, in double.
-
-        h has the hyperparameters' values at this step, and what the rule keeps in `memory` and
-        `shared`; what is returned has the new memory, too.
-        """
-        raise NotImplementedError
-
-    @staticmethod
-    def reads_loss(h: Mapping[str, Any]) -> bool:
-        """Whether a step needs the loss."""
-        return False
-
-    @staticmethod
-    def sums(h: Mapping[str, Any]) -> tuple[str, ...]:
-        """What a step has to know of an array as a whole: "x", "g", "u", "agree", "look".
-
-        Then `scalars` finds h["sums"]: None in a look at the arrays, and in the step what it found.
-        """
-        return ()
-
-    @staticmethod
-    def follow(h: Mapping[str, Any]) -> dict[str, float]:
-        """What `shared` becomes by a step, and what else `scalars` wants to know.
-
-        h has the first group's values, `shared`, and where they are asked for "loss" and "totals",
-        the sums over all arrays.
-        """
-        raise NotImplementedError
-
-    @staticmethod
-    def initial(h: Mapping[str, Any]) -> dict[str, float]:
-        """What state arrays start with where it isn't 0."""
-        return {}
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets a hyperparameter of all groups, or an option; an error where neither is meant."""
+        if name in self.options:  # which a method may be named after
+            self.options[name].__set__(self, value)
+        elif name.startswith("_") or is_settable(type(self), name):
+            object.__setattr__(self, name, value)
+        elif hasattr(type(self), name) or is_ours(type(self)) or meant(type(self), name):
+            raise AttributeError(f"{name}: {nearest(type(self), name)}")
+        else:  # a subclass of the user's may keep what it likes
+            object.__setattr__(self, name, value)
 
     # ---- Parameters
 
@@ -359,36 +347,66 @@ class Optimizer(Declared):
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Takes in more parameters, with new state.
 
-        group   a mapping with "params" and what differs from the class's defaults; "no_decay" and,
-                where gradients are bound, "grads"
+        group   a mapping with "params" and what differs from what the constructor was given, as in
+                PyTorch; where gradients are bound, "grads", too
 
-        Gradients are then a sequence with the structure of each group, or one mapping by name.
+        Gradients may then come as a sequence with the structure of each group, or in any structure
+        in which the arrays lie at the places that they are named by.
         """
-        before = self._groups, self._trees, self._parameters
+        before = self._groups, self._trees, self._containers, self._parameters, self._grouped
+        size = len(self._parameters)
+        self._grouped = True
         try:
-            added = self._add(group)
+            self._add(group)
+            added = self._parameters[size:]
             if self._bound and all(p.g is None for p in added):
                 raise ValueError('group: gradients are bound; pass its "grads"')
-            plan = planned(self._parameters, self._plan)
+            self._register(added)
         except BaseException:
-            self._groups, self._trees, self._parameters = before
+            for p in self._parameters[size:]:
+                self._names.discard(p.name)
+            self._groups, self._trees, self._containers, self._parameters, self._grouped = before
             raise
-        self._grouped, self._plan = True, plan
+        for own in self._groups:
+            own.lock = self._lock
 
     @one_at_a_time
     def rebind(self, params: Any) -> None:
         """Takes arrays of the same structure, shapes and types in place of the old ones.
 
-        The state stays, and goes on with the new arrays.
+        The state stays, and goes on with the new arrays. What was taken from the parameters at the
+        start, such as masters and averages, is taken anew where an array has other values.
         """
-        fresh = [copy.copy(p) for p in self._parameters]
-        for p, x in zip(fresh, self._gather(params, "params"), strict=True):
-            if described(x) != p.kind:
-                raise ValueError(f"{p.labels()[0]}: {described(x)} where {p.kind} is registered")
-            p.x = x
-        self._plan = planned(fresh, self._plan)
-        for old, new in zip(self._parameters, fresh, strict=True):
-            old.x = new.x
+        self._require_parameters("rebind")
+        arrays, tree = self._matched(params, "params")
+        self._rebind(arrays)
+        self._containers = [params]
+        self._plan.watch([(params, tree)] if isinstance(params, dict | list | tuple) else [])
+
+    def _rebind(self, arrays: list[Any]) -> None:
+        self._plan.rebind(arrays)
+        for p, x in zip(self._parameters, arrays, strict=True):
+            old, p.x = p.x, x
+            if x is not old and p.has_copies and x.tobytes() != old.tobytes():
+                p.refresh()
+
+    @one_at_a_time
+    def refresh(self) -> None:
+        """Takes masters, averages and starting points anew from the parameters; counters stay.
+
+        For parameters that were filled from outside, with loaded weights for example.
+        """
+        self._require_parameters("refresh")
+        for p in self._parameters:
+            p.refresh()
+
+    def holds(self, params: Any) -> bool:
+        """Whether these are the very arrays that are stepped, in the structure of params."""
+        try:
+            arrays = self._gather(params, "params")
+        except (TypeError, ValueError):
+            return False
+        return all(a is p.x for a, p in zip(arrays, self._parameters, strict=True))
 
     @one_at_a_time  # type: ignore[no-redef]
     def zero_grad(self) -> None:
@@ -407,6 +425,7 @@ class Optimizer(Declared):
         """Takes a group in: its hyperparameters, its parameters and their state."""
         if not isinstance(group, Mapping) or "params" not in group:
             raise TypeError('group: pass a mapping with "params" and what differs')
+        group = {**self._start, **group}
         made, part = self._divided(
             group, {k: v for k, v in group.items() if k not in ("params", *self.apart)}
         )
@@ -414,10 +433,9 @@ class Optimizer(Declared):
         if not (no_decay is None or callable(no_decay)):
             raise TypeError(f"no_decay: {no_decay!r} is no function of a name and an array")
         tree, arrays = flatten(listed(group["params"]), len(self._parameters))
-        taken = {p.name for p in self._parameters}
         added: list[Parameter] = []
         for name, x in arrays.items():
-            if name in taken:
+            if name in self._names:
                 raise ValueError(f"{label('params', name)}: two groups have this name; rename one")
             _core.require_parameter(x, label("params", name))
             number = part(name, x)
@@ -433,6 +451,7 @@ class Optimizer(Declared):
                     no_decay is None or not no_decay(name, x),
                     before[-1].position + before[-1].x.size if before else 0,
                     list(self.memory.values()),
+                    self.starting,
                 )
             )
             made[number].members.append(added[-1])
@@ -440,9 +459,13 @@ class Optimizer(Declared):
             own = gather(tree, group["grads"], "grads") if added else []
             for p, g in zip(added, own, strict=True):
                 p.g = g
+        if self._groups and self._groups[-1].settings.is_like(made[0].settings):
+            made[0].settings = self._groups[-1].settings  # groups with the same share scalars
         self._groups = (*self._groups, *made)
         self._trees = [*self._trees, tree]
+        self._containers = [*self._containers, group["params"]]
         self._parameters = [*self._parameters, *added]
+        self._names.update(arrays)
         return added
 
     def _divided(
@@ -482,7 +505,7 @@ class Optimizer(Declared):
             beside[role] = room(x, computing, taken + len(beside))
             beside[role][...] = values
 
-        if self.master and x.dtype.itemsize == 2:
+        if self.master and is_narrow(x.dtype):
             keep("master", x)
         if self.ema_decay is not None:
             keep("average", x)
@@ -496,196 +519,157 @@ class Optimizer(Declared):
 
     def _gather(self, values: Any, role: str) -> list[Any]:
         """Gradients, or other arrays in the structure of params, in the parameters' order."""
-        if not self._grouped:
-            return gather(self._trees[0], values, role)
-        if isinstance(values, Mapping):
-            return gather({p.name: i for i, p in enumerate(self._parameters)}, values, role)
-        if is_groups(values):
+        return self._matched(values, role)[0]
+
+    def _matched(self, values: Any, role: str) -> tuple[list[Any], Any]:
+        """The arrays in the parameters' order, and the structure that they came in.
+
+        That of params, or of the groups, or any other whose arrays lie at the places by which the
+        parameters are named.
+        """
+        if self._grouped and is_groups(values):
             values = [group["params"] for group in values]
-        return gather(self._trees, values, role)
+        tree: Any = self._trees if self._grouped else self._trees[0]
+        try:
+            return gather(tree, values, role), tree
+        except ValueError:
+            names = {p.name: i for i, p in enumerate(self._parameters)}
+            missing = self.missing if role == "grads" else "raise"
+            found = by_name(names, values, role, missing == "skip")
+            if found is not None:
+                return found
+            if self._grouped and isinstance(values, Mapping):
+                gather(names, values, role)  # which says what is missing
+            raise
 
     # ---- The step
 
     def step(
-        self, grads: Any = None, *, loss: float | None = None, grad_scale: float | None = None
+        self,
+        grads: Any = None,
+        *,
+        lr: float | None = None,
+        params: Any = None,
+        loss: float | None = None,
+        grad_scale: float | None = None,
     ) -> bool:
         """Updates every parameter that has a gradient, in place; True when it did.
 
         False where nonfinite="skip" has left it undone.
 
-        grads        in the structure of params, None where there is no gradient: that parameter,
-                     its state and its step count stay. Not given: the bound ones
+        grads        in the structure of params, None where there is no gradient, of an array or of
+                     a whole part: those parameters, their state and their step count stay. Not
+                     given: the bound ones
+        lr           the learning rate of this step, of all groups. Not given: the groups'
+        params       the arrays of this step, for clients that bring their own; where they are
+                     others than those before, they are bound anew (rebind). Not given: the
+                     registered ones
         loss         the loss at the point where the gradients were taken, for rules that read it
         grad_scale   the loss scale of this step. Not given: the optimizer's
 
         Everything is validated before anything changes. Raises TypeError or ValueError that name
         the array, FloatingPointError where nonfinite="raise" finds cause, and RuntimeError when a
         callable calls it from within a step.
-        """
-        if loss is None and grad_scale is None and not self._busy and self._plan.again(grads):
-            if (clip := self._clip) is not None:  # which another thread may take away
-                self.grad_norm = clip.norm
-            return True
-        return self._step(grads, loss, grad_scale)
 
-    @one_at_a_time
-    def _step(self, grads: Any, loss: float | None, grad_scale: float | None) -> bool:
-        """The step, from nothing but the present settings."""
-        self._plan.end()
-        self._require_parameters("step")
-        if grads is None and not self._bound:
-            raise ValueError("grads: none given and none bound; pass them, or bind them")
-        scale = self.grad_scale
+        Also raises where the containers that were passed as params hold other arrays by now: all
+        of them are looked up in the first hundred steps, then eight at each step, in turn.
+        """
+        if lr is not None:
+            lr = self.hyperparameters["lr"].check(lr)
         if grad_scale is not None:
-            scale = self.options["grad_scale"].check(grad_scale)
+            grad_scale = self.options["grad_scale"].check(grad_scale)
+        if params is not None:
+            return self._step_of(params, grads, lr, loss, grad_scale)
+        return self._plan.step(grads, lr, loss, grad_scale)
+
+    def _step_of(self, params: Any, grads: Any, lr: Any, loss: Any, grad_scale: Any) -> bool:
+        """A step of arrays that the client brings: one that fails leaves the old ones bound."""
+        with self._lock:
+            before = [p.x for p in self._parameters]
+            arrays = self._gather(params, "params")
+            others = any(a is not b for a, b in zip(arrays, before, strict=True))
+            if others:
+                self._require_parameters("step")
+                self._rebind(arrays)
+                self._plan.watch([])
+            try:
+                return self._plan.step(grads, lr, loss, grad_scale)
+            except BaseException:
+                if others:
+                    self._rebind(before)
+                raise
+
+    def _recipe(self) -> Recipe:
+        """What a step needs, by the present options and settings."""
         if self.clip_norm < math.inf and any(g["clip_value"] != math.inf for g in self._groups):
             raise ValueError("clip_value: not with clip_norm; choose one of the two")
-        plan = self._plan
-        settings = [group.settings for group in self._groups]
-        values = [s.at(plan.iterations) for s in settings]  # the user's callables run here
-        shared: dict[str, Any] = dict(zip(self.shared, plan.shared, strict=True))
-        if any(map(self.reads_loss, values)):
-            shared |= self.follow(values[0] | shared | {"loss": check_loss(loss)})
-        flat = None if grads is None else self._gather(grads, "grads")
-        keys = plan.begin(flat, self.zeroes_grad)
-        factor = 1.0 / float(scale)
-        self._clip = None
-        if self.clip_norm < math.inf or self.nonfinite != "propagate":
-            self._clip = Clip(self.clip_norm, factor, self.nonfinite == "propagate")
-            measured = self._clip.factor(*self._measured(flat))
-            self.grad_norm = self._clip.norm
-            if measured is None:
-                self._leave_undone(flat)
-                if isinstance(scale, LossScale):
-                    scale.update(False)
-                return False
-            factor = measured
-        sets = self._sets(settings, values, keys, shared, factor, flat)
-        now = plan.iterations
-        self._run(flat, sets, [shared[name] for name in self.shared])
-        if grad_scale is None and len(plan.active()) == len(self._parameters):
-            self._settle(settings, values, keys, sets, factor, now)
-        if isinstance(scale, LossScale):
-            scale.update(True)
-        return True
+        scale = self.grad_scale
+        return Recipe(
+            self._groups,
+            Options(
+                self.ema_decay,
+                self.stochastic_rounding,
+                self.seed,
+                self.subnormals,
+                self.zeroes_grad,
+            ),
+            scale=scale,
+            told=scale.update if isinstance(scale, LossScale) else None,
+            limit=self.clip_norm,
+            propagates=self.nonfinite == "propagate",
+            undone=self._leave_undone,
+            backend=None if self.backend == "compiled" else Numpy(self._parameters),
+            convert=self._converted if self.convert else None,
+        )
 
-    def _settle(
-        self,
-        settings: list[Settings],
-        values: list[dict[str, Any]],
-        keys: list[tuple[int, bool, int, list[float]]],
-        sets: list[ScalarSet],
-        factor: float,
-        before: int,
-    ) -> None:
-        """Lets the plan take the coming steps where they differ in nothing but these scalars.
+    def _match(self, grads: Any) -> tuple[list[Any], Any]:
+        """Gradients in a structure that the plan does not know."""
+        found, tree = self._matched(grads, "grads")
+        return found, tree if isinstance(grads, dict | list | tuple) else None
 
-        Until something is set: that makes the settings others, or ends it.
-        """
-        if (
-            self.backend != "compiled"
-            or self.memory
-            or self.shared
-            or isinstance(self.grad_scale, LossScale)
-            or type(self)._run is not Optimizer._run
-            or any(wanted(s, s.values) for s in settings)
+    def _converted(self, number: int, g: Any) -> np.ndarray:
+        """A gradient of another type or order, in an array of ours that fits: kept for the next."""
+        p = self._parameters[number]
+        if p.converted is None:
+            p.converted = np.empty_like(p.x, dtype=computing_type(p.x), subok=False)
+            if not self._has_converted:
+                self._has_converted = True
+                warnings.warn(
+                    f"{p.labels()[1]}: {described(g)} is converted at each step: one more pass "
+                    f"over it, and {p.converted.nbytes} bytes that are kept; {p.kind} needs none",
+                    stacklevel=4,
+                )
+        source = np.asarray(g)
+        if source.shape != p.x.shape or not (
+            source.dtype.kind in "iu" or is_floating(source.dtype)
         ):
-            return
-        options = {key: value for key, value in vars(self).items() if key in AROUND}
-        parts: list[tuple[Any, Any, int, int, Sequence[str] | None]] = []
-        for (g, decays, t, _), s in zip(keys, sets, strict=True):
-            ahead = t + 1 - before
-            if settings[g].scheduled or self.stochastic_rounding or STAGES & s.rule.keys():
-                remade = functools.partial(packed_set, settings[g], decays, factor, options)
-                parts.append((remade, None if settings[g].scheduled else values[g], g, ahead, None))
-            else:
-                h = values[g] if decays else {**values[g], "weight_decay": 0.0}
-                parts.append((settings[g].rule.scalars, h, g, ahead, NAMES[settings[g].kernel]))
-        at = [s.at if s.scheduled else None for s in settings]
-        clip = None if self._clip is None else self._clip.factor
-        self._plan.settle(self._lock, self._groups, at, parts, keys_of(self._trees), clip)
-
-    def _sets(
-        self,
-        settings: list[Settings],
-        values: list[dict[str, Any]],
-        keys: list[tuple[int, bool, int, list[float]]],
-        shared: dict[str, Any],
-        factor: float,
-        flat: list[Any] | None,
-    ) -> list[ScalarSet]:
-        """The scalars of each key, or where a look is asked for of each array; `shared` follows."""
-
-        def made(key: tuple[int, bool, int, list[float]], **seen: Any) -> ScalarSet:
-            group, decays, t, memory = key
-            known = {**dict(zip(self.memory, memory, strict=True)), **shared, **seen}
-            return scalar_set(
-                settings[group], values[group], t + 1, decays, known, factor, vars(self)
-            )
-
-        bits = functools.reduce(operator.or_, map(wanted, settings, values))
-        if not (bits and keys):
-            return [made(key) for key in keys]
-        sums = self._looked([made(key, sums=None) for key in keys], bits, flat)
-        if self.sums(values[0]) and self.shared:
-            known = {"totals": Sums.total(sums), "t": self.iterations + 1}
-            shared |= self.follow(values[0] | shared | known)
-        own = [keys[number_of_set] for _, number_of_set in self._plan.active()]
-        self._plan.spread()
-        return [made(key, sums=s) for key, s in zip(own, sums, strict=True)]
-
-    def _looked(self, sets: list[ScalarSet], bits: int, flat: list[Any] | None) -> list[Sums]:
-        """What a step with these sets would do to each array."""
-        active = self._plan.active()
-        sizes = [self._parameters[i].x.size for i, _ in active]
-        if self.backend == "compiled":
-            found: Sequence[tuple[float, ...]] = self._plan.look([s.packed() for s in sets], bits)
-        else:
-            self._plan.check()
-            gradients = self._in_order(flat)
-            found = [sets[n].look(self._parameters[i], gradients[i], bits) for i, n in active]
-        return [Sums._make((*sums, size)) for sums, size in zip(found, sizes, strict=True)]
-
-    def _run(self, flat: list[Any] | None, sets: list[ScalarSet], shared: list[float]) -> None:
-        """Updates all arrays of the step that has begun, once they have been looked over."""
-        plan, memories = self._plan, [s.memory for s in sets]
-        if self.backend == "compiled":
-            plan.run([s.packed() for s in sets], memories, shared)
-            return
-        plan.check()
-        gradients = self._in_order(flat)
-        for i, number_of_set in plan.active():
-            sets[number_of_set].step(self._parameters[i], gradients[i])
-        plan.advance(memories, shared)
+            raise ValueError(f"{p.labels()[1]}: {described(g)} can't be converted to {p.kind}")
+        p.converted[...] = source
+        return p.converted
 
     def _require_parameters(self, what: str) -> None:
         """Raises while something else stands where the parameters were."""
-        if self._swapped:
-            raise RuntimeError(f"{what}: {self._swapped}")
+        if self._plan.barred:
+            raise RuntimeError(f"{what}: {self._plan.barred}")
 
-    def _in_order(self, flat: list[Any] | None) -> list[Any]:
-        """The gradients of a step: those that were given, or the bound ones."""
-        return [p.g for p in self._parameters] if flat is None else flat
-
-    def _measured(self, flat: list[Any] | None) -> tuple[float, bool]:
-        """The sum of the squares of the gradients, and whether all of them are finite."""
-        if self.backend == "compiled":
-            return self._plan.norm()
-        self._plan.check()
-        return reference.norm_squared([g for g in self._in_order(flat) if g is not None])
-
-    def _leave_undone(self, flat: list[Any] | None) -> None:
+    def _leave_undone(self, gradients: list[Any], active: list[int]) -> None:
         """What is left of a step whose gradients are not finite."""
-        self._plan.end()
-        pairs = list(zip(self._parameters, self._in_order(flat), strict=True))
         if self.nonfinite == "raise":
-            bad = [p for p, g in pairs if g is not None and not np.isfinite(g).all()]
+            bad = [
+                self._parameters[i]
+                for i, g in zip(active, gradients, strict=True)
+                if not np.isfinite(g).all()
+            ]
             raise FloatingPointError(f"{bad[0].labels()[1]}: has elements that are not finite")
         self.skipped_steps += 1
         if self.zeroes_grad:  # or a buffer that accumulates would stay infinite
-            for _, g in pairs:
-                if g is not None:
-                    g.fill(0)
+            for g in gradients:
+                g.fill(0)
+
+    @property
+    def grad_norm(self) -> float | None:
+        """The global norm of the last gradients that were measured: see clip_norm, nonfinite."""
+        return self._plan.grad_norm
 
     @property
     def iterations(self) -> int:
@@ -723,18 +707,14 @@ class Optimizer(Declared):
     @property
     def state(self) -> States:
         """Each parameter's finished steps and its live state: `opt.state["w1"]["exp_avg"]`."""
+        return States({p.name: i for i, p in enumerate(self._parameters)}, self._state_of)
+
+    def _state_of(self, number: int) -> dict[str, Any]:
+        """The state of one parameter."""
+        p = self._parameters[number]
         with self._lock:
-            numbers = zip(self._plan.counts(), self._plan.memories(), strict=True)
-            return States(
-                {
-                    p.name: {
-                        "step": count,
-                        **dict(zip(self.memory, memory, strict=True)),
-                        **p.saved,
-                    }
-                    for p, (count, memory) in zip(self._parameters, numbers, strict=True)
-                }
-            )
+            memory = zip(self.memory, self._plan.memory(number), strict=True)
+            return {"step": self._plan.count(number), **dict(memory), **p.saved}
 
     @property  # type: ignore[no-redef]
     def ema(self) -> dict[str, np.ndarray]:
@@ -747,18 +727,17 @@ class Optimizer(Declared):
         if self.ema_decay is None:
             raise ValueError("ema: no running means; ask for them at construction with ema=")
         with self._lock:
-            kept, before = [p.x.copy(order="K") for p in self._parameters], self._swapped
-            self._swapped = "the parameters hold their means; leave opt.averaged() first"
-            self._plan.end()
+            kept, before = [p.x.copy(order="K") for p in self._parameters], self._plan.barred
+            self._plan.barred = "the parameters hold their means; leave opt.averaged() first"
             for p in self._parameters:
                 p.x[...] = p.beside["average"]
         try:
             yield
         finally:
             with self._lock:
-                for p, x in zip(self._parameters, kept, strict=True):
+                for p, x in zip(self._parameters, kept, strict=False):  # some may be new
                     p.x[...] = x
-                self._swapped = before
+                self._plan.barred = before
 
     def empty_like_params(self) -> Any:
         """New arrays in the structure of params, with no content."""
@@ -794,6 +773,7 @@ class Optimizer(Declared):
                 }
                 for g in self._groups
             ],
+            "options": {name: o.saved(vars(self)[o.key]) for name, o in self.options.items()},
             "iterations": self.iterations,
             "shared": dict(zip(self.shared, self._plan.shared, strict=True)),
             "skipped_steps": self.skipped_steps,
@@ -814,11 +794,16 @@ class Optimizer(Declared):
         """
         self._require_parameters("load_state_dict")
         found = read(self, state_dict)
-        planned(self._parameters)  # notices an array that can't be written any more
+        for p in self._parameters:  # notices an array that can't be written any more
+            of_x, _, *of_state = p.labels()
+            for name, a in zip((of_x, *of_state), (p.x, *p.state.values()), strict=False):
+                _core.require_parameter(a, name)
         load(self._observers(), found.schedules)
 
         for own, settings in zip(self._groups, found.settings, strict=True):
             own.settings = settings
+        for name, value in found.options.items():
+            self.options[name].__set__(self, value)
         for array, value in found.arrays:
             array[...] = value
         self._restore(found.iterations, found.counts, found.memories, found.shared)
@@ -827,15 +812,15 @@ class Optimizer(Declared):
             vars(self.grad_scale).update(found.loss_scale)
 
     def __getstate__(self) -> dict[str, Any]:
-        fresh = ("_plan", "_lock", "_busy", "_clip")
-        own = {k: v for k, v in vars(self).items() if k not in fresh}
-        plan = self._plan
-        return own | {"moved": (plan.iterations, plan.counts(), plan.memories(), plan.shared)}
+        own = {k: v for k, v in vars(self).items() if k not in ("_plan", "_lock")}
+        own["_start"] = {k: v for k, v in self._start.items() if k not in self.apart}
+        return own | {"moved": self._moved()}
 
     def __setstate__(self, own: dict[str, Any]) -> None:
         vars(self).update(own)
         moved = vars(self).pop("moved")
-        self._plan = planned(self._parameters)
+        self._plan = _core.Plan()
+        self._register(self._parameters)
         self._plan.restore(*moved)
         self._free()
 
@@ -843,15 +828,11 @@ class Optimizer(Declared):
         raise TypeError("copy.copy would share the arrays but not the counters; use copy.deepcopy")
 
     def __repr__(self) -> str:
+        """What differs from the defaults, of the optimizer and of each group."""
+        values = {name: vars(self)[o.key] for name, o in self.options.items()}
+        own = [f"{k}={v!r}" for k, v in values.items() if self.options[k].differs(v)]
         groups = "".join(f"\n  {group!r}," for group in self._groups)
-        return f"{type(self).__name__}({groups}\n)"
-
-
-def check_loss(loss: Any) -> float:
-    """The loss as a float, for a rule that reads it."""
-    if loss is None:
-        raise ValueError("loss: this rule reads it; pass it with the gradients: loss=f")
-    return Interval("(-inf, inf)").check("loss", loss)
+        return f"{type(self).__name__}({', '.join(own)}{groups}\n)"
 
 
 def is_groups(params: Any) -> bool:
@@ -868,32 +849,19 @@ def computing_type(x: np.ndarray) -> np.dtype[Any]:
     return np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
 
 
-def planned(parameters: list[Parameter], before: _core.Plan | None = None) -> _core.Plan:
-    """A plan of these parameters; the first ones keep the counters of the plan before, which ends.
-
-    Raises where an array breaks the contract.
-    """
-    plan = _core.Plan()
-    for p in parameters:
-        plan.add(p.labels(), p.x, p.keeps(), p.g, p.group, p.decays, p.memory)
-    plan.require_disjoint()
-    if before is not None:
-        counts, memories, fresh = before.counts(), before.memories(), plan.memories()
-        counts += [0] * (len(parameters) - len(counts))
-        memories += fresh[len(memories) :]
-        plan.restore(before.iterations, counts, memories, before.shared)
-        before.end()  # a thread that waits for it is to find the new one
-    return plan
+def is_ours(cls: type) -> bool:
+    """Whether a class is one of this package."""
+    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
-alive: WeakSet[Optimizer] = WeakSet()
-
-
-def free_all() -> None:
-    """A lock that another thread held when the process was forked would never be released."""
-    for optimizer in list(alive):
-        optimizer._free()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=free_all)
+def is_settable(cls: type, name: str) -> bool:
+    """Whether instances have an attribute of this name that is set by assignment."""
+    found = inspect.getattr_static(cls, name, None)
+    if isinstance(found, Hyperparameter | Option):
+        return True
+    if isinstance(found, property):
+        return found.fset is not None
+    declared = any(name in vars(c).get("__annotations__", ()) for c in cls.__mro__)
+    return (
+        declared if found is None else not callable(found) and not isinstance(found, staticmethod)
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,20 +22,21 @@ MOST = 2**62  # steps that a saved counter may say: it has room for as many agai
 class States(Mapping[str | int, Mapping[str, Any]]):
     """State by parameter name; in a flat sequence the number itself works too."""
 
-    def __init__(self, by_name: Mapping[str, dict[str, Any]]) -> None:
-        self.by_name = {name: MappingProxyType(own) for name, own in by_name.items()}
+    def __init__(self, numbers: Mapping[str, int], state: Callable[[int], dict[str, Any]]) -> None:
+        self.numbers = numbers
+        self.state = state
 
     def __getitem__(self, key: str | int) -> Mapping[str, Any]:
-        return self.by_name[key if isinstance(key, str) else str(key)]
+        return MappingProxyType(self.state(self.numbers[key if isinstance(key, str) else str(key)]))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.by_name)
+        return iter(self.numbers)
 
     def __len__(self) -> int:
-        return len(self.by_name)
+        return len(self.numbers)
 
     def __repr__(self) -> str:
-        return repr({name: dict(own) for name, own in self.by_name.items()})
+        return repr({name: dict(self[name]) for name in self})
 
 
 def differences(own: Mapping[Any, Any], other: Mapping[str, Any]) -> list[str]:
@@ -62,6 +63,7 @@ class Saved(NamedTuple):
     """What a state dictionary says, checked, for one optimizer."""
 
     settings: list[Settings]  # of each group
+    options: dict[str, Any]
     arrays: list[tuple[np.ndarray, np.ndarray]]  # the optimizer's own, and what comes into it
     counts: list[int]
     memories: list[list[float]]
@@ -92,10 +94,12 @@ def read(opt: Optimizer, state_dict: Mapping[str, Any]) -> Saved:
         known = given.keys() & declared.keys()
         given |= {k: declared[k].loaded(given[k], own[k]) for k in known}
         settings.append(own.changed(given))
+    options = read_options(opt, state_dict.get("options", {}))
     finite = Interval("[-inf, inf]")
     given_shared = {**opt.shared, **state_dict.get("shared", {})}
     return Saved(
         settings,
+        options,
         [
             (a, state[name][key].copy())
             for name, own in opt.state.items()
@@ -110,3 +114,16 @@ def read(opt: Optimizer, state_dict: Mapping[str, Any]) -> Saved:
         state_dict.get("schedules", {}),
         state_dict.get("loss_scale"),
     )
+
+
+# Options that a saved state brings along; the others are those of the place where it is loaded.
+CARRIED = ("clip_norm", "nonfinite", "zero_grad", "stochastic_rounding", "seed", "subnormals")
+
+
+def read_options(opt: Optimizer, saved: Any) -> dict[str, Any]:
+    """The options that a state dictionary brings; raises where one is fixed here and another."""
+    if not isinstance(saved, Mapping):
+        raise TypeError(f"options: {saved!r} is not a mapping")
+    if (own := opt.ema_decay) != (its := saved.get("ema", own)):
+        raise ValueError(f"state_dict: ema: {its!r} was saved, but {own!r} is fixed here")
+    return {name: saved[name] for name in CARRIED if name in saved}

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import operator
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from schuss import _core, reference
 from schuss.engine.declare import Pair
-
-if TYPE_CHECKING:
-    from schuss.engine.groups import Parameter, Settings
+from schuss.engine.groups import Settings
+from schuss.reference.sums import Sums
 
 # How weight_decay works on x: see Optimizer. A rule may have modes of its own, which are its own
 # affair.
 DECAY_MODES = ("l2", "decoupled", "decoupled_unscaled", "corrected", "proximal", "masked")
 
-NUMBERS = {name: number for number, (name, *_) in enumerate(_core.rules())}
+KERNELS = tuple(name for name, *_ in _core.rules())
+NUMBERS = {name: number for number, name in enumerate(KERNELS)}
 
 
 def scalar_names(kernel: str) -> tuple[str, ...]:
@@ -29,196 +25,133 @@ def scalar_names(kernel: str) -> tuple[str, ...]:
     return tuple(code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount])
 
 
-NAMES = {kernel: scalar_names(kernel) for kernel in NUMBERS}
+NAMES = {kernel: scalar_names(kernel) for kernel in KERNELS}
+
+if _core.stages() != [(k, float(v)) for k, v in reference.Stages._field_defaults.items()]:
+    raise ImportError("the stages of kernels and reference differ in names, order or idle values")
 
 
-class Sums(NamedTuple):
-    """What a look at an array, or at all of them, has found before the step: reference.look."""
+class Options(NamedTuple):
+    """The optimizer's options that its scalars depend on."""
 
-    x: float
-    g: float
-    u: float
-    agree: float
-    p: float
-    q: float
-    size: int
-
-    @classmethod
-    def total(cls, parts: Sequence[Sums]) -> Sums:
-        """The sums over all arrays, added in their order."""
-        return cls(*(functools.reduce(operator.add, column) for column in zip(*parts, strict=True)))
+    ema: float | None = None
+    stochastic_rounding: bool = False
+    seed: int = 0
+    subnormals: str = "zero"
+    zero_grad: bool = False
 
 
-# The optimizer's options that its sets of scalars depend on.
-AROUND = frozenset({"_ema", "_stochastic_rounding", "_seed", "_subnormals", "_zero_grad"})
-
-# What a rule's scalars may say of the stages.
-STAGES = frozenset({"decay_rate", "keep", "after"})
-
-# The bit of each of the sums, as the kernels count; p and q come together.
-WANTED = {"x": 1, "g": 2, "u": 4, "agree": 8, "look": 16}
-
-
-class Clip:
-    """What becomes of gradients by their norm."""
-
-    def __init__(self, limit: float, scale: float, propagates: bool) -> None:
-        self.limit = limit
-        self.scale = scale  # without clipping: 1/grad_scale
-        self.propagates = propagates  # where one is not finite
-        self.norm = math.nan  # of the scaled gradients that were last seen
-
-    def factor(self, squares: float, finite: bool) -> float | None:
-        """What the raw gradients are multiplied by; None where the step is not to be taken."""
-        self.norm = math.sqrt(squares) * self.scale
-        if not (finite or self.propagates):
-            return None
-        if self.limit == math.inf:  # the norm may be infinite, too, of finite gradients
-            return self.scale
-        share = self.limit / (self.norm + 1e-6)
-        return self.scale if share > 1.0 else self.scale * share
+# What they make of weight_decay, among the stages, from h, the rate that it goes by, and itself.
+# "after" is SOAP's.
+DECAYS: dict[str, Callable[[Mapping[str, Any], float, float], dict[str, float]]] = {
+    "l2": lambda h, rate, decay: {"l2": h["l2"] + decay},
+    "decoupled": lambda h, rate, decay: {"keep": 1.0 - rate * decay},
+    "decoupled_unscaled": lambda h, rate, decay: {"keep": 1.0 - rate * decay},
+    "corrected": lambda h, rate, decay: {"keep": 1.0 - rate * decay},
+    "proximal": lambda h, rate, decay: {"after": 1.0 / (1.0 + rate * decay)},
+    "masked": lambda h, rate, decay: {"keep": 1.0 - rate * decay, "masked": 1.0},
+    "after": lambda h, rate, decay: {"after": 1.0 - rate * decay},
+}
 
 
-class ScalarSet(NamedTuple):
-    """The scalars of one step of all arrays that share a group and a step count."""
+class Part:
+    """From the hyperparameters of a group to the scalars of its arrays, step by step."""
 
-    kernel: str
-    rule: Mapping[str, float]  # what the kernel takes, and perhaps more
-    around: reference.Stages
-    memory: list[float]  # of the arrays, as it is after the step
+    def __init__(self, settings: Settings, decays: bool, options: Options) -> None:
+        rule = settings.rule
+        self.rule = rule
+        self.f: Callable[..., dict[str, float]] = rule.scalars
+        self.kernel = NUMBERS[settings.kernel]
+        self.names = NAMES[settings.kernel]
+        self.lr = settings.values["lr"]
+        self.decays = decays
+        self.options = options
+        self.steady = not (options.stochastic_rounding or rule.memory or rule.shared)
+        self.constant: dict[str, float] = {}
+        if options.ema is not None:
+            self.constant["average"] = 1.0 - options.ema
+        if options.subnormals == "keep":
+            self.constant["flush"] = 0.0
+        if options.zero_grad:
+            self.constant["zero_grad"] = 1.0
 
-    def packed(self) -> tuple[float, ...]:
-        """What the compiled driver reads."""
-        rule = self.rule
-        return (NUMBERS[self.kernel], *self.around, *[rule[name] for name in NAMES[self.kernel]])
+    def __call__(
+        self, h: dict[str, Any], t: int, scale: float, memory: Mapping[str, float]
+    ) -> tuple[dict[str, float], dict[str, float], bool, dict[str, Any]]:
+        """The scalars of an array's step t, counted from 1: the rule's, and the stages' not idle.
 
-    def step(self, p: Parameter, g: np.ndarray) -> None:
-        """One array's step, in NumPy: on the plain array behind a subclass."""
-        beside: dict[str, Any] = p.beside
-        reference.step(*self.arguments(p, g), position=p.position, **beside)
+        A rule whose rate is not the group's lr says so as its `decay_rate`; and it may have a
+        `keep` among its scalars, and an `after`, in place of those of the weight decay. Last come
+        whether the rule's scalars are all that depends on t, and the h that they were taken from.
+        """
+        if not self.decays:
+            h = {**h, "weight_decay": 0.0}
+        own = self.f(h, t, memory)
+        lr = own.get("decay_rate", h["lr"])
+        stages = {**self.constant, "scale": -scale if h["maximize"] else scale}
+        if h["clip_value"] != math.inf:
+            stages["clip"] = h["clip_value"]
+        if l2 := h["l2"]:
+            stages["l2"] = l2
+        if l1 := h["l1"]:
+            prox = h["l1_mode"] == "prox"
+            stages["threshold" if prox else "l1"] = lr * l1 if prox else l1
+        stages |= self.decay(h, lr)
+        bounds = h["bounds"]
+        if not (bounds is None or Pair.has_arrays(bounds)):  # arrays lie beside the parameters
+            stages["low"], stages["high"] = bounds
+        steady = self.steady
+        if "keep" in own:
+            stages["keep"], stages["after"] = own["keep"], own.get("after", 1.0)
+            steady = False
+        if self.options.stochastic_rounding:
+            stages["stochastic"], stages["key"] = 1.0, step_key(self.options.seed, t)
+        return own, stages, steady and lr is h["lr"], h
 
-    def look(self, p: Parameter, g: np.ndarray, wanted: int) -> tuple[float, ...]:
-        """What the step would do, in NumPy: all sums, of which only the wanted ones count."""
-        own = getattr(reference, f"{self.kernel}_look", None)
-        found = reference.look(*self.arguments(p, g), own=own, master=p.beside.get("master"))
-        bits = (1, 2, 4, 8, 16, 16)
-        return tuple(s if wanted & bit else 0.0 for s, bit in zip(found, bits, strict=True))
+    def decay(self, h: Mapping[str, Any], lr: float) -> dict[str, float]:
+        """What the weight decay's mode makes of it, among the stages."""
+        decay, mode = h["weight_decay"], h["decay_mode"]
+        if decay == 0 or mode not in DECAYS:
+            return {}
+        rate = lr
+        if mode in ("decoupled_unscaled", "corrected"):
+            largest = peak(self.lr) if callable(self.lr) else h["lr"]
+            share = h["lr"] / largest if h["lr"] else 0.0
+            rate = share if mode == "decoupled_unscaled" else lr * share
+        return DECAYS[mode](h, rate, decay)
 
-    def arguments(self, p: Parameter, g: np.ndarray) -> Any:
-        """What the reference takes of an array: rule, arrays, scalars, stages."""
-        return (
-            getattr(reference, self.kernel),
-            np.asarray(p.x),
-            np.asarray(g),
-            list(p.state.values()),
-            {name: self.rule[name] for name in NAMES[self.kernel]},
-            self.around,
-        )
-
-
-def scalar_set(
-    settings: Settings,
-    h: Mapping[str, Any],
-    t: int,
-    decays: bool,
-    memory: Mapping[str, float],
-    scale: float,
-    options: Mapping[str, Any],
-) -> ScalarSet:
-    """The scalars of an array's step t, counted from 1: the rule's and those of the stages.
-
-    A rule whose rate is not the group's lr says so as its `decay_rate`; and it may have a `keep`
-    among its scalars, and an `after`, in place of those of the weight decay.
-
-    h is the group's, `memory` what the rule knows besides: numbers of the steps before, the loss,
-    the sums of a look; `options` the optimizer's, with an underscore before their names.
-    """
-    if not decays:
-        h = {**h, "weight_decay": 0.0}
-    if memory:
-        h = {**h, **memory}
-    rule = settings.rule.scalars(h, t)
-    lr, l1, bounds = rule.get("decay_rate", h["lr"]), h["l1"], h["bounds"]
-    prox = h["l1_mode"] == "prox"
-    l2, keep, masked, after = decayed(settings, h, lr, h["weight_decay"])
-    low, high = -math.inf, math.inf
-    if not (bounds is None or Pair.has_arrays(bounds)):  # arrays lie beside the parameters
-        low, high = bounds
-    mean, chance = options["_ema"], options["_stochastic_rounding"]
-    around = reference.Stages(
-        -scale if h["maximize"] else scale,
-        h["clip_value"],
-        h["l2"] + l2,
-        0.0 if prox else l1,
-        *judged(h),
-        keep,
-        masked,
-        after,
-        lr * l1 if prox else 0.0,
-        low,
-        high,
-        0.0 if mean is None else 1.0 - mean,
-        options["_subnormals"] == "zero",
-        options["_zero_grad"],
-        chance,
-        step_key(options["_seed"], t) if chance else 0,
-    )
-    if "keep" in rule:
-        around = around._replace(keep=rule["keep"], after=rule.get("after", after))
-    return ScalarSet(settings.kernel, rule, around, [rule[name] for name in settings.rule.memory])
+    def adapt(
+        self, h: dict[str, Any], t: int, sums: Sums
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """What the sums of one array change: of the rule's scalars, and of the stages'."""
+        own = self.rule.adapt(h, t, sums)
+        stages = self.decay(h, own.pop("decay_rate")) if "decay_rate" in own else {}
+        if h["cautious"]:
+            stages["agree"], stages["oppose"] = caution(h["cautious"], sums), 0.0
+        return own, stages
 
 
-def packed_set(
-    settings: Settings,
-    decays: bool,
-    scale: float,
-    options: Mapping[str, Any],
-    h: Mapping[str, Any],
-    t: int,
-) -> tuple[float, ...]:
-    """The scalars of a rule that knows nothing besides, as the compiled driver reads them."""
-    return scalar_set(settings, h, t, decays, {}, scale, options).packed()
+class Fixed:
+    """Scalars that are what they are: a Part for steps that belong to no rule."""
+
+    def __init__(self, kernel: str, own: dict[str, float], stages: dict[str, float]) -> None:
+        self.kernel, self.names = NUMBERS[kernel], NAMES[kernel]
+        self.own, self.stages = own, stages
+        self.f = self.adapt = None
+
+    def __call__(self, h: Any, t: int, scale: float, memory: Any) -> tuple[Any, ...]:
+        return self.own, self.stages, False, h
 
 
-def judged(h: Mapping[str, Any]) -> tuple[float, float]:
-    """The factors of an update by its sign: where it agrees with the gradient's, and elsewhere."""
-    if not h["cautious"] or h["sums"] is None:
-        return 1.0, 1.0
-    agreeing, size = h["sums"].agree, h["sums"].size
-    if h["cautious"] == "plus1":
-        return size / (agreeing + 1.0), 0.0
-    return 1.0 / max(agreeing / size, 1e-3) if size else 1.0, 0.0
-
-
-def wanted(settings: Settings, h: Mapping[str, Any]) -> int:
-    """Which sums a step has to know first, as bits; 0: none, and no look is taken."""
-    names = (*settings.rule.sums(h), *(("agree",) if h["cautious"] else ()))
-    return functools.reduce(operator.or_, (WANTED[name] for name in names), 0)
-
-
-def decayed(
-    settings: Settings, h: Mapping[str, Any], lr: float, decay: float
-) -> tuple[float, float, bool, float]:
-    """What the weight decay's mode makes of it: l2, keep, masked, after."""
-    mode = h["decay_mode"]
-    if mode == "after":  # SOAP's
-        return 0.0, 1.0, False, 1.0 - lr * decay
-    if mode not in DECAY_MODES:
-        return 0.0, 1.0, False, 1.0
-    if mode == "l2" or decay == 0:
-        return decay, 1.0, False, 1.0
-    if mode in ("decoupled", "masked"):
-        return 0.0, 1.0 - lr * decay, mode == "masked", 1.0
-    if mode == "proximal":
-        return 0.0, 1.0, False, 1.0 / (1.0 + lr * decay)
-    share = h["lr"] / peak(settings.values["lr"]) if h["lr"] else 0.0
-    return 0.0, 1.0 - (share if mode == "decoupled_unscaled" else lr * share) * decay, False, 1.0
+def caution(mode: str | bool, sums: Sums) -> float:
+    """The factor of an update's elements whose sign is the gradient's."""
+    if mode == "plus1":
+        return sums.size / (sums.agree + 1.0)
+    return 1.0 / max(sums.agree / sums.size, 1e-3) if sums.size else 1.0
 
 
 def peak(lr: Any) -> float:
-    """The largest learning rate of a schedule; a number is its own."""
-    if not callable(lr):
-        return float(lr)
+    """The largest learning rate of a schedule."""
     found = getattr(lr, "peak", None)
     if found is None:
         raise ValueError("lr: this decay_mode needs the schedule's largest value as its `peak`")

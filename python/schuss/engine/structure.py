@@ -121,3 +121,38 @@ def keys_of(trees: Sequence[Tree]) -> tuple[Any, ...] | None:
         return None
     flat = isinstance(tree, dict) and all(isinstance(inner, int) for inner in tree.values())
     return tuple(tree) if isinstance(tree, dict) and flat else ()
+
+
+def by_name(
+    names: dict[str, int], values: Any, role: str, skip: bool
+) -> tuple[list[Any], Tree] | None:
+    """Arrays in any structure in which they lie at the places that they are named by, in order.
+
+    None where one lies elsewhere, or one is missing, unless those are to be skipped. Also returned
+    is the structure. None in place of a part stands for all that is named below it.
+    """
+    found: list[Any] = [None] * len(names)
+    seen: set[int] = set()
+
+    def walk(value: Any, path: tuple[str, ...]) -> Tree | None:
+        name = ".".join(path)
+        if name in names:
+            found[names[name]] = value
+            seen.add(names[name])
+            return names[name]
+        if value is None:
+            below = [i for n, i in names.items() if n.startswith(f"{name}.")]
+            seen.update(below)
+            return list(below) if below else None
+        if isinstance(value, Mapping):
+            inner: Any = {key: walk(v, (*path, str(key))) for key, v in value.items()}
+            return None if None in inner.values() else inner
+        if is_sequence(value):
+            inner = [walk(v, (*path, str(i))) for i, v in enumerate(value)]
+            return None if None in inner else inner
+        return None
+
+    tree = walk(values, ())
+    if tree is None or (len(seen) < len(names) and not skip):
+        return None
+    return found, tree

@@ -40,3 +40,8 @@ def dither(x: Array, random: NDArray[np.uint32], half: bool) -> Array:
     small = (sized | (bits & np.uint32(0x80000000))).view(np.float32)
     finite = np.where(size < np.float32(2.0**-14), small, normal) if half else normal
     return np.where(size <= np.finfo(np.float32).max, finite, x).astype(np.float32)
+
+
+def is_narrow(dtype: np.dtype[Any]) -> bool:
+    """Whether numbers of this type are brought to a wider one to compute with them."""
+    return dtype.name in ("float16", "bfloat16")

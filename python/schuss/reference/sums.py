@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[np.floating]
+
+
+class Sums(NamedTuple):
+    """What was measured of an array, or of all of them, before the step."""
+
+    x: float  # of x*x
+    g: float  # of g*g, as the rule is to see it
+    u: float  # of u*u
+    agree: float  # elements with u*g > 0
+    p: float  # these two are the rule's own
+    q: float
+    size: int  # elements
+
+
+# The bit of each of the sums, as the kernels count; p and q come together.
+WANTED = {"x": 1, "g": 2, "u": 4, "agree": 8, "own": 16}
 
 
 def look(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from schuss.engine.declare import REQUIRED, Number, choice, constant, flag, number
 from schuss.engine.optimizer import Optimizer
+from schuss.engine.rule import Numbers, Values
 from schuss.engine.scalars import DECAY_MODES
 
 
@@ -62,15 +62,15 @@ class Adagrad(Optimizer):
     decay_mode: str = choice(*DECAY_MODES, default="l2")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         return "adagrad"
 
     @staticmethod
-    def initial(h: Mapping[str, Any]) -> dict[str, float]:
+    def initial(h: Values) -> dict[str, float]:
         return {"sum": h["initial_accumulator_value"]}
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         outside = h["eps_mode"] == "outside"
         return {
             "lr": h["lr"] / (1.0 + (t - 1) * h["lr_decay"]),
@@ -165,7 +165,7 @@ class RMSprop(Optimizer):
     decay_mode: str = choice(*DECAY_MODES, default="l2")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         if h["nesterov"] and not h["momentum"]:
             raise ValueError(f"nesterov: needs momentum > 0, got momentum={h['momentum']!r}")
         centered = "_centered" if h["centered"] else ""
@@ -173,11 +173,11 @@ class RMSprop(Optimizer):
         return f"rmsprop{centered}{momentum}"
 
     @staticmethod
-    def initial(h: Mapping[str, Any]) -> dict[str, float]:
+    def initial(h: Values) -> dict[str, float]:
         return {"square_avg": h["initial_accumulator_value"]}
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         alpha, lr, mu = h["alpha"], h["lr"], h["momentum"]
         corrected = h["bias_correction"] and alpha < 1.0  # with 1 there is no mean to correct
         correction = 1.0 - alpha**t if corrected else 1.0
@@ -236,11 +236,11 @@ class Adadelta(Optimizer):
     decay_mode: str = choice(*DECAY_MODES, default="l2")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         return "adadelta"
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         return {"rho": h["rho"], "w": 1.0 - h["rho"], "eps": h["eps"], "lr": h["lr"]}
 
 
@@ -288,15 +288,15 @@ class Ftrl(Optimizer):
     decay_mode: str = choice("l2", "proximal", default="l2")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         return "ftrl"
 
     @staticmethod
-    def initial(h: Mapping[str, Any]) -> dict[str, float]:
+    def initial(h: Values) -> dict[str, float]:
         return {"accumulator": h["initial_accumulator_value"]}
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         return {
             "per_lr": 1.0 / h["lr"],
             "shrink": 2.0 * h["l2_shrinkage_regularization_strength"],

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from schuss.engine.declare import REQUIRED, Number, choice, flag, number, numbers
 from schuss.engine.optimizer import Optimizer
+from schuss.engine.rule import Numbers, Values
 from schuss.engine.scalars import DECAY_MODES
 
 # Where eps stands: see Adam.
@@ -19,19 +19,19 @@ EPS_MODES = (*PLAIN, "inside", "root_and_outside", "clamp", "guard")
 NEUTRAL = {"kv": 1.0, "inside": 0.0, "kd": 1.0, "least": 0.0, "guard": -1.0, "under": 0.0}
 
 
-def corrections(h: Mapping[str, Any], t: int) -> tuple[float, float]:
+def corrections(h: Values, t: int) -> tuple[float, float]:
     """1 - beta^t of both means: what they lack because they start at 0."""
     beta1, beta2, *_ = h["betas"]
     return 1.0 - beta1**t, 1.0 - beta2**t
 
 
-def moments(h: Mapping[str, Any]) -> dict[str, float]:
+def moments(h: Values) -> dict[str, float]:
     """The scalars of both means."""
     beta1, beta2, *_ = h["betas"]
     return {"w1": 1.0 - beta1, "beta2": beta2, "w2": 1.0 - beta2}
 
 
-def denominator(h: Mapping[str, Any], c: float) -> dict[str, float]:
+def denominator(h: Values, c: float) -> dict[str, float]:
     """The scalars of general_adam's denominator for an eps_mode; v lacks the factor 1/c."""
     mode, eps = h["eps_mode"], h["eps"]
     if mode == "clamp":
@@ -112,7 +112,7 @@ class Adam(Optimizer):
     decay_mode: str = choice(*DECAY_MODES, "seed002", default="l2")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         plain = h["eps_mode"] in PLAIN
         if h["decay_mode"] == "seed002":
             if h["amsgrad"] or not plain:
@@ -123,7 +123,7 @@ class Adam(Optimizer):
         return "amsgrad" if h["amsgrad"] else "adam" if plain else "general_adam"
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         (beta1, beta2), mode, amsgrad = h["betas"], h["eps_mode"], h["amsgrad"]
         c1 = 1.0 - beta1**t if h["bias_correction1"] and amsgrad != "paper" else 1.0
         c2 = 1.0 - beta2**t if h["bias_correction2"] and amsgrad != "paper" else 1.0
@@ -212,11 +212,11 @@ class Adamax(Optimizer):
     decay_mode: str = choice(*DECAY_MODES, default="l2")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         return "adamax"
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         inside = h["eps_mode"] == "inside"
         return {
             **moments(h),
@@ -274,14 +274,14 @@ class NAdam(Optimizer):
     decay_mode: str = choice(*DECAY_MODES, default="l2")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         return "general_adam"
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         beta1, psi = h["betas"][0], h["momentum_decay"]
         mu, following = (beta1 * (1.0 - 0.5 * 0.96 ** (n * psi)) for n in (t, t + 1))
-        product = h["mu_product"] * mu
+        product = memory["mu_product"] * mu
         c1, c2 = corrections(h, t)
         if h["variant"] == "dozat":
             cm, cg = following / (1.0 - product * following), (1.0 - mu) / (1.0 - product)
@@ -364,7 +364,7 @@ class RAdam(Optimizer):
     decay_mode: str = choice(*DECAY_MODES, default="l2")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         beta2, threshold = h["betas"][1], h["threshold"]
         constant = not (callable(beta2) or callable(threshold))
         if constant and 2.0 / (1.0 - beta2) - 1.0 <= threshold:
@@ -373,7 +373,7 @@ class RAdam(Optimizer):
         return "general_adam"
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         beta2 = h["betas"][1]
         c1, c2 = corrections(h, t)
         limit = 2.0 / (1.0 - beta2) - 1.0

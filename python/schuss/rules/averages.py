@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from schuss.engine.declare import Number, choice, number, numbers
-from schuss.engine.optimizer import Optimizer, computing_type, one_at_a_time
+from schuss.engine.guard import one_at_a_time
+from schuss.engine.optimizer import Optimizer, computing_type
+from schuss.engine.rule import Numbers, Values
 from schuss.engine.scalars import DECAY_MODES
 
 
@@ -37,6 +38,7 @@ class ASGD(Optimizer):
     """
 
     states: ClassVar = {"asgd": ("ax",)}
+    starting: ClassVar = ("ax",)
     memory: ClassVar = {"eta": 0.0, "mu": 1.0}
     presets: ClassVar = {"torch": {}}
     lr: Number = number("[0, inf)", default=1e-2)
@@ -47,17 +49,17 @@ class ASGD(Optimizer):
     decay_mode: str = choice(*DECAY_MODES, default="l2")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         return "asgd"
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         lr, lambd = h["lr"], h["lambd"]
-        rate = lr if t == 1 else h["eta"]
+        rate = lr if t == 1 else memory["eta"]
         return {
             "decay": lambd * rate,
             "rate": rate,
-            "share": h["mu"],
+            "share": memory["mu"],
             "eta": lr / (1.0 + lambd * lr * t) ** h["alpha"],
             "mu": 1.0 / max(1.0, t - h["t0"]),
         }
@@ -76,12 +78,12 @@ class ScheduleFree(Optimizer):
     _trained: list[np.ndarray] | None = None  # the parameters, while their averages are evaluated
 
     @staticmethod
-    def averaging(h: Mapping[str, Any], t: int, beta: float) -> dict[str, float]:
+    def averaging(h: Values, t: int, memory: Numbers, beta: float) -> dict[str, float]:
         """The scalars of both kernels, and the new memory."""
         lr = h["lr"] * (t / h["warmup_steps"] if t < h["warmup_steps"] else 1.0)
-        lr_max = max(h["lr_max"], lr)
+        lr_max = max(memory["lr_max"], lr)
         weight = float(t) ** h["r"] * lr_max ** h["weight_lr_power"]
-        weight_sum = h["weight_sum"] + weight
+        weight_sum = memory["weight_sum"] + weight
         ck = weight / weight_sum if weight_sum else 0.0
         return {
             "first": float(t == 1),
@@ -93,7 +95,7 @@ class ScheduleFree(Optimizer):
         }
 
     @staticmethod
-    def interpolation(h: Mapping[str, Any]) -> float:
+    def interpolation(h: Values) -> float:
         """How far the parameters lie from z towards the average."""
         raise NotImplementedError
 
@@ -109,8 +111,8 @@ class ScheduleFree(Optimizer):
         values = [group.settings.at(self.iterations) for group in self._groups]
         kept = [p.x.copy(order="K") for p in self._parameters]
         self._mark(kept)
-        for p, count in zip(self._parameters, self._plan.counts(), strict=True):
-            if count:
+        for i, p in enumerate(self._parameters):
+            if self._plan.count(i):
                 computing = computing_type(p.x)
                 y = p.beside.get("master", np.asarray(p.x)).astype(computing, copy=False)
                 z = p.state["z"].astype(computing, copy=False)
@@ -123,7 +125,7 @@ class ScheduleFree(Optimizer):
         """Brings the parameters back, with the bits that they had before `eval`."""
         if self._trained is None:
             return
-        if self._swapped != AVERAGES:
+        if self._plan.barred != AVERAGES:
             self._require_parameters("train")
         for p, x in zip(self._parameters, self._trained, strict=False):  # some may be new
             p.x[...] = x
@@ -131,8 +133,7 @@ class ScheduleFree(Optimizer):
 
     def _mark(self, trained: list[np.ndarray] | None) -> None:
         """Keeps the parameters, and refuses steps; or no more."""
-        self._trained, self._swapped = trained, "" if trained is None else AVERAGES
-        self._plan.end()
+        self._trained, self._plan.barred = trained, "" if trained is None else AVERAGES
 
     def _free(self) -> None:
         super()._free()
@@ -166,6 +167,7 @@ class ScheduleFreeSGD(ScheduleFree):
     """
 
     states: ClassVar = {"schedule_free": ("z",)}
+    starting: ClassVar = ("z",)
     presets: ClassVar = {"paper": {"weight_lr_power": 0.0}}
     lr: Number = number("[0, inf)", default=1.0)
     momentum: Number = number("(0, 1)", default=0.9)
@@ -173,17 +175,17 @@ class ScheduleFreeSGD(ScheduleFree):
     decay_mode: str = choice(*DECAY_MODES, default="l2")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         return "schedule_free"
 
     @staticmethod
-    def interpolation(h: Mapping[str, Any]) -> float:
+    def interpolation(h: Values) -> float:
         beta: float = h["momentum"]
         return beta
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
-        return ScheduleFree.averaging(h, t, h["momentum"])
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
+        return ScheduleFree.averaging(h, t, memory, h["momentum"])
 
 
 class ScheduleFreeAdamW(ScheduleFree):
@@ -213,6 +215,7 @@ class ScheduleFreeAdamW(ScheduleFree):
     """
 
     states: ClassVar = {"schedule_free_adam": ("z", "exp_avg_sq")}
+    starting: ClassVar = ("z",)
     presets: ClassVar = {"paper": {}}
     lr: Number = number("[0, inf)", default=0.0025)
     betas: tuple[Number, Number] = numbers("(0, 1)", "[0, 1)", default=(0.9, 0.999))
@@ -221,19 +224,19 @@ class ScheduleFreeAdamW(ScheduleFree):
     decay_mode: str = choice("normalized", *DECAY_MODES, default="normalized")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         return "schedule_free_adam"
 
     @staticmethod
-    def interpolation(h: Mapping[str, Any]) -> float:
+    def interpolation(h: Values) -> float:
         beta: float = h["betas"][0]
         return beta
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         beta1, beta2 = h["betas"]
         return {
-            **ScheduleFree.averaging(h, t, beta1),
+            **ScheduleFree.averaging(h, t, memory, beta1),
             "beta2": beta2,
             "w2": 1.0 - beta2,
             "denom": 1.0 / math.sqrt(1.0 - beta2**t),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-
-from schuss import _core, reference
+from schuss import _core
+from schuss.engine.backend import Numpy
 from schuss.engine.declare import REQUIRED, Number, choice, flag, number, numbers
 from schuss.engine.groups import Parameter
-from schuss.engine.optimizer import Optimizer, one_at_a_time
-from schuss.engine.scalars import DECAY_MODES, ScalarSet
+from schuss.engine.guard import one_at_a_time
+from schuss.engine.optimizer import Optimizer
+from schuss.engine.rule import Numbers, Values
+from schuss.engine.scalars import DECAY_MODES, Fixed, Options
+from schuss.engine.step import Recipe
 from schuss.engine.structure import label
 from schuss.rules.adam import corrections
 
@@ -72,11 +75,11 @@ class Sophia(Optimizer):
     decay_mode: str = choice(*DECAY_MODES, default="decoupled")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         return "sophia"
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         outside = h["eps_mode"] == "outside"
         return {
             "w1": 1.0 - h["betas"][0],
@@ -100,21 +103,24 @@ class Sophia(Optimizer):
             Parameter(p.name, p.state["hessian"], None, {}, {}, p.group, decays=True, position=0)
             for p in self._parameters
         ]
+        betas = [group.settings.at(self.iterations)["betas"][1] for group in self._groups]
+        backend = None if self.backend == "compiled" else Numpy(means)
         plan = _core.Plan()
         for p in means:
             labels = [f'{label("state", p.name)}["hessian"]', label("hhat", p.name)]
             plan.add(labels, p.x, [], None, p.group, p.decays, [])
         plan.require_disjoint()
-        given = self._gather(hhat, "hhat")
-        betas = [group.settings.at(self.iterations)["betas"][1] for group in self._groups]
-        # h takes x's place in a step of gradient descent: h = keep*h - lr*hhat.
-        sets = [
-            ScalarSet("sgd", {"lr": betas[g] - 1.0}, reference.Stages(keep=betas[g]), [])
-            for g, *_ in plan.begin(given, False)
-        ]
-        if self.backend == "compiled":
-            plan.run([s.packed() for s in sets], [[] for _ in sets], [])
-        else:
-            plan.check()
-            for i, number_of_set in plan.active():
-                sets[number_of_set].step(means[i], np.asarray(given[i]))
+        plan.serve(None, lambda: Mean(self._groups, Options(), backend=backend, betas=betas), None)
+        plan.expect([list(range(len(means)))])
+        plan.step(self._gather(hhat, "hhat"), None, None, None)
+
+
+@dataclass
+class Mean(Recipe):
+    """A step in which h takes x's place in gradient descent: h = beta*h - (beta - 1)*hhat."""
+
+    betas: Sequence[float] = ()
+
+    def part(self, group: int, decays: bool) -> Any:
+        beta = self.betas[group]
+        return Fixed("sgd", {"lr": beta - 1.0}, {"keep": beta})

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from schuss import _core
 from schuss.engine.declare import REQUIRED, Number, choice, number
 from schuss.engine.optimizer import Optimizer
+from schuss.engine.rule import Numbers, Values
 from schuss.engine.scalars import DECAY_MODES
 from schuss.engine.structure import described, label
 
@@ -67,7 +67,7 @@ class SGD(Optimizer):
     decay_mode: str = choice(*DECAY_MODES, default="l2")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         if h["nesterov"] and (not h["momentum"] or h["dampening"]):
             given = f"momentum={h['momentum']!r}, dampening={h['dampening']!r}"
             raise ValueError(f"nesterov: needs momentum > 0 and dampening = 0, got {given}")
@@ -76,7 +76,7 @@ class SGD(Optimizer):
         return "momentum" if h["momentum"] else "sgd"
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         lr, inside = h["lr"], h["lr_in_buffer"]
         a, s = lr if inside else 1.0, 1.0 if inside is True else lr
         undamped = t == 1 and h["first_step"] == "copy"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from schuss.checks import check_loss
 from schuss.engine.declare import Number, choice, number, numbers
 from schuss.engine.optimizer import Optimizer
+from schuss.engine.rule import Numbers, Values
 from schuss.engine.scalars import DECAY_MODES
+from schuss.reference.sums import Sums
 from schuss.rules.adam import corrections, moments
 
 
@@ -66,19 +68,26 @@ class Eve(Optimizer):
     decay_mode: str = choice(*DECAY_MODES, default="l2")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         k, most = h["thresholds"]
         if not (callable(k) or callable(most) or k <= most):
             raise ValueError(f"thresholds: {h['thresholds']!r} has a k above K")
         return "adam"
 
     @staticmethod
-    def reads_loss(h: Mapping[str, Any]) -> bool:
+    def reads_loss(h: Values) -> bool:
         return True
 
     @staticmethod
-    def follow(h: Mapping[str, Any]) -> dict[str, float]:
-        loss, beta3, fhat, tiny = h["loss"], h["betas"][2], h["fhat"], sys.float_info.min
+    def follow(
+        h: Values, shared: Numbers, t: int, loss: Any, totals: Sums | None
+    ) -> dict[str, float]:
+        loss, beta3, fhat, tiny = (
+            check_loss(loss),
+            h["betas"][2],
+            shared["fhat"],
+            sys.float_info.min,
+        )
         if h["variant"] == "v1" and min(loss, fhat) <= 0:
             raise ValueError(f'loss: variant "v1" compares losses above 0, got {loss} after {fhat}')
         if math.isinf(fhat):  # the first one
@@ -92,16 +101,16 @@ class Eve(Optimizer):
             tracked = loss
             r = (abs(loss - fhat) + tiny) / (abs(min(loss, fhat) - h["fstar"]) + tiny)
             r = min(max(r, 1.0 / h["c"]), h["c"])
-        return {"d": beta3 * h["d"] + (1.0 - beta3) * r, "fhat": tracked}
+        return {"d": beta3 * shared["d"] + (1.0 - beta3) * r, "fhat": tracked}
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         c1, c2 = corrections(h, t)
         v1, hat = h["variant"] == "v1", h["variant"] == "code"
         step = h["lr"] / (1.0 + (t - 1) * h["lr_decay"]) / c1
         return {
             **moments(h),
-            "step": (step if v1 else step / h["d"]) * (math.sqrt(c2) if hat else 1.0),
-            "denom": 1.0 if hat else (h["d"] if v1 else 1.0) / math.sqrt(c2),
+            "step": (step if v1 else step / memory["d"]) * (math.sqrt(c2) if hat else 1.0),
+            "denom": 1.0 if hat else (memory["d"] if v1 else 1.0) / math.sqrt(c2),
             "eps": h["eps"],
         }

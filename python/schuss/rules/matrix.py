@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from schuss import _core, reference
+from schuss.engine.backend import read
 from schuss.engine.declare import Number, choice, constant, flag, number, numbers, whole
 from schuss.engine.groups import Group, Parameter
 from schuss.engine.optimizer import Optimizer, argument, computing_type
-from schuss.engine.scalars import DECAY_MODES, ScalarSet
+from schuss.engine.rule import Numbers, Values
+from schuss.engine.scalars import DECAY_MODES
+from schuss.engine.step import Recipe
 from schuss.engine.structure import label
 from schuss.rules import AdamW
 
@@ -88,22 +91,21 @@ class MatrixRule(Optimizer):
     # ---- What a rule says of itself
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         if h["cautious"]:
             raise ValueError(f"cautious: {h['cautious']!r} is not for matrices")
         return "sgd"
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, Any]:
-        """What the kernel takes, lr, and what `direct` does."""
-        return {**h, "t": t}
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
+        return {"lr": h["lr"]}
 
     @staticmethod
-    def start(state: State, h: Mapping[str, Any]) -> None:
+    def start(state: State, h: Values) -> None:
         """Gives state arrays their start where it isn't 0."""
 
     @staticmethod
-    def direct(u: np.ndarray, state: State, h: Mapping[str, Any], room: Room) -> None:
+    def direct(u: np.ndarray, state: State, h: Values, t: int, room: Room) -> None:
         """Turns the gradient u into the direction that is stepped along, and updates the state."""
         raise NotImplementedError("MatrixRule is the base of the rules; use Muon, Shampoo, SOAP")
 
@@ -172,50 +174,45 @@ class MatrixRule(Optimizer):
 
     # ---- The step
 
-    def _run(self, flat: list[Any] | None, sets: list[ScalarSet], shared: list[float]) -> None:
-        """Turns the matrices' gradients into directions, and walks along them as SGD does."""
-        self._plan.check()
-        walked, walking = list(self._in_order(flat)), list(sets)
-        found = []
-        for i, number_of_set in self._plan.active():
-            p, g = self._parameters[i], walked[i]
+    def _recipe(self) -> Recipe:
+        recipe = super()._recipe()
+        recipe.direct = self._directions
+        return recipe
+
+    def _directions(self, step: list[tuple[int, Any, Values, int, Any]]) -> list[Any]:
+        """What matrices are to walk along in place of their gradients; None for others.
+
+        step   of each array its number, its gradient, hyperparameters, step count and scalars
+        """
+        for i, *_ in step:
+            p = self._parameters[i]
             for key, array in p.matrices.items():
                 _core.require_parameter(array, f'{label("state", p.name)}["{key}"]')
-            if p.matrices:
-                walked[i] = self._room(f"u of {p.name}", np.asarray(p.x), dtype=computing_type(p.x))
-                found.append((p, np.asarray(g), walked[i], sets[number_of_set]))
-                walking[number_of_set] = after(sets[number_of_set])
         with np.errstate(all="ignore"):
-            for p, g, u, s in found:
-                prepare(u, g, np.asarray(p.beside.get("master", p.x)), s.around)
-                self.direct(u, p.matrices, s.rule, self._room)
-        keys = self._plan.begin(walked, self.zeroes_grad)
-        if len(keys) < len(walking):  # a look has given each array a set of its own
-            self._plan.spread()
-        super()._run(walked, walking, shared)
-        if self.zeroes_grad:
-            for _, g, _, _ in found:
-                g.fill(0)
+            return [self._direction(self._parameters[i], *rest) for i, *rest in step]
+
+    def _direction(
+        self, p: Parameter, g: np.ndarray, h: Values, t: int, scalars: tuple[float, ...]
+    ) -> np.ndarray | None:
+        if not p.matrices:
+            return None
+        u = self._room(f"u of {p.name}", np.asarray(p.x), dtype=computing_type(p.x))
+        _, _, stages = read(scalars)
+        prepare(u, np.asarray(g), np.asarray(p.beside.get("master", p.x)), stages)
+        self.direct(u, p.matrices, h, t, self._room)
+        return u
 
 
-def prepare(u: np.ndarray, g: np.ndarray, x: np.ndarray, around: reference.Stages) -> None:
+def prepare(u: np.ndarray, g: np.ndarray, x: np.ndarray, stages: reference.Stages) -> None:
     """What a step does to a gradient before the rule: the steps 1 to 3 of reference.step."""
     u[...] = g
-    u *= around.scale
-    if around.clip < math.inf:
-        np.clip(u, -around.clip, around.clip, out=u)
-    if around.l2 != 0:
-        u += around.l2 * x.astype(u.dtype, copy=False)
-    if around.l1 != 0:
-        u += around.l1 * reference.sign(x.astype(u.dtype, copy=False))
-
-
-def after(s: ScalarSet) -> ScalarSet:
-    """What is left to the kernel once there is a direction: the steps 4 to 10 of reference.step."""
-    around = s.around._replace(scale=1.0, clip=math.inf, l2=0.0, l1=0.0, zero_grad=False)
-    if s.rule["lr"] == 0:  # which stands still: it doesn't decay either
-        around = around._replace(keep=1.0, after=1.0, threshold=0.0)
-    return s._replace(around=around)
+    u *= stages.scale
+    if stages.clip < math.inf:
+        np.clip(u, -stages.clip, stages.clip, out=u)
+    if stages.l2 != 0:
+        u += stages.l2 * x.astype(u.dtype, copy=False)
+    if stages.l1 != 0:
+        u += stages.l1 * reference.sign(x.astype(u.dtype, copy=False))
 
 
 # ---- Muon
@@ -281,7 +278,7 @@ class Muon(MatrixRule):
     decay_mode: str = choice(*DECAY_MODES, default="decoupled")
 
     @staticmethod
-    def direct(u: np.ndarray, state: State, h: Mapping[str, Any], room: Room) -> None:
+    def direct(u: np.ndarray, state: State, h: Values, t: int, room: Room) -> None:
         b, mu = state["momentum_buffer"], h["momentum"]
         (m, n), d = u.shape, room("difference", u)
         np.subtract(u, b, out=d)
@@ -298,7 +295,7 @@ class Muon(MatrixRule):
             u *= 0.2 * math.sqrt(max(m, n))
 
 
-def orthogonalize(x: np.ndarray, h: Mapping[str, Any], room: Room) -> None:
+def orthogonalize(x: np.ndarray, h: Values, room: Room) -> None:
     """Brings the singular values of a wide matrix close to 1, by Newton and Schulz's iteration."""
     p, q, r = h["ns_coefficients"]
     x /= max(float(np.linalg.norm(x)), h["eps"])
@@ -369,14 +366,14 @@ class Shampoo(MatrixRule):
     decay_mode: str = choice(*DECAY_MODES, default="l2")
 
     @staticmethod
-    def start(state: State, h: Mapping[str, Any]) -> None:
+    def start(state: State, h: Values) -> None:
         for name in ("left", "right"):
             np.fill_diagonal(state[name], h["eps"])
 
     @staticmethod
-    def direct(u: np.ndarray, state: State, h: Mapping[str, Any], room: Room) -> None:
+    def direct(u: np.ndarray, state: State, h: Values, t: int, room: Room) -> None:
         add_products(state, u, room, 1.0, 1.0)
-        if (h["t"] - 1) % h["precondition_frequency"] == 0:
+        if (t - 1) % h["precondition_frequency"] == 0:
             for name in ("left", "right"):
                 values, vectors = eigh(state[name])
                 roots = np.maximum(values, h["eps"]) ** -0.25  # none is smaller, but for rounding
@@ -436,12 +433,13 @@ class SOAP(MatrixRule):
     decay_mode: str = choice("after", *DECAY_MODES, default="after")
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, Any]:
-        return {**h, "t": t - 1, "lr": h["lr"] if t > 1 else 0.0}
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
+        lr = h["lr"] if t > 1 else 0.0  # the first step finds the bases
+        return {"lr": lr, "decay_rate": lr}
 
     @staticmethod
-    def direct(u: np.ndarray, state: State, h: Mapping[str, Any], room: Room) -> None:
-        t, decay = h["t"], h["shampoo_beta"]
+    def direct(u: np.ndarray, state: State, h: Values, t: int, room: Room) -> None:
+        t, decay = t - 1, h["shampoo_beta"]  # the first step only finds the bases
         add_products(state, u, room, decay, 1.0 - decay)
         if t == 0:
             for name in ("left", "right"):

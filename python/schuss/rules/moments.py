@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from schuss.engine.declare import REQUIRED, Number, choice, constant, flag, number, numbers
 from schuss.engine.optimizer import Optimizer
+from schuss.engine.rule import Numbers, Values
 from schuss.engine.scalars import DECAY_MODES
 from schuss.rules.adam import corrections, moments
 
@@ -46,11 +46,11 @@ class AdaBelief(Optimizer):
     decay_mode: str = choice(*DECAY_MODES, default="decoupled")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         return "adabelief"
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         c1, c2 = corrections(h, t)
         return {
             **moments(h),
@@ -98,15 +98,15 @@ class Yogi(Optimizer):
     decay_mode: str = choice(*DECAY_MODES, default="l2")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         return "yogi"
 
     @staticmethod
-    def initial(h: Mapping[str, Any]) -> dict[str, float]:
+    def initial(h: Values) -> dict[str, float]:
         return {"exp_avg": h["initial_mean"], "exp_avg_sq": h["initial_accumulator_value"]}
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         c1, c2 = corrections(h, t) if h["bias_correction"] else (1.0, 1.0)
         return {
             **moments(h),
@@ -150,14 +150,14 @@ class LaProp(Optimizer):
     decay_mode: str = choice(*DECAY_MODES, default="decoupled")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         return "rmsprop_momentum"
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         (beta1, beta2), lr = h["betas"], h["lr"]
         c1, c2 = corrections(h, t)
-        mean_lr = beta1 * h["exp_avg_lr"] + (1.0 - beta1) * lr
+        mean_lr = beta1 * memory["exp_avg_lr"] + (1.0 - beta1) * lr
         inside = h["lr_in_buffer"]
         corrected = mean_lr / lr if inside and lr else c1
         return {
@@ -205,11 +205,11 @@ class ADOPT(Optimizer):
     decay_mode: str = choice(*DECAY_MODES, default="l2")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         return "adopt"
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         common = {**moments(h), "eps": h["eps"], "lr": h["lr"]}
         if t == 1:
             return common | {"clip": 0.0, "w2": 1.0, "keep": 1.0, "after": 1.0}
@@ -245,11 +245,11 @@ class Grams(Optimizer):
     decay_mode: str = choice(*DECAY_MODES, default="decoupled")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         return "grams"
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         c1, c2 = corrections(h, t)
         hat = h["eps_mode"] == "hat"
         return {
@@ -299,11 +299,11 @@ class AdEMAMix(Optimizer):
     decay_mode: str = choice(*DECAY_MODES, default="decoupled")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         return "ademamix"
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         beta1, _, beta3 = h["betas"]
         c1, c2 = corrections(h, t)
         if t < h["beta3_warmup"]:
@@ -371,11 +371,11 @@ class Adan(Optimizer):
     decay_mode: str = choice(*DECAY_MODES, default="proximal")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         return "adan"
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         beta1, beta2, beta3 = h["betas"]
         c1, c2, c3 = (1.0 - beta**t for beta in h["betas"])
         mix = beta2 if h["variant"] == "official" else 1.0 - beta2

@@ -7,18 +7,25 @@ order of the norm, so that they have the same bits everywhere.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from schuss.engine.declare import REQUIRED, Number, choice, flag, number, numbers
 from schuss.engine.optimizer import Optimizer
+from schuss.engine.rule import Numbers, Values
 from schuss.engine.scalars import DECAY_MODES
+from schuss.reference.sums import Sums
 from schuss.rules.adam import corrections, moments
 
 
 def trust(parameter: float, update: float) -> float:
     """How many times longer than its update a parameter is; 1 where either is 0."""
     return parameter / update if parameter > 0 and update > 0 else 1.0
+
+
+def inside(h: Values) -> float:
+    """The weight decay that is a term of the update."""
+    decay: float = h["weight_decay"] if h["decay_mode"] == "inside" else 0.0
+    return decay
 
 
 class LARS(Optimizer):
@@ -68,30 +75,39 @@ class LARS(Optimizer):
     decay_mode: str = choice("inside", *DECAY_MODES, default="inside")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         return "lars"
 
     @staticmethod
-    def sums(h: Mapping[str, Any]) -> tuple[str, ...]:
-        return ("x", "g", "look")
+    def sums(h: Values) -> tuple[str, ...]:
+        return ("x", "g", "own")
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
-        decay = h["weight_decay"] if h["decay_mode"] == "inside" else 0.0
-        lr, mu, r = h["lr"], h["momentum"], 1.0
-        if h["sums"] is not None and (h["always_adapt"] or h["weight_decay"] > 0):
-            x, g = math.sqrt(h["sums"].x), math.sqrt(h["sums"].g)
-            both = g + decay * x
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
+        return {"decay": inside(h), "mu": h["momentum"], **LARS.at(h, 1.0)}
+
+    @staticmethod
+    def adapt(h: Values, t: int, sums: Sums) -> dict[str, float]:
+        r = 1.0
+        if h["always_adapt"] or h["weight_decay"] > 0:
+            x, g = math.sqrt(sums.x), math.sqrt(sums.g)
+            both = g + inside(h) * x
             if h["variant"] == "optax":
-                g = both = math.sqrt(h["sums"].p)
+                g = both = math.sqrt(sums.p)
             if x > 0 and g > 0:
                 r = h["trust_coefficient"] * x / (both + h["eps"])
             if h["trust_clip"]:
-                r = min(r / lr, 1.0) if lr else 1.0
+                r = min(r / h["lr"], 1.0) if h["lr"] else 1.0
+        return LARS.at(h, r)
+
+    @staticmethod
+    def at(h: Values, r: float) -> dict[str, float]:
+        """The scalars that depend on the ratio r."""
+        lr = h["lr"]
         w, s = (lr * r, 1.0) if h["lr_in_buffer"] else (r, lr)
         if h["nesterov"]:
-            return {"decay": decay, "mu": mu, "w": w, "a": s * w, "s": s * mu}
-        return {"decay": decay, "mu": mu, "w": w, "a": 0.0, "s": s}
+            return {"w": w, "a": s * w, "s": s * h["momentum"]}
+        return {"w": w, "a": 0.0, "s": s}
 
 
 class LAMB(Optimizer):
@@ -135,31 +151,32 @@ class LAMB(Optimizer):
     decay_mode: str = choice("inside", *DECAY_MODES, default="inside")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         return "lamb"
 
     @staticmethod
-    def sums(h: Mapping[str, Any]) -> tuple[str, ...]:
+    def sums(h: Values) -> tuple[str, ...]:
         return ("x", "u")
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         c1, c2 = corrections(h, t) if h["bias_correction"] else (1.0, 1.0)
-        rate = 1.0
-        if h["sums"] is not None:
-            adapts = h["always_adapt"] or h["weight_decay"] > 0
-            rate = h["lr"]
-            if adapts:
-                kept = 1.0 - h["lr"] * h["weight_decay"] if h["decay_mode"] == "decoupled" else 1.0
-                rate *= trust(kept * math.sqrt(h["sums"].x), math.sqrt(h["sums"].u))
         return {
             **moments(h),
             "step": 1.0 / c1,
             "denom": 1.0 / math.sqrt(c2),
             "eps": h["eps"],
-            "decay": h["weight_decay"] if h["decay_mode"] == "inside" else 0.0,
-            "rate": rate,
+            "decay": inside(h),
+            "rate": 1.0,
         }
+
+    @staticmethod
+    def adapt(h: Values, t: int, sums: Sums) -> dict[str, float]:
+        rate = h["lr"]
+        if h["always_adapt"] or h["weight_decay"] > 0:
+            kept = 1.0 - h["lr"] * h["weight_decay"] if h["decay_mode"] == "decoupled" else 1.0
+            rate *= trust(kept * math.sqrt(sums.x), math.sqrt(sums.u))
+        return {"rate": rate}
 
 
 class StableAdamW(Optimizer):
@@ -193,28 +210,31 @@ class StableAdamW(Optimizer):
     decay_mode: str = choice(*DECAY_MODES, default="decoupled")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         return "adam"
 
     @staticmethod
-    def sums(h: Mapping[str, Any]) -> tuple[str, ...]:
-        return ("look",)
+    def sums(h: Values) -> tuple[str, ...]:
+        return ("own",)
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         one, two = (b * (1.0 - b ** (t - 1)) / (1.0 - b**t) for b in h["betas"])
-        rate = h["lr"]
-        if h["sums"] is not None and h["sums"].size:
-            rate /= max(1.0, math.sqrt(h["sums"].p / h["sums"].size))
         return {
             "w1": 1.0 - one,
             "beta2": two,
             "w2": 1.0 - two,
-            "step": rate,
+            "step": h["lr"],
             "denom": 1.0,
             "eps": h["eps"],
-            "decay_rate": rate,
         }
+
+    @staticmethod
+    def adapt(h: Values, t: int, sums: Sums) -> dict[str, float]:
+        rate = h["lr"]
+        if sums.size:
+            rate /= max(1.0, math.sqrt(sums.p / sums.size))
+        return {"step": rate, "decay_rate": rate}
 
 
 class MARS(Optimizer):
@@ -250,42 +270,46 @@ class MARS(Optimizer):
     decay_mode: str = choice(*DECAY_MODES, default="decoupled")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         return "mars"
 
     @staticmethod
-    def sums(h: Mapping[str, Any]) -> tuple[str, ...]:
-        return ("look",)
+    def sums(h: Values) -> tuple[str, ...]:
+        return ("own",)
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         beta1 = h["betas"][0]
         c1, c2 = corrections(h, t)
         copies = t == 1 and h["first_step"] == "copy"
-        norm = 0.0 if h["sums"] is None else math.sqrt(h["sums"].p)
         return {
             "ahead": 0.0 if copies else h["gamma"] * beta1 / (1.0 - beta1),
-            "shrink": 1.0 / norm if norm > 1.0 else 1.0,
+            "shrink": 1.0,
             **moments(h),
             "step": h["lr"] / c1,
             "denom": 1.0 / math.sqrt(c2),
             "eps": h["eps"],
         }
 
+    @staticmethod
+    def adapt(h: Values, t: int, sums: Sums) -> dict[str, float]:
+        norm = math.sqrt(sums.p)
+        return {"shrink": 1.0 / norm if norm > 1.0 else 1.0}
 
-def beta3_of(h: Mapping[str, Any]) -> float:
+
+def beta3_of(h: Values) -> float:
     return math.sqrt(h["betas"][1]) if h["beta3"] is None else float(h["beta3"])
 
 
-def distance(h: Mapping[str, Any]) -> float:
+def distance(h: Values, shared: Numbers) -> float:
     """The estimate d that a step begins with; 0 stands for d0, which is a hyperparameter."""
-    return float(h.get("d_before") or h["d"] or h["d0"])
+    return float(shared.get("d_before") or shared["d"] or h["d0"])
 
 
-def adapted(h: Mapping[str, Any], t: int) -> float:
+def rate_of(h: Values, shared: Numbers, t: int) -> float:
     """The learning rate dl."""
     c1, c2 = corrections(h, t) if h["bias_correction"] else (1.0, 1.0)
-    return distance(h) * float(h["lr"]) * math.sqrt(c2) / c1
+    return distance(h, shared) * float(h["lr"]) * math.sqrt(c2) / c1
 
 
 class Prodigy(Optimizer):
@@ -320,6 +344,7 @@ class Prodigy(Optimizer):
     """
 
     states: ClassVar = {"prodigy": ("exp_avg", "exp_avg_sq", "s", "p0")}
+    starting: ClassVar = ("p0",)
     shared: ClassVar = {"d": 0.0, "d_max": 0.0, "d_numerator": 0.0}
     presets: ClassVar = {"paper": {}, "optax": {"bias_correction": True}}
     lr: Number = number("[0, inf)", default=1.0)
@@ -335,21 +360,21 @@ class Prodigy(Optimizer):
     decay_mode: str = choice(*DECAY_MODES, default="decoupled")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         return "prodigy"
 
     @staticmethod
-    def sums(h: Mapping[str, Any]) -> tuple[str, ...]:
-        return ("look",)
+    def sums(h: Values) -> tuple[str, ...]:
+        return ("own",)
 
     @staticmethod
-    def follow(h: Mapping[str, Any]) -> dict[str, float]:
-        d0, before = h["d0"], distance(h)
-        weight = before / d0 * adapted(h, h["t"])
-        numerator = beta3_of(h) * h["d_numerator"] + weight * h["totals"].p
-        d, largest = before, max(h["d_max"], d0)
-        if h["totals"].q > 0:
-            found = h["d_coef"] * numerator / h["totals"].q
+    def follow(h: Values, shared: Numbers, t: int, loss: Any, totals: Sums) -> dict[str, float]:
+        d0, before = h["d0"], distance(h, shared)
+        weight = before / d0 * rate_of(h, shared, t)
+        numerator = beta3_of(h) * shared["d_numerator"] + weight * totals.p
+        d, largest = before, max(shared["d_max"], d0)
+        if totals.q > 0:
+            found = h["d_coef"] * numerator / totals.q
             if before == d0:
                 d = max(before, found)
             largest = max(largest, found)
@@ -357,8 +382,8 @@ class Prodigy(Optimizer):
         return {"d": d, "d_max": largest, "d_numerator": numerator, "d_before": before}
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
-        d, rate = distance(h), adapted(h, t)
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
+        d, rate = distance(h, memory), rate_of(h, memory, t)
         return {
             **moments(h),
             "first": float(t == 1),
@@ -366,7 +391,7 @@ class Prodigy(Optimizer):
             "beta3": beta3_of(h),
             "k": d / h["d0"] * (d if h["safeguard_warmup"] else rate),
             "step": rate,
-            "eps": (h["d"] or h["d0"]) * h["eps"],
+            "eps": (memory["d"] or h["d0"]) * h["eps"],
             "decay_rate": rate,
         }
 
@@ -411,26 +436,26 @@ class DAdaptAdam(Optimizer):
     decay_mode: str = choice(*DECAY_MODES, default="decoupled")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         return "dadapt_adam"
 
     @staticmethod
-    def sums(h: Mapping[str, Any]) -> tuple[str, ...]:
-        return ("look",)
+    def sums(h: Values) -> tuple[str, ...]:
+        return ("own",)
 
     @staticmethod
-    def follow(h: Mapping[str, Any]) -> dict[str, float]:
-        before, w = distance(h), math.sqrt(h["betas"][1])
-        numerator = w * h["d_numerator"] + (1.0 - w) * adapted(h, h["t"]) * h["totals"].p
+    def follow(h: Values, shared: Numbers, t: int, loss: Any, totals: Sums) -> dict[str, float]:
+        before, w = distance(h, shared), math.sqrt(h["betas"][1])
+        numerator = w * shared["d_numerator"] + (1.0 - w) * rate_of(h, shared, t) * totals.p
         d = before
-        if h["totals"].q > 0:
-            d = max(d, min(numerator / ((1.0 - w) * h["totals"].q), d * h["growth_rate"]))
+        if totals.q > 0:
+            d = max(d, min(numerator / ((1.0 - w) * totals.q), d * h["growth_rate"]))
         return {"d": d, "d_numerator": numerator, "d_before": before}
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         w = math.sqrt(h["betas"][1])
-        rate = adapted(h, t)
+        rate = rate_of(h, memory, t)
         return {
             **moments(h),
             "beta3": w,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from schuss.checks import check_loss
 from schuss.engine.declare import REQUIRED, Number, choice, constant, number, numbers
 from schuss.engine.optimizer import Optimizer
+from schuss.engine.rule import Numbers, Values
 from schuss.engine.scalars import DECAY_MODES
+from schuss.reference.sums import Sums
 
 
 class SignSGD(Optimizer):
@@ -32,11 +34,11 @@ class SignSGD(Optimizer):
     decay_mode: str = choice(*DECAY_MODES, default="decoupled")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         return "signsgd"
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         return {"lr": h["lr"]}
 
 
@@ -64,11 +66,11 @@ class Signum(Optimizer):
     decay_mode: str = choice(*DECAY_MODES, default="decoupled")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         return "lion"
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         return {"w1": 1.0 - h["momentum"], "w2": 1.0 - h["momentum"], "lr": h["lr"]}
 
 
@@ -102,11 +104,11 @@ class Lion(Optimizer):
     decay_mode: str = choice(*DECAY_MODES, default="decoupled")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         return "lion"
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         beta1, beta2 = h["betas"]
         return {"w1": 1.0 - beta1, "w2": 1.0 - beta2, "lr": h["lr"]}
 
@@ -160,26 +162,29 @@ class Rprop(Optimizer):
     decay_mode: str = choice(*DECAY_MODES, default="l2")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         low, high = h["step_sizes"]
         if not (callable(low) or callable(high) or low <= high):
             raise ValueError(f"step_sizes: {h['step_sizes']!r} has a lower bound above the upper")
         return "rprop_backtracking" if h["variant"].endswith("+") else "rprop"
 
     @staticmethod
-    def initial(h: Mapping[str, Any]) -> dict[str, float]:
+    def initial(h: Values) -> dict[str, float]:
         return {"step_size": h["lr"]}
 
     @staticmethod
-    def reads_loss(h: Mapping[str, Any]) -> bool:
+    def reads_loss(h: Values) -> bool:
         return bool(h["variant"] == "irprop+")
 
     @staticmethod
-    def follow(h: Mapping[str, Any]) -> dict[str, float]:
-        return {"previous_loss": h["loss"], "worse": float(h["loss"] > h["previous_loss"])}
+    def follow(
+        h: Values, shared: Numbers, t: int, loss: Any, totals: Sums | None
+    ) -> dict[str, float]:
+        loss = check_loss(loss)
+        return {"previous_loss": loss, "worse": float(loss > shared["previous_loss"])}
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         (minus, plus), (low, high) = h["etas"], h["step_sizes"]
         return {
             "product": float(h["sign_product"] == "multiply"),
@@ -188,7 +193,7 @@ class Rprop(Optimizer):
             "low": low,
             "high": high,
             "least": -math.inf if h["variant"] == "rprop-" else 0.0,
-            "back": h["worse"] if h["variant"] == "irprop+" else 1.0,
+            "back": memory["worse"] if h["variant"] == "irprop+" else 1.0,
         }
 
 
@@ -235,7 +240,7 @@ class DeltaBarDelta(Optimizer):
     decay_mode: str = choice(*DECAY_MODES, default="l2")
 
     @staticmethod
-    def kernel(h: Mapping[str, Any]) -> str:
+    def kernel(h: Values) -> str:
         low, high = h["gain_min"], h["gain_max"]
         if not (callable(low) or callable(high) or low <= high):
             raise ValueError(f"gain_min: {low!r} is above gain_max={high!r}")
@@ -245,11 +250,11 @@ class DeltaBarDelta(Optimizer):
         return "delta_bar_delta_velocity" if velocity else "delta_bar_delta_momentum"
 
     @staticmethod
-    def initial(h: Mapping[str, Any]) -> dict[str, float]:
+    def initial(h: Values) -> dict[str, float]:
         return {"gain": 1.0}
 
     @staticmethod
-    def scalars(h: Mapping[str, Any], t: int) -> dict[str, float]:
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         return {
             "add": h["gain_add"],
             "mul": h["gain_mul"],

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import schuss
-from schuss.engine.optimizer import Optimizer, planned
+from schuss.engine.optimizer import Optimizer
 from schuss.lab.bench.clock import Timed
 from schuss.lab.bench.workloads import staggered
 
@@ -35,7 +35,7 @@ def place_state(opt: Optimizer) -> list[np.ndarray]:
         for arrays, before, after in zip(owners, old, new, strict=True):
             after[...] = before
             arrays[name] = after
-    opt._plan = planned(held, opt._plan)
+    opt._register_anew()
     return [a for p in held for a in p.saved.values()]
 
 

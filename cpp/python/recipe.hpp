@@ -1,0 +1,73 @@
+// How a step's numbers are had, as Python says: read once, followed until an option is set.
+#pragma once
+
+#include <array>
+#include <cmath>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../core/dispatch.hpp"
+#include "interpreter.hpp"
+#include "registry.hpp"
+
+namespace schuss {
+
+inline py::object interned(const char* text) {
+  return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(text));
+}
+
+// The stages by name, in the order of a step, each with the value that changes nothing.
+struct stage {
+  const char* name;
+  double scalars::* place;
+  double idle;
+};
+const std::vector<stage>& stages();
+scalars idle_scalars(int rule);
+
+// One group and the settings that it had when they were last read: a tuple of Python's that is
+// replaced as a whole when something is set. Settings of the same form differ in numbers alone.
+struct group_settings {
+  py::object group, settings, form, values, at;
+  std::size_t kind = 0;  // groups with the same settings are of one kind
+};
+
+// How the scalars of the arrays that share a key are had. part(h, t, scale, memory) returns a dict
+// of the kernel's, one of the stages that are not idle, whether f(h, t, None) is enough while h
+// stays the same, and that h. Where a sweep over the arrays comes first, adapt(h, t, sums) is a
+// dict of what an array's sums change.
+struct set_of_scalars {
+  key shared;
+  py::object part, f, adapt, names;  // what Python gives once
+  py::object h, own_h;               // the hyperparameters, and what the part made of them
+  bool steady = false;
+  Py_ssize_t entries = 0;           // of the dict that f returned when all was computed
+  std::vector<double> next_memory;  // what it becomes by the step
+};
+
+struct recipe {
+  std::vector<group_settings> groups;
+  py::object part;     // (number of a group, decays): what computes the scalars of its arrays
+  py::object scale;    // 1/grad_scale as a float, or a LossScale, whose float it is
+  py::object told;     // of a LossScale: whether a step was done
+  py::object follow;   // (h, shared, t, loss, totals): what `shared` becomes; or None
+  py::object undone;   // what is left of a step whose gradients are not finite
+  py::object backend;  // None: the kernels; or what has norm, measure and run in NumPy
+  py::object direct;   // what turns gradients into directions, or None
+  py::object convert;  // what makes a gradient of another type or order fit, or None
+  py::object sums;     // the class of what is measured
+  std::vector<py::object> remembered, shared;  // names of the numbers beside arrays, beside all
+  double limit;                                // of the norm
+  bool measures_norm, propagates, reads_loss, totals, adapts, zero_grad;
+  int wanted;  // sums of the arrays that a step has to know first
+
+  recipe(const py::object& from, const py::object& settings_name);
+};
+
+// Reads what a part has returned into a set: by name, the rest idle.
+void read_part(scalars& c, const py::object& names, const py::dict& rule, const py::dict& around);
+void read_rule(scalars& c, const py::object& names, const py::dict& rule);
+void adapt(scalars& c, const py::object& names, const py::tuple& values);
+
+}  // namespace schuss

@@ -1,0 +1,269 @@
+// What is registered: the parameters with their gradients and state, what each of these arrays has
+// to be, and the counters.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "../core/driver.hpp"
+#include "contract.hpp"
+#include "overlap.hpp"
+
+namespace schuss {
+
+// An array that stays beside a parameter, and its place in the span.
+struct kept {
+  py::array array;
+  kind type;
+  stream* (*place)(span&, std::size_t);
+  bool written;
+};
+
+// The places by the role that Python names: "state" for those of the rule.
+inline const std::map<std::string, std::pair<stream* (*)(span&, std::size_t), bool>> places = {
+    {"state", {[](span& a, std::size_t s) { return &a.state[s]; }, true}},
+    {"master", {[](span& a, std::size_t) { return &a.master; }, true}},
+    {"average", {[](span& a, std::size_t) { return &a.average; }, true}},
+    {"low", {[](span& a, std::size_t) { return &a.low; }, false}},
+    {"high", {[](span& a, std::size_t) { return &a.high; }, false}},
+};
+
+// One parameter with its gradient and its state.
+struct member {
+  std::vector<std::string> labels;  // how messages name x, g and each array beside them
+  py::array x;
+  std::vector<kept> keeps;  // the rule's state arrays, then others
+  py::object g;             // bound, or None
+  shape_t shape;
+  kind type;
+  std::size_t states = 0;       // arrays that are the rule's
+  py::ssize_t position, chunk;  // elements and chunks of the members before it
+  std::size_t group;
+  bool decays;                             // whether its group's weight decay is for it, too
+  std::vector<double> memory;              // numbers that its rule keeps beside the arrays
+  std::int64_t count = 0;                  // finished steps of this array
+  py::object gradient_class = py::none();  // of a gradient that was looked over and found good
+  const char *apart = nullptr, *apart_end = nullptr;  // memory of the last gradient that was looked
+                                                      // over and overlaps nothing that is written
+
+  // Whether an array has what this parameter asks for, its class included: ndarray, the
+  // parameter's, or one that was looked over before.
+  bool fits(py::handle a, int flags) const {
+    const auto* own = reinterpret_cast<PyObject*>(Py_TYPE(a.ptr()));
+    return (own == reinterpret_cast<PyObject*>(Py_TYPE(x.ptr())) || own == ndarray() ||
+            own == gradient_class.ptr()) &&
+           (fields(a)->flags & flags) == flags && has_shape(a, shape) &&
+           (fields(a)->flags & fields(x)->flags & (c_order | f_order)) != 0;
+  }
+
+  // A state array or a gradient: shape, order and type of the parameter.
+  void require_like(py::handle a, const std::string& label, const char* role) const {
+    require_array(a, label);
+    if (!has_shape(a, shape))
+      wrong_value(label, "shape " + shape_text(shape_of(a)) + ", but " + labels[0] + " has shape " +
+                             shape_text(shape));
+    if (!goes_with(kind_of(a), type)) {
+      const std::string wanted = type == kind::float64 ? "float64" : "float32";
+      wrong_type(label, dtype_text(a) + ", but " + labels[0] + " is " + dtype_text(x) +
+                            "; pass the " + role + " as .astype(np." + wanted +
+                            "), or make the parameter " + dtype_text(a));
+    }
+    if ((fields(a)->flags & fields(x)->flags & (c_order | f_order)) == 0) {
+      const bool c = (fields(x)->flags & c_order) != 0;
+      wrong_value(label, std::string("in ") + (c ? "Fortran" : "C") + " order, but " + labels[0] +
+                             " is in " + (c ? "C" : "Fortran") + " order; " +
+                             (c ? "compute it in C order (x.T @ dy, not (dy.T @ x).T), or pass "
+                                  "np.ascontiguousarray"
+                                : "pass np.asfortranarray") +
+                             " of it");
+    }
+  }
+
+  // An array that is registered already, and may have been changed since.
+  void require_unchanged(py::handle a, kind own, int flags, const std::string& label) const {
+    if (fits(a, flags) && kind_of(a) == own) return;
+    require_array(a, label);
+    if ((flags & writeable) != 0) require_writeable(a, label);
+    if (!has_shape(a, shape))
+      wrong_value(label, "shape " + shape_text(shape_of(a)) + " is no longer the registered " +
+                             shape_text(shape) + "; restore it, or rebind arrays of that shape");
+    wrong_value(label, "dtype " + dtype_text(a) +
+                           " or its memory order is no longer the registered one; restore it, or "
+                           "rebind arrays of that kind");
+  }
+};
+
+inline int flags_of(const kept& k) { return k.written ? aligned | writeable : aligned; }
+
+// What the arrays that share a set of scalars have in common: the settings' number, whether they
+// decay, their count, their memory.
+using key = std::tuple<std::size_t, bool, std::int64_t, std::vector<double>>;
+
+class registry {
+ public:
+  // Takes a parameter in, with the arrays that stay beside it by role; nothing is changed where it
+  // can't be.
+  void add(std::vector<std::string> labels, py::object x,
+           const std::vector<std::pair<std::string, py::object>>& keeps, py::object g,
+           std::size_t group, bool decays, std::vector<double> memory) {
+    if (labels.size() != keeps.size() + 2)
+      throw py::value_error("labels: one for x, g and each array beside them");
+    require_parameter(x, labels[0]);
+    member m{};
+    m.labels = std::move(labels);
+    m.x = py::reinterpret_borrow<py::array>(x);
+    m.g = std::move(g);
+    m.shape = shape_of(x);
+    m.type = *kind_of(x);
+    m.position = elements_;
+    m.chunk = chunks_;
+    m.group = group;
+    m.decays = decays;
+    m.memory = std::move(memory);
+    for (std::size_t s = 0; s < keeps.size(); ++s) {
+      const auto& [role, a] = keeps[s];
+      const auto [place, written] = places.at(role);
+      m.require_like(a, m.labels[s + 2], role.c_str());
+      if (written) require_writeable(a, m.labels[s + 2]);
+      if (role == "state") ++m.states;
+      m.keeps.push_back({py::reinterpret_borrow<py::array>(a), *kind_of(a), place, written});
+    }
+    if (m.states > most_states) throw py::value_error("state: too many arrays");
+    if (!m.g.is_none()) m.require_like(m.g, m.labels[1], "gradient");
+    elements_ += size_of(m.shape);
+    chunks_ += chunks(size_of(m.shape));
+    members_.push_back(std::move(m));
+    written_.clear();
+  }
+
+  // Other arrays in the place of those of the only member, which may be of other shapes and types.
+  void replace(py::object x, py::object g, const std::vector<py::object>& keeps,
+               std::int64_t finished, std::vector<double> memory) {
+    member& m = members_.at(0);
+    require_parameter(x, m.labels[0]);
+    m.x = py::reinterpret_borrow<py::array>(x);
+    m.shape = shape_of(x);
+    m.type = *kind_of(x);
+    for (std::size_t s = 0; s < keeps.size(); ++s) {
+      m.require_like(keeps[s], m.labels[s + 2], "state");
+      if (m.keeps[s].written) require_writeable(keeps[s], m.labels[s + 2]);
+      m.keeps[s].array = py::reinterpret_borrow<py::array>(keeps[s]);
+      m.keeps[s].type = *kind_of(keeps[s]);
+    }
+    m.g = std::move(g);
+    m.count = finished;
+    m.memory = std::move(memory);
+    elements_ = size_of(m.shape);
+    chunks_ = chunks(elements_);
+    written_.clear();
+  }
+
+  void release() {
+    member& m = members_.at(0);
+    m.g = py::none();
+    m.x = py::reinterpret_steal<py::array>(py::none().release());
+    for (kept& beside : m.keeps)
+      beside.array = py::reinterpret_steal<py::array>(py::none().release());
+  }
+
+  // Lets go of all members but the first ones.
+  void keep_first(std::size_t size) {
+    while (members_.size() > size) {
+      elements_ = members_.back().position;
+      chunks_ = members_.back().chunk;
+      members_.pop_back();
+    }
+    written_.clear();
+  }
+
+  // Takes other arrays of the same shapes, types and orders in place of the parameters: all of
+  // them, or none.
+  void rebind(const std::vector<py::object>& arrays) {
+    for (std::size_t i = 0; i < members_.size(); ++i) {
+      const member& m = members_[i];
+      const bool alike = py::isinstance<py::array>(arrays[i]) && has_shape(arrays[i], m.shape) &&
+                         kind_of(arrays[i]) == m.type &&
+                         (fields(arrays[i])->flags & fields(m.x)->flags & (c_order | f_order)) != 0;
+      if (!alike)
+        wrong_value(m.labels[0],
+                    description(arrays[i]) + " where " + description(m.x) + " is registered");
+      require_parameter(arrays[i], m.labels[0]);
+    }
+    std::vector<py::array> before;
+    for (std::size_t i = 0; i < members_.size(); ++i)
+      before.push_back(std::exchange(members_[i].x, py::reinterpret_borrow<py::array>(arrays[i])));
+    written_.clear();
+    try {
+      require_disjoint();
+    } catch (...) {
+      for (std::size_t i = 0; i < members_.size(); ++i) members_[i].x = before[i];
+      written_.clear();
+      throw;
+    }
+  }
+
+  // Written arrays may not overlap one another, nor a bound gradient.
+  void require_disjoint() {
+    find_written();
+    for (member& m : members_)
+      if (!m.g.is_none()) require_apart(m, stream_of(m.g));
+  }
+
+  // The written memory of all members, in order; found anew when an array has moved.
+  void find_written() {
+    bool moved = written_.empty();
+    std::size_t n = 0;
+    const auto same = [&](py::handle a) { moved = moved || addresses_[n++] != fields(a)->data; };
+    for (const member& m : members_) {
+      if (moved) break;
+      same(m.x);
+      for (const kept& beside : m.keeps) same(beside.array);
+    }
+    if (!moved) return;
+    written_.clear();
+    addresses_.clear();
+    const auto take = [&](const py::array& a, const std::string& label) {
+      addresses_.push_back(fields(a)->data);
+      if (a.nbytes() > 0) written_.push_back(extent_of(a, label));
+    };
+    for (member& m : members_) {
+      m.apart = m.apart_end = nullptr;
+      take(m.x, m.labels[0]);
+      for (std::size_t s = 0; s < m.keeps.size(); ++s) take(m.keeps[s].array, m.labels[s + 2]);
+    }
+    try {
+      schuss::require_apart(written_);
+    } catch (...) {
+      written_.clear();
+      throw;
+    }
+  }
+
+  // A gradient is only read, so gradients may overlap one another, but nothing that the step
+  // writes.
+  void require_apart(member& m, const stream& g) const {
+    const char* first = static_cast<const char*>(g.data);
+    const char* last = first + size_of(m.shape) * g.width;
+    if (first == m.apart && last == m.apart_end) return;
+    require_apart_from(written_, {first, last, &m.labels[1]});
+    m.apart = first;
+    m.apart_end = last;
+  }
+
+  std::vector<member>& members() { return members_; }
+  const std::vector<member>& members() const { return members_; }
+  std::ptrdiff_t elements() const { return elements_; }
+  std::size_t all_chunks() const { return static_cast<std::size_t>(chunks_); }
+
+ private:
+  std::vector<member> members_;
+  std::vector<extent> written_;
+  std::vector<const char*> addresses_;
+  py::ssize_t elements_ = 0, chunks_ = 0;
+};
+
+}  // namespace schuss

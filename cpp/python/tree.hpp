@@ -1,0 +1,111 @@
+// Arrays in sequences and mappings, nested as the user likes, brought into the parameters' order.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstddef>
+#include <utility>
+#include <vector>
+
+namespace schuss {
+
+namespace py = pybind11;
+
+// The structure of nested dicts, lists and tuples, with a parameter's number in place of each
+// array: an int, a dict or a list of such. Other containers than these three are Python's affair.
+class tree {
+ public:
+  explicit tree(py::handle description) {
+    if (PyLong_Check(description.ptr()) != 0) {
+      number_ = description.cast<std::size_t>();
+    } else if (PyDict_Check(description.ptr()) != 0) {
+      shape_ = shape::mapping;
+      for (const auto& [key, inner] : py::reinterpret_borrow<py::dict>(description)) {
+        keys_.push_back(py::reinterpret_borrow<py::object>(key));
+        inner_.emplace_back(inner);
+      }
+    } else {
+      shape_ = shape::sequence;
+      for (const py::handle& inner : py::reinterpret_borrow<py::sequence>(description))
+        inner_.emplace_back(inner);
+    }
+    if (shape_ == shape::leaf) return;
+    leaves_ = 0;
+    for (const tree& inner : inner_) leaves_ += inner.leaves();
+  }
+
+  // Puts each array of `values` to its number in `found`; None in place of a part stands for all of
+  // it. False where the structure is another one, or asks for more than a look into it.
+  bool gather(PyObject* values, std::vector<py::object>& found) const {
+    if (shape_ == shape::leaf) {
+      found[number_] = py::reinterpret_borrow<py::object>(values);
+      return true;
+    }
+    const std::size_t size = inner_.size();
+    const bool none = values == Py_None;
+    if (!none && !fits(values)) return false;
+    for (std::size_t i = 0; i < size; ++i) {
+      PyObject* const value = none ? values : member(values, i);
+      if (value == nullptr || !inner_[i].gather(value, found)) return false;
+    }
+    return true;
+  }
+
+  // Puts what lies in each array's place to its number in `found`: null where that is gone.
+  void locate(PyObject* values, std::vector<PyObject*>& found) const {
+    if (shape_ == shape::leaf) {
+      found[number_] = values;
+      return;
+    }
+    const bool there = values != nullptr && of_shape(values);
+    for (std::size_t i = 0; i < inner_.size(); ++i)
+      inner_[i].locate(there ? member(values, i) : nullptr, found);
+  }
+
+  // The number of the leaf that comes `place` after the first one, and what lies there.
+  std::pair<std::size_t, PyObject*> at(PyObject* values, std::size_t place) const {
+    if (shape_ == shape::leaf) return {number_, values};
+    std::size_t i = 0;
+    for (; place >= inner_[i].leaves(); ++i) place -= inner_[i].leaves();
+    const bool there = values != nullptr && of_shape(values);
+    return inner_[i].at(there ? member(values, i) : nullptr, place);
+  }
+
+  std::size_t leaves() const { return leaves_; }
+
+ private:
+  enum class shape { leaf, mapping, sequence };
+
+  // A mapping of a class that finds its members in a way of its own is Python's affair, too.
+  bool of_shape(PyObject* values) const {
+    if (shape_ == shape::sequence) return PyList_Check(values) != 0 || PyTuple_Check(values) != 0;
+    return PyDict_Check(values) != 0 &&
+           Py_TYPE(values)->tp_as_mapping->mp_subscript == PyDict_Type.tp_as_mapping->mp_subscript;
+  }
+  bool fits(PyObject* values) const {
+    if (!of_shape(values)) return false;
+    const Py_ssize_t size =
+        shape_ == shape::mapping ? PyDict_Size(values) : PySequence_Fast_GET_SIZE(values);
+    return size == static_cast<Py_ssize_t>(inner_.size());
+  }
+
+  // The member of a container of this shape, null where there is none.
+  PyObject* member(PyObject* values, std::size_t i) const {
+    if (shape_ == shape::mapping) {
+      PyObject* const value = PyDict_GetItemWithError(values, keys_[i].ptr());
+      if (value == nullptr && PyErr_Occurred() != nullptr) throw py::error_already_set();
+      return value;
+    }
+    return static_cast<Py_ssize_t>(i) < PySequence_Fast_GET_SIZE(values)
+               ? PySequence_Fast_ITEMS(values)[i]
+               : nullptr;
+  }
+
+  shape shape_ = shape::leaf;
+  std::size_t number_ = 0;
+  std::size_t leaves_ = 1;
+  std::vector<py::object> keys_;
+  std::vector<tree> inner_;
+};
+
+}  // namespace schuss

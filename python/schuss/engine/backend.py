@@ -1,0 +1,51 @@
+"""A step in NumPy, in place of the kernels: what the compiled sequence calls for one array."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from schuss import reference
+from schuss.engine.scalars import KERNELS, NAMES
+
+if TYPE_CHECKING:
+    from schuss.engine.groups import Parameter
+
+
+class Numpy:
+    """The specification as a backend; works on the plain array behind a subclass."""
+
+    def __init__(self, parameters: Sequence[Parameter]) -> None:
+        self.parameters = parameters
+
+    def norm(self, gradients: list[Any]) -> tuple[float, bool]:
+        return reference.norm_squared(gradients)
+
+    def measure(self, number: int, g: np.ndarray, scalars: Any, wanted: int) -> list[float]:
+        """What the step would do to an array: all sums, of which only the wanted ones count."""
+        p = self.parameters[number]
+        rule, numbers, stages = read(scalars)
+        own = getattr(reference, f"{rule.__name__}_look", None)
+        arrays = np.asarray(p.x), np.asarray(g), list(p.state.values())
+        master = p.beside.get("master")
+        sums = reference.look(rule, *arrays, numbers, stages, own=own, master=master)
+        bits = (1, 2, 4, 8, 16, 16)
+        return [s if wanted & bit else 0.0 for s, bit in zip(sums, bits, strict=True)]
+
+    def run(self, number: int, g: np.ndarray, scalars: Any) -> None:
+        """One array's step."""
+        p = self.parameters[number]
+        rule, numbers, stages = read(scalars)
+        arrays = np.asarray(p.x), np.asarray(g), list(p.state.values())
+        beside: dict[str, Any] = p.beside
+        reference.step(rule, *arrays, numbers, stages, position=p.position, **beside)
+
+
+def read(scalars: tuple[float, ...]) -> tuple[Callable[..., Any], dict[str, float], Any]:
+    """A set of scalars in the compiled sequence's order: rule, its scalars, those of the stages."""
+    kernel, count = KERNELS[int(scalars[0])], len(reference.Stages._fields)
+    stages = reference.Stages(*scalars[1 : 1 + count])
+    numbers = dict(zip(NAMES[kernel], scalars[1 + count :], strict=True))
+    return getattr(reference, kernel), numbers, stages._replace(key=int(stages.key))

@@ -1,0 +1,45 @@
+"""One call at a time: of several threads, of a callable within a step, of a forked child."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
+from weakref import WeakSet
+
+P = ParamSpec("P")
+R = TypeVar("R")
+S = TypeVar("S")
+
+
+def one_at_a_time(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """A method that other threads wait for, and that its own thread can't enter a second time."""
+
+    @functools.wraps(method)
+    def guarded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        own: Any = self
+        with own._lock:
+            if not own._plan.enter():
+                raise RuntimeError(
+                    "re-entered: the optimizer is in the middle of a call of this thread"
+                )
+            try:
+                return method(self, *args, **kwargs)
+            finally:
+                own._plan.leave()
+
+    return guarded
+
+
+alive: WeakSet[Any] = WeakSet()
+
+
+def free_all() -> None:
+    """A lock that another thread held when the process was forked would never be released."""
+    for optimizer in list(alive):
+        optimizer._free()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=free_all)

@@ -1,0 +1,74 @@
+"""What the author of a rule writes: which kernel, with which scalars, from which numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from schuss.engine.declare import Hyperparameter, Option
+from schuss.reference.sums import Sums
+
+Values = Mapping[str, Any]  # of hyperparameters, by name
+Numbers = Mapping[str, float]  # that a rule remembers, by name
+
+
+class Rule:
+    """A rule's own part of an optimizer; h has the hyperparameters' values at the step at hand."""
+
+    states: ClassVar[dict[str, tuple[str, ...]]]  # the state arrays of each kernel
+    memory: ClassVar[dict[str, float]] = {}  # numbers beside each array's state, at the start
+    shared: ClassVar[dict[str, float]] = {}  # numbers beside the state of all, at the start
+    starting: ClassVar[tuple[str, ...]] = ()  # state arrays that start at the parameter
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}  # what differs from PyTorch's convention
+    hyperparameters: ClassVar[dict[str, Hyperparameter]] = {}
+    options: ClassVar[dict[str, Option]] = {}
+
+    @staticmethod
+    def kernel(h: Values) -> str:
+        """The kernel for these hyperparameters, of which a callable is true.
+
+        Raises ValueError where they don't go together.
+        """
+        raise NotImplementedError("Optimizer is the base of the rules; use SGD, Adam, ...")
+
+    @staticmethod
+    def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
+        """The scalars of the rule's kernels at an array's step t, counted from 1, in double.
+
+        memory has what the rule keeps in `memory` and `shared`; what is returned has the new
+        memory, too.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def reads_loss(h: Values) -> bool:
+        """Whether a step needs the loss."""
+        return False
+
+    @staticmethod
+    def sums(h: Values) -> tuple[str, ...]:
+        """What a step has to know of an array as a whole: "x", "g", "u", "agree", "own".
+
+        They are measured with `scalars` as they are, in a sweep that writes nothing.
+        """
+        return ()
+
+    @staticmethod
+    def adapt(h: Values, t: int, sums: Sums) -> dict[str, float]:
+        """The scalars that the sums of an array change."""
+        return {}
+
+    @staticmethod
+    def follow(
+        h: Values, shared: Numbers, t: int, loss: Any, totals: Sums | None
+    ) -> dict[str, float]:
+        """What `shared` becomes by the optimizer's step t, and what else `scalars` wants to know.
+
+        h has the first group's values; totals the sums over all arrays, where they were measured.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def initial(h: Values) -> dict[str, float]:
+        """What state arrays start with where it isn't 0."""
+        return {}
