@@ -19,6 +19,7 @@ import schuss
 from schuss import rules
 from schuss.engine.declare import (
     REQUIRED,
+    Backend,
     Bounded,
     Choice,
     Constant,
@@ -437,7 +438,7 @@ def test_range_and_value_are_named() -> None:
     with pytest.raises(TypeError, match=r"lrr: unknown; SGD has lr, momentum"):
         schuss.SGD(np.zeros(1), lrr=0.1)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="decay_mode: 'l1' is unknown; wanted 'l2' or 'decoupled'"):
-        schuss.SGD(np.zeros(1), decay_mode="l1")
+        schuss.SGD(np.zeros(1), decay_mode="l1")  # type: ignore[arg-type]
 
 
 def test_numpy_numbers_are_fine() -> None:
@@ -472,8 +473,8 @@ def test_nesterov_needs_a_momentum() -> None:
 
 def test_options_that_do_not_go_together() -> None:
     wrong: list[tuple[type[Optimizer], dict[str, Any], str]] = [
-        (schuss.Adam, {"decay_mode": "seed002", "amsgrad": True}, "decay_mode: 'seed002' goes"),
-        (schuss.AdamW, {"decay_mode": "seed002", "eps_mode": "clamp"}, "got eps_mode='clamp'"),
+        (schuss.Adam, {"decay_mode": "course", "amsgrad": True}, "decay_mode: 'course' goes"),
+        (schuss.AdamW, {"decay_mode": "course", "eps_mode": "clamp"}, "got eps_mode='clamp'"),
         (schuss.Rprop, {"step_sizes": (1.0, 0.5)}, "step_sizes: (1.0, 0.5) has a lower bound"),
     ]
     for rule, options, says in wrong:
@@ -560,14 +561,14 @@ def test_preset_of_a_group() -> None:
     assert "preset" not in opt.state_dict()["param_groups"][1]
     with Unchanged(opt, TypeError, "preset: unknown; Adam has lr, betas"):
         opt.param_groups[0]["preset"] = "keras"
-    of_all = schuss.Adam([*groups, {"params": np.zeros(1), "preset": None}], preset="seed001")
+    of_all = schuss.Adam([*groups, {"params": np.zeros(1), "preset": None}], preset="tutorial")
     assert [g["eps_mode"] for g in of_all.param_groups] == ["inside", "hat", "outside"]
 
 
 # ---- The loss
 
 
-def reading_the_loss(backend: str = "compiled", **options: Any) -> Optimizer:
+def reading_the_loss(backend: Backend = "compiled", **options: Any) -> Optimizer:
     """An optimizer whose rule reads the loss, with two steps behind it."""
     opt = schuss.Rprop({"w": np.ones(3)}, variant="irprop+", backend=backend, **options)
     for loss in (3.0, 2.0):
@@ -589,7 +590,7 @@ def reading_the_loss(backend: str = "compiled", **options: Any) -> Optimizer:
         (np.ones(1), TypeError, "array([1.]) is not a number"),
     ],
 )
-def test_loss(loss: Any, error: type[Exception], says: str, backend: str) -> None:
+def test_loss(loss: Any, error: type[Exception], says: str, backend: Backend) -> None:
     opt = reading_the_loss(backend)
     with Unchanged(opt, error, "loss: ", says):
         opt.step({"w": np.ones(3)}, loss=loss)
@@ -949,7 +950,7 @@ def test_functional() -> None:
 
 
 @pytest.mark.parametrize("backend", ["compiled", "numpy"])
-def test_numbers_of_a_stateless_call(backend: str) -> None:
+def test_numbers_of_a_stateless_call(backend: Backend) -> None:
     x, g, m, v = (np.ones(3) for _ in range(4))
     read_only = np.ones(())
     read_only.flags.writeable = False

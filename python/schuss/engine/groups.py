@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from schuss.engine.declare import REQUIRED
+from schuss.engine.declare import REQUIRED, present_word
 from schuss.engine.structure import described, label
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ class Settings(NamedTuple):
 
 def preset(rule: type[Optimizer], name: Any) -> dict[str, Any]:
     """The defaults of a rule in another library's or paper's convention; None: PyTorch's."""
+    name = present_word("preset", name)
     if name is not None and not (isinstance(name, str) and name in rule.presets):
         has = ", ".join(rule.presets)
         raise ValueError(f"preset: {name!r} is unknown; {rule.__name__} has {has}")

@@ -17,6 +17,7 @@ from typing import (
     Any,
     ClassVar,
     Concatenate,
+    Literal,
     ParamSpec,
     TypeVar,
     dataclass_transform,
@@ -29,6 +30,7 @@ from schuss import _core, reference
 from schuss.checks import Interval
 from schuss.engine.declare import (
     REQUIRED,
+    Backend,
     Bounded,
     Choice,
     Flag,
@@ -219,23 +221,23 @@ class Optimizer(Declared):
         ema: Any = argument(default=None)
         zero_grad: Any = argument(default=False)
     maximize: bool = flag(default=False)
-    cautious: bool | str = choice(False, "mean", "plus1", default=False)
+    cautious: Literal[False, "mean", "plus1"] = choice(default=False)
     clip_value: Number = number("(0, inf]", default=math.inf)
     l2: Number = number("[0, inf)", default=0.0)
     l1: Number = number("[0, inf)", default=0.0)
-    l1_mode: str = choice("coupled", "prox", default="coupled")
+    l1_mode: Literal["coupled", "prox"] = choice(default="coupled")
     bounds: tuple[Any, Any] | None = pair(default=None)
     grad_scale: float | LossScale = option(LossScaleOrNumber, "(0, inf)", default=1.0)
     clip_norm: float = option(Bounded, "(0, inf]", default=math.inf)
-    nonfinite: str = option(Choice, "propagate", "skip", "raise", default="propagate")
+    nonfinite: Literal["propagate", "skip", "raise"] = option(Choice, default="propagate")
     ema_decay = option(Bounded, "[0, 1)", default=None, fixed=True, argument="ema")
     zeroes_grad = option(Flag, default=False, argument="zero_grad")
     state_dtype: Any = option(Storage, default=None, fixed=True)
     master: bool = option(Flag, default=False, fixed=True)
     stochastic_rounding: bool = option(Flag, default=False)
     seed: int = option(Whole, default=0)
-    subnormals: str = option(Choice, "zero", "keep", default="zero")
-    backend: str = option(Choice, "compiled", "numpy", default="compiled")
+    subnormals: Literal["zero", "keep"] = option(Choice, default="zero")
+    backend: Backend = option(Choice, default="compiled")
 
     def __init_subclass__(cls) -> None:
         order = [*reversed(cls.__mro__[: cls.__mro__.index(Optimizer)]), Optimizer]

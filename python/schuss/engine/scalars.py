@@ -6,19 +6,17 @@ import functools
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 
 from schuss import _core, reference
-from schuss.engine.declare import Pair
+from schuss.engine.declare import DecayMode, Pair
 
 if TYPE_CHECKING:
     from schuss.engine.groups import Parameter, Settings
 
-# How weight_decay works on x: see Optimizer. A rule may have modes of its own, which are its own
-# affair.
-DECAY_MODES = ("l2", "decoupled", "decoupled_unscaled", "corrected", "proximal", "masked")
+DECAY_MODES: tuple[str, ...] = get_args(DecayMode)
 
 NUMBERS = {name: number for number, (name, *_) in enumerate(_core.rules())}
 

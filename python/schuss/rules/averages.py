@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from schuss.engine.declare import Number, choice, number, numbers
+from schuss.engine.declare import DecayMode, Number, choice, number, numbers
 from schuss.engine.optimizer import Optimizer, computing_type, one_at_a_time
-from schuss.engine.scalars import DECAY_MODES
 
 
 class ASGD(Optimizer):
@@ -44,7 +43,7 @@ class ASGD(Optimizer):
     alpha: Number = number("[0, inf)", default=0.75)
     t0: Number = number("[0, inf)", default=1e6)
     weight_decay: Number = number("[0, inf)", default=0.0)
-    decay_mode: str = choice(*DECAY_MODES, default="l2")
+    decay_mode: DecayMode = choice(default="l2")
 
     @staticmethod
     def kernel(h: Mapping[str, Any]) -> str:
@@ -170,7 +169,7 @@ class ScheduleFreeSGD(ScheduleFree):
     lr: Number = number("[0, inf)", default=1.0)
     momentum: Number = number("(0, 1)", default=0.9)
     weight_decay: Number = number("[0, inf)", default=0.0)
-    decay_mode: str = choice(*DECAY_MODES, default="l2")
+    decay_mode: DecayMode = choice(default="l2")
 
     @staticmethod
     def kernel(h: Mapping[str, Any]) -> str:
@@ -218,7 +217,7 @@ class ScheduleFreeAdamW(ScheduleFree):
     betas: tuple[Number, Number] = numbers("(0, 1)", "[0, 1)", default=(0.9, 0.999))
     eps: Number = number("[0, inf)", default=1e-8)
     weight_decay: Number = number("[0, inf)", default=0.0)
-    decay_mode: str = choice("normalized", *DECAY_MODES, default="normalized")
+    decay_mode: Literal["normalized", DecayMode] = choice(default="normalized")
 
     @staticmethod
     def kernel(h: Mapping[str, Any]) -> str:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from schuss.engine.declare import REQUIRED, Number, choice, flag, number, numbers
+from schuss.engine.declare import REQUIRED, DecayMode, Number, choice, flag, number, numbers
 from schuss.engine.optimizer import Optimizer
-from schuss.engine.scalars import DECAY_MODES
 from schuss.rules.adam import corrections, moments
 
 
@@ -63,9 +62,9 @@ class LARS(Optimizer):
     eps: Number = number("[0, inf)", default=0.0)
     trust_clip: bool = flag(default=False)
     always_adapt: bool = flag(default=True)
-    variant: str = choice("paper", "optax", default="paper")
+    variant: Literal["paper", "optax"] = choice(default="paper")
     lr_in_buffer: bool = flag(default=True)
-    decay_mode: str = choice("inside", *DECAY_MODES, default="inside")
+    decay_mode: Literal["inside", DecayMode] = choice(default="inside")
 
     @staticmethod
     def kernel(h: Mapping[str, Any]) -> str:
@@ -132,7 +131,7 @@ class LAMB(Optimizer):
     weight_decay: Number = number("[0, inf)", default=0.01)
     bias_correction: bool = flag(default=True)
     always_adapt: bool = flag(default=True)
-    decay_mode: str = choice("inside", *DECAY_MODES, default="inside")
+    decay_mode: Literal["inside", DecayMode] = choice(default="inside")
 
     @staticmethod
     def kernel(h: Mapping[str, Any]) -> str:
@@ -190,7 +189,7 @@ class StableAdamW(Optimizer):
     betas: tuple[Number, Number] = numbers("[0, 1)", default=(0.9, 0.99))
     eps: Number = number("[0, inf)", default=1e-6)
     weight_decay: Number = number("[0, inf)", default=1e-2)
-    decay_mode: str = choice(*DECAY_MODES, default="decoupled")
+    decay_mode: DecayMode = choice(default="decoupled")
 
     @staticmethod
     def kernel(h: Mapping[str, Any]) -> str:
@@ -246,8 +245,8 @@ class MARS(Optimizer):
     eps: Number = number("[0, inf)", default=1e-8)
     weight_decay: Number = number("[0, inf)", default=0.0)
     gamma: Number = number("[0, inf)", default=0.025)
-    first_step: str = choice("zero", "copy", default="zero")
-    decay_mode: str = choice(*DECAY_MODES, default="decoupled")
+    first_step: Literal["zero", "copy"] = choice(default="zero")
+    decay_mode: DecayMode = choice(default="decoupled")
 
     @staticmethod
     def kernel(h: Mapping[str, Any]) -> str:
@@ -332,7 +331,7 @@ class Prodigy(Optimizer):
     d_coef: Number = number("[0, inf)", default=1.0)
     growth_rate: Number = number("[1, inf]", default=math.inf)
     safeguard_warmup: bool = flag(default=False)
-    decay_mode: str = choice(*DECAY_MODES, default="decoupled")
+    decay_mode: DecayMode = choice(default="decoupled")
 
     @staticmethod
     def kernel(h: Mapping[str, Any]) -> str:
@@ -408,7 +407,7 @@ class DAdaptAdam(Optimizer):
     bias_correction: bool = flag(default=False)
     d0: Number = number("(0, inf)", default=1e-6)
     growth_rate: Number = number("[1, inf]", default=math.inf)
-    decay_mode: str = choice(*DECAY_MODES, default="decoupled")
+    decay_mode: DecayMode = choice(default="decoupled")
 
     @staticmethod
     def kernel(h: Mapping[str, Any]) -> str:
