@@ -18,7 +18,7 @@ F4 = np.float32
 
 def test_functional() -> None:
     x, g, m, v = (np.zeros(3, F4) for _ in range(4))
-    adam = schuss.functional.adam
+    adam: Any = schuss.functional.adam
     for call, error, says in [
         (lambda: adam(x, g, m, v, step=0), ValueError, "step: 0 is out of range"),
         (lambda: adam(x, g, m, v, step=1.0), TypeError, "step: 1.0 is not a whole number"),
@@ -62,8 +62,9 @@ def test_numbers_of_a_stateless_call(backend: Backend) -> None:
             schuss.functional.nadam(x, g, m, v, step=1, backend=backend, **given)
         assert all((a == 1).all() for a in (x, g, m, v))
     product = np.ones(())
+    adam: Any = schuss.functional.adam
     with pytest.raises(TypeError, match="mu_product: unknown; Adam has"):
-        schuss.functional.adam(x, g, m, v, step=1, mu_product=product)
+        adam(x, g, m, v, step=1, mu_product=product)
     with pytest.raises(ValueError, match="shape"):
         schuss.functional.nadam(x, g[:2], m, v, step=1, mu_product=product, backend=backend)
     assert product == 1
@@ -74,7 +75,8 @@ def test_numbers_of_a_stateless_call(backend: Backend) -> None:
 def test_loss_of_a_stateless_call() -> None:
     x, g, p, d = (np.ones(3) for _ in range(4))
     s, previous = np.full(3, 0.1), np.array(math.inf)
-    call = functools.partial(schuss.functional.rprop, x, g, p, s, d, step=1, variant="irprop+")
+    rprop: Any = schuss.functional.rprop
+    call = functools.partial(rprop, x, g, p, s, d, step=1, variant="irprop+")
     with pytest.raises(TypeError, match="rprop: previous_loss is missing"):
         call(loss=1.0)
     for loss in (None, np.nan, "1"):
@@ -88,12 +90,13 @@ def test_loss_of_a_stateless_call() -> None:
 
 def test_preset_of_a_stateless_call() -> None:
     x, g, p, s = (np.ones(3) for _ in range(4))
+    rprop: Any = schuss.functional.rprop
     with pytest.raises(ValueError, match="preset: 'keras' is unknown; Rprop has torch, optax"):
-        schuss.functional.rprop(x, g, p, s, step=1, preset="keras")
+        rprop(x, g, p, s, step=1, preset="keras")
     with pytest.raises(TypeError, match="lr: preset 'optax' has no default; pass one"):
         schuss.functional.sgd(x, g, step=1, preset="optax")
     with pytest.raises(TypeError, match="rprop: lr is for the class"):
-        schuss.functional.rprop(x, g, p, s, step=1, preset="optax", lr=0.1)
+        rprop(x, g, p, s, step=1, preset="optax", lr=0.1)
     assert (x == 1).all()
     schuss.functional.rprop(x, g, p, s, step=1, preset="optax")  # the start is in its state
     assert (x != 1).all()

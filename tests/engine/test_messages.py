@@ -191,7 +191,7 @@ def test_structure_of_gradients(grads: Any, says: str, opt: Optimizer) -> None:
 
 def test_structure_of_nested_gradients() -> None:
     opt = schuss.SGD({"layers": [{"w": np.zeros(2)}, {"w": np.zeros(2)}]})
-    for grads, says in [
+    wrong: list[tuple[Any, str]] = [
         ({"layers": [{"w": None}]}, 'grads["layers"]: 1 where params has 2'),
         ({"layers": {"w": None}}, 'grads["layers"]: dict where params has a sequence'),
         ({"layers": [{"w": None}, {}]}, "grads[\"layers.1\"]: missing 'w'"),
@@ -199,6 +199,7 @@ def test_structure_of_nested_gradients() -> None:
             {"layers": [{"w": [1.0]}, {"w": None}]},
             'grads["layers.0.w"]: not a numpy.ndarray (list)',
         ),
-    ]:
+    ]
+    for grads, says in wrong:
         with Unchanged(opt, (ValueError, TypeError), says):  # type: ignore[arg-type]
             opt.step(grads)

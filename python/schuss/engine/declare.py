@@ -34,6 +34,13 @@ DecayMode = Literal["l2", "decoupled", "decoupled_unscaled", "corrected", "proxi
 # What takes the steps: kernels or their reference.
 Backend = Literal["compiled", "numpy"]
 
+# Whose conventions the rules' presets are: another library's, the paper's, its authors' code's, or
+# those of the texts that the rules' numbers are compared with. A rule has some of them.
+Preset = Literal[
+    "torch", "keras", "optax", "timm", "optimi", "paper", "code", "jordan", "moonlight",
+    "article", "tutorial", "course",
+]  # fmt: skip
+
 # What a preset gives where its source has no default.
 REQUIRED: Any = inspect.Parameter.empty
 

@@ -39,6 +39,7 @@ from schuss.engine.declare import (
     Number,
     Option,
     Pair,
+    Preset,
     Storage,
     Whole,
     choice,
@@ -66,6 +67,7 @@ from schuss.engine.scalars import (
     wanted,
 )
 from schuss.engine.structure import (
+    Arrays,
     Tree,
     described,
     filled,
@@ -211,10 +213,10 @@ class Optimizer(Declared):
     options: ClassVar[dict[str, Option]] = {}
 
     if TYPE_CHECKING:  # arguments of every constructor
-        params: InitVar[Any] = argument(kw_only=False)
-        grads: InitVar[Any] = argument(default=None)
+        params: InitVar[Arrays] = argument(kw_only=False)
+        grads: InitVar[Arrays | None] = argument(default=None)
         no_decay: InitVar[NoDecay | None] = argument(default=None)
-        preset: InitVar[str | None] = argument(default=None)
+        preset: InitVar[Preset | None] = argument(default=None)
         lr: Number = argument(default=None)
         weight_decay: Number = argument(default=None)
         decay_mode: str = argument(default=None)
@@ -378,7 +380,7 @@ class Optimizer(Declared):
         self._grouped, self._plan = True, plan
 
     @one_at_a_time
-    def rebind(self, params: Any) -> None:
+    def rebind(self, params: Arrays) -> None:
         """Takes arrays of the same structure, shapes and types in place of the old ones.
 
         The state stays, and goes on with the new arrays.
@@ -509,7 +511,11 @@ class Optimizer(Declared):
     # ---- The step
 
     def step(
-        self, grads: Any = None, *, loss: float | None = None, grad_scale: float | None = None
+        self,
+        grads: Arrays | None = None,
+        *,
+        loss: float | None = None,
+        grad_scale: float | None = None,
     ) -> bool:
         """Updates every parameter that has a gradient, in place; True when it did.
 

@@ -8,11 +8,26 @@ structure are brought into the same order.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, ValuesView
-from typing import Any
+from typing import Any, Protocol, SupportsIndex, TypeVar
 
 import numpy as np
 
 Tree = int | dict[Any, "Tree"] | list["Tree"]
+T_co = TypeVar("T_co", covariant=True)
+
+
+class SequenceNotStr(Protocol[T_co]):
+    """A sequence to type checkers, but no str: that contains nothing but str."""
+
+    def __getitem__(self, index: SupportsIndex, /) -> T_co: ...
+    def __contains__(self, value: object, /) -> bool: ...
+    def __iter__(self) -> Iterator[T_co]: ...
+    def __len__(self) -> int: ...
+
+
+# Parameters or gradients, nested as one likes, or groups. What is within stays unsaid: to a type
+# checker a TypedDict is no mapping of arrays, and a list of groups mostly a list of objects.
+Arrays = np.ndarray | Mapping[Any, Any] | SequenceNotStr[Any] | Iterator[Any] | ValuesView[Any]
 
 
 def is_sequence(value: Any) -> bool:
