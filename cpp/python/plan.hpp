@@ -103,7 +103,7 @@ class plan {
     for (std::size_t s = 0; s < keeps.size(); ++s) {
       const auto& [role, a] = keeps[s];
       const auto [place, written] = places.at(role);
-      require_like(m, a, m.labels[s + 2], role.c_str());
+      require_like(m, a, m.labels[s + 2], role);
       if (written) require_writeable(a, m.labels[s + 2]);
       if (role == "state") ++m.states;
       m.keeps.push_back({py::reinterpret_borrow<py::array>(a), *kind_of(a), place, written});
@@ -574,7 +574,7 @@ class plan {
   static void require_unchanged(const member& m, py::handle a, kind type, int flags,
                                 const std::string& label) {
     if (fits(m, a, flags) && kind_of(a) == type) return;
-    require_array(a, label);
+    require_array(a, label, (flags & writeable) != 0);
     if ((flags & writeable) != 0) require_writeable(a, label);
     if (!has_shape(a, m.shape))
       wrong_value(label, "shape " + shape_text(shape_of(a)) + " is no longer the registered " +
@@ -586,25 +586,30 @@ class plan {
 
   // A state array or a gradient: shape, order and type of the parameter.
   static void require_like(const member& m, py::handle a, const std::string& label,
-                           const char* role) {
-    require_array(a, label);
+                           const std::string& role) {
+    const bool written = role != "gradient";
+    require_array(a, label, written);
     if (!has_shape(a, m.shape))
       wrong_value(label, "shape " + shape_text(shape_of(a)) + ", but " + m.labels[0] +
                              " has shape " + shape_text(m.shape));
     if (!goes_with(kind_of(a), m.type)) {
       const std::string wanted = m.type == kind::float64 ? "float64" : "float32";
-      wrong_type(label, dtype_text(a) + ", but " + m.labels[0] + " is " + dtype_text(m.x) +
-                            "; pass the " + role + " as .astype(np." + wanted +
-                            "), or make the parameter " + dtype_text(a));
+      wrong_type(label, dtype_text(a) + ", but " + m.labels[0] + " is " + dtype_text(m.x) + "; " +
+                            (written ? created_as("x.astype(np." + wanted + ")")
+                                     : "pass the gradient as .astype(np." + wanted +
+                                           "), or make the parameter " + dtype_text(a)));
     }
     if ((fields(a)->flags & fields(m.x)->flags & (c_order | f_order)) == 0) {
       const bool c = (fields(m.x)->flags & c_order) != 0;
-      wrong_value(label, std::string("in ") + (c ? "Fortran" : "C") + " order, but " + m.labels[0] +
-                             " is in " + (c ? "C" : "Fortran") + " order; " +
-                             (c ? "compute it in C order (x.T @ dy, not (dy.T @ x).T), or pass "
-                                  "np.ascontiguousarray"
-                                : "pass np.asfortranarray") +
-                             " of it");
+      const std::string ordered = c ? "np.ascontiguousarray" : "np.asfortranarray";
+      wrong_value(label,
+                  std::string("in ") + (c ? "Fortran" : "C") + " order, but " + m.labels[0] +
+                      " is in " + (c ? "C" : "Fortran") + " order; " +
+                      (written ? created_as(ordered + "(x)")
+                               : (c ? "compute it in C order (x.T @ dy, not (dy.T @ x).T), or "
+                                      "pass "
+                                    : "pass ") +
+                                     ordered + " of it"));
     }
   }
 
@@ -639,9 +644,18 @@ class plan {
     std::sort(written.begin(), written.end());
     for (std::size_t i = 1; i < written.size(); ++i)
       if (written[i - 1].last > written[i].first)
-        wrong_value(*written[i].label, "overlaps " + *written[i - 1].label +
-                                           ", and the step writes to both; pass arrays that share "
-                                           "no memory");
+        wrong_value(*written[i].label,
+                    "overlaps " + *written[i - 1].label +
+                        (are_tied(written[i - 1], written[i])
+                             ? ": it is the same array, which the step would move twice; register "
+                               "it once, and add up its gradients"
+                             : ", and the step writes to both; pass arrays that share no memory"));
+  }
+
+  // One parameter twice, and not two of an optimizer's own arrays.
+  static bool are_tied(const range& a, const range& b) {
+    const auto is_parameter = [](const range& r) { return r.label->rfind("params", 0) == 0; };
+    return a.first == b.first && a.last == b.last && is_parameter(a) && is_parameter(b);
   }
 
   void take(const py::array& a, const std::string& label) {

@@ -817,8 +817,8 @@ class Optimizer(Declared):
                      or arrays by the parameters' positions, or by their names where those are
                      PyTorch's param_names. What PyTorch doesn't know is then as it is here
 
-        The arrays are copied into this optimizer's. Raises TypeError or ValueError that lists every
-        difference in names, shapes and types; nothing has changed then.
+        The arrays are copied into this optimizer's. Raises TypeError or ValueError that lists the
+        differences in names, shapes and types; nothing has changed then.
         """
         self._require_parameters("load_state_dict")
         found = read(self, state_dict)

@@ -10,7 +10,7 @@ import numpy as np
 
 from schuss.checks import Interval, check_int
 from schuss.engine.groups import Settings
-from schuss.engine.structure import described
+from schuss.engine.structure import described, listing
 from schuss.torch import from_torch, is_torch
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def read(opt: Optimizer, state_dict: Mapping[str, Any]) -> Saved:
     if [list(g["params"]) for g in groups] != [g["param_names"] for g in opt.param_groups]:
         wrong.append("param_groups: other parameters")
     if wrong:
-        raise ValueError(f"state_dict: {'; '.join(wrong)}")
+        raise ValueError(f"state_dict: {listing(wrong, '; ')}")
     settings = []
     for own, group in zip(opt.param_groups, groups, strict=True):
         given = {name: value for name, value in group.items() if name != "params"}
