@@ -20,6 +20,7 @@ from schuss.engine.declare import (
     Hyperparameter,
     Pair,
     Several,
+    check_state_dtype,
 )
 from schuss.engine.optimizer import Optimizer
 
@@ -204,3 +205,40 @@ def test_no_decay() -> None:
 def test_the_base_is_no_rule() -> None:
     with pytest.raises(NotImplementedError, match="base of the rules"):
         Optimizer(np.zeros(3))
+
+
+ADAM = ("exp_avg", "exp_avg_sq")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "states", "dtype", "says"),
+    [
+        (
+            {"sum": F4},
+            ADAM,
+            F4,
+            "no state 'sum'; params[\"w\"] has 'exp_avg' and 'exp_avg_sq'",
+        ),
+        ({"sum": F4, "m": F4, "exp_avg": F4}, ADAM, F4, "no state 'sum', 'm'; params[\"w\"] has"),
+        ({"sum": F4}, (), F4, "no state 'sum'; params[\"w\"] has none"),
+        (
+            {"": F4},
+            ADAM,
+            np.float64,
+            'params["w"] is float64, and so is its state; leave state_dtype out, or make the '
+            "parameter float32",
+        ),
+        ({"exp_avg": F4}, ADAM, np.float64, 'params["w"] is float64, and so is its state'),
+    ],
+)
+def test_state_dtype_of_a_parameter(
+    chosen: dict[str, Any], states: tuple[str, ...], dtype: Any, says: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"state_dtype: {says}")):
+        check_state_dtype(chosen, states, 'params["w"]', np.dtype(dtype))
+
+
+def test_state_dtype_that_is_something_to_a_parameter() -> None:
+    for chosen in ({}, {"": np.dtype(F4)}, {"exp_avg": np.dtype(np.float16)}):
+        check_state_dtype(chosen, ADAM, "params[0]", np.dtype(F4))
+    check_state_dtype({}, ADAM, "params[0]", np.dtype(float))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -293,6 +293,26 @@ class Storage(Hyperparameter):
             raise ValueError(f"{self.name}: bfloat16 needs the package ml_dtypes") from None
         found: np.dtype[Any] = np.dtype(bfloat16)
         return found
+
+
+def check_state_dtype(
+    chosen: Mapping[str, Any], states: Sequence[str], parameter: str, dtype: np.dtype[Any]
+) -> None:
+    """Raises ValueError where what `state_dtype` has chosen is nothing to a parameter.
+
+    chosen      dtypes by the state's name, "" for all, as Storage gives them
+    states      the names of the parameter's state
+    parameter   how messages name it, and `dtype` what it is
+    """
+    unknown = [repr(name) for name in chosen if name not in ("", *states)]
+    if unknown:
+        has = " and ".join(map(repr, states)) or "none"
+        raise ValueError(f"state_dtype: no state {', '.join(unknown)}; {parameter} has {has}")
+    if chosen and dtype == np.float64:
+        raise ValueError(
+            f"state_dtype: {parameter} is float64, and so is its state; leave state_dtype out, or "
+            "make the parameter float32"
+        )
 
 
 class Whole(Hyperparameter):
