@@ -38,24 +38,24 @@ class States(Mapping[str | int, Mapping[str, Any]]):
         return repr({name: dict(own) for name, own in self.by_name.items()})
 
 
-def differences(own: Mapping[Any, Any], other: Mapping[str, Any]) -> list[str]:
-    """How a saved state differs from this one in names, shapes and types."""
-    found = [f"missing {name!r}" for name in own if name not in other]
-    found += [f"unknown {name!r}" for name in other if name not in own]
-    for name in [name for name in own if name in other]:
-        if not isinstance(other[name], Mapping):
-            found.append(f"{name!r}: {type(other[name]).__name__}, wanted a mapping")
+def differences(expected: Mapping[Any, Any], loaded: Mapping[str, Any]) -> list[str]:
+    """How a loaded state differs from the expected one in names, shapes and types."""
+    lines = [f"missing {name!r}" for name in expected if name not in loaded]
+    lines += [f"unknown {name!r}" for name in loaded if name not in expected]
+    for name in [name for name in expected if name in loaded]:
+        if not isinstance(loaded[name], Mapping):
+            lines.append(f"{name!r}: {type(loaded[name]).__name__}, wanted a mapping")
             continue
-        mine, theirs = own[name], other[name]
-        found += [f"missing {name!r} {key}" for key in mine if key not in theirs]
-        found += [f"unknown {name!r} {key}" for key in theirs if key not in mine]
+        mine, theirs = expected[name], loaded[name]
+        lines += [f"missing {name!r} {key}" for key in mine if key not in theirs]
+        lines += [f"unknown {name!r} {key}" for key in theirs if key not in mine]
         for key in [key for key in mine if key in theirs]:
             a, b = mine[key], theirs[key]
             if not isinstance(a, np.ndarray):  # a number, which is checked when it is read
                 continue
             if not isinstance(b, np.ndarray) or (a.shape, a.dtype) != (b.shape, b.dtype):
-                found.append(f"{name!r} {key}: {described(b)}, wanted {described(a)}")
-    return found
+                lines.append(f"{name!r} {key}: {described(b)}, wanted {described(a)}")
+    return lines
 
 
 class Saved(NamedTuple):

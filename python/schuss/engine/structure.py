@@ -126,13 +126,13 @@ def gather(tree: Tree, values: Any, role: str, path: tuple[str, ...] = ()) -> li
                 f"{name}: {len(values)} where params has {len(tree)}; pass one for each, or None"
             )
         pairs = ((i, inner, values[i]) for i, inner in enumerate(tree))
-    found: list[Any] = []
+    leaves: list[Any] = []
     for key, inner, value in pairs:
         if isinstance(inner, int):
-            found.append(value)
+            leaves.append(value)
         else:
-            found += gather(inner, value, role, (*path, str(key)))
-    return found
+            leaves += gather(inner, value, role, (*path, str(key)))
+    return leaves
 
 
 def filled(tree: Tree, values: Sequence[Any]) -> Any:
