@@ -38,8 +38,14 @@ def test_load_state_dict_lists_every_difference(opt: Optimizer) -> None:
     [
         (lambda s: s["param_groups"][0].update(lr=-1.0), "lr: -1.0"),
         (lambda s: s["param_groups"][0].update(foo=1.0), "foo: unknown"),
-        (lambda s: s["param_groups"][0].update(params=["a"]), "param_groups: other parameters"),
-        (lambda s: s["param_groups"].pop(), "param_groups: other parameters"),
+        (
+            lambda s: s["param_groups"][0].update(params=["a"]),
+            "param_groups: other parameters: ['a']; wanted ['a', 'w1', 'z']",
+        ),
+        (
+            lambda s: s["param_groups"].pop(),
+            "param_groups: other parameters: none; wanted ['a', 'w1', 'z']",
+        ),
         (lambda s: s.update(iterations=-1), "iterations: -1"),
         (lambda s: s["state"]["a"].update(step=1.5), "'a' step: 1.5 is not a whole number"),
         (lambda s: s["state"]["a"].pop("exp_avg"), "missing 'a' exp_avg"),
@@ -78,3 +84,18 @@ def test_load_state_dict_into_read_only_state(opt: Optimizer) -> None:
 def test_copy() -> None:
     with pytest.raises(TypeError, match=r"use copy\.deepcopy"):
         copy.copy(schuss.SGD(np.zeros(3)))
+
+
+def test_what_is_no_state_dictionary(opt: Optimizer) -> None:
+    nothing: list[Any] = [None, [], "state", {}]
+    for value in nothing:
+        with Unchanged(opt, TypeError, "state_dict: wanted a mapping with"):
+            opt.load_state_dict(value)
+
+
+def test_parameters_in_other_groups() -> None:
+    one = schuss.SGD([np.zeros(1) for _ in range(9)])
+    two = schuss.SGD([{"params": [np.zeros(1) for _ in range(n)]} for n in (6, 3)])
+    more = "['0', '1', '2', '3', '4', ... and 1 more] and ['6', '7', '8']"
+    with Unchanged(one, ValueError, f"other parameters: {more}; wanted ['0', '1'"):
+        one.load_state_dict(two.state_dict())

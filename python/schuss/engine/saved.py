@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -58,6 +58,11 @@ def differences(expected: Mapping[Any, Any], loaded: Mapping[str, Any]) -> list[
     return lines
 
 
+def in_groups(names: Sequence[Sequence[object]]) -> str:
+    """The parameters of each group, as messages show them."""
+    return listing((f"[{listing(map(repr, group))}]" for group in names), " and ") or "none"
+
+
 class Saved(NamedTuple):
     """What a state dictionary says, checked, for one optimizer."""
 
@@ -74,15 +79,19 @@ class Saved(NamedTuple):
 
 def read(opt: Optimizer, state_dict: Mapping[str, Any]) -> Saved:
     """What a state dictionary, ours or PyTorch's, says; changes nothing, raises what is wrong."""
-    state, groups = state_dict.get("state"), state_dict.get("param_groups")
+    entries = state_dict if isinstance(state_dict, Mapping) else {}
+    state, groups = entries.get("state"), entries.get("param_groups")
     if not isinstance(state, Mapping) or not isinstance(groups, list | tuple):
         raise TypeError('state_dict: wanted a mapping with "state", "param_groups", "iterations"')
     if is_torch(state_dict):
         state_dict = from_torch(opt, state_dict)
         state, groups = state_dict["state"], state_dict["param_groups"]
     wrong = differences(opt.state, state)
-    if [list(g["params"]) for g in groups] != [g["param_names"] for g in opt.param_groups]:
-        wrong.append("param_groups: other parameters")
+    theirs = [list(g["params"]) for g in groups]
+    ours = [g["param_names"] for g in opt.param_groups]
+    if theirs != ours:
+        found, wanted = in_groups(theirs), in_groups(ours)
+        wrong.append(f"param_groups: other parameters: {found}; wanted {wanted}")
     if wrong:
         raise ValueError(f"state_dict: {listing(wrong, '; ')}")
     settings = []
