@@ -105,7 +105,7 @@ def given(opt: Any, g: Any, **more: Any) -> Step:
     return lambda: opt.step(g, **more)
 
 
-def cases() -> list[Case]:
+def cases() -> list[Case]:  # noqa: PLR0915  a list of them
     found: list[Case] = []
 
     def add(name: str, step: Step, limit: float, of: str = "t", per: int = 1) -> None:
@@ -125,8 +125,8 @@ def cases() -> list[Case]:
     opt, grads = fresh(DIGITS)
     add("lr of the step", given(opt, grads, lr=1e-3), 1.5)
     small("schedule", 1.5, lr=lambda n: 1e-3 / (1 + n))
-    add("loss=", lambda o=bound(DIGITS): o.step(loss=1.0), 1.5)
-    add("grad_scale=", lambda o=bound(DIGITS): o.step(grad_scale=8.0), 1.5)
+    add("loss=", given(bound(DIGITS), None, loss=1.0), 1.5)
+    add("grad_scale=", given(bound(DIGITS), None, grad_scale=8.0), 1.5)
     x6, g6 = arrays(DIGITS)
     two = schuss.AdamW([{"params": x6[:3]}, {"params": x6[3:], "lr": 1e-4}], grads=[g6[:3], g6[3:]])
     add("two groups", two.step, 1.5)

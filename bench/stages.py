@@ -21,6 +21,7 @@ from ml_dtypes import bfloat16
 
 import schuss
 from schuss import _core
+from schuss.engine.declare import Backend
 from schuss.lab.bench.clock import Timed, take_turns
 from schuss.lab.bench.report import processor
 
@@ -122,7 +123,7 @@ def pools(elements: int) -> list[list[np.ndarray]]:
 class Tenant(Timed):
     """A contestant in a pool that it shares, and finds in every turn as it was in the first."""
 
-    def __init__(self, case: Case, slots: list[np.ndarray], backend: str = "compiled") -> None:
+    def __init__(self, case: Case, slots: list[np.ndarray], backend: Backend = "compiled") -> None:
         free = iter(slots)
 
         def moved(a: np.ndarray) -> np.ndarray:

@@ -135,34 +135,98 @@ inline bool is_masked(py::handle a) {
          py::isinstance(a, modules["numpy.ma.core"].attr("MaskedArray"));
 }
 
-// What every array must be, in the order in which a user would want to hear of it.
-inline void require_array(py::handle a, const std::string& label) {
-  if (!py::isinstance<py::array>(a))
-    wrong_type(label, "not a numpy.ndarray (" + type_text(a) +
-                          "); pass the array that is to be used in place");
+// What holds the same numbers as an x that is no array, by the module or the type that x is of.
+struct remedy {
+  const char* home;
+  const char* array;
+  bool shared;  // that array has the memory of x
+  bool sum;     // x may be a sum or a mean of an array
+};
+constexpr remedy remedies[] = {
+    {"torch", "x.detach().numpy()", true, false},
+    {"tensorflow", "x.numpy()", false, false},
+    {"jax", "np.asarray(x)", false, false},
+    {"jaxlib", "np.asarray(x)", false, false},
+    {"cupy", "x.get()", false, false},
+    {"pandas", "x.to_numpy()", false, false},
+    {"polars", "x.to_numpy()", false, false},
+    {"xarray", "x.to_numpy()", false, false},
+    {"scipy.sparse", "x.toarray()", false, false},
+    {"builtins.list", "np.asarray(x, np.float32)", false, false},
+    {"builtins.tuple", "np.asarray(x, np.float32)", false, false},
+    {"builtins.int", "np.array(x, np.float32)", false, true},
+    {"builtins.float", "np.array(x, np.float32)", false, true},
+    {"numpy", "np.array(x, np.float32)", false, true},
+};
+
+// What is written has to be created as it should be: following the advice to pass a copy, the user
+// would train that one.
+inline std::string created_as(const std::string& array) {
+  return "create it as w = " + array +
+         " and keep using that w: a copy made for the step alone would be moved in its place";
+}
+
+// What to do about x, which is no array. `written`: a parameter or its state, else a gradient.
+inline std::string remedy_for(py::handle x, bool written) {
+  if (py::isinstance<py::str>(x)) return "pass a mapping of names to arrays, such as dict(pairs)";
+  const bool several = py::isinstance<py::list>(x) || py::isinstance<py::tuple>(x);
+  if (several && py::len(x) > 0 && py::isinstance<py::array>(x[py::int_(0)]))
+    return "pass the array itself, without the " + type_text(x) + " around it";
+  for (py::handle type : py::type::handle_of(x).attr("__mro__")) {
+    const std::string home = text(type.attr("__module__")) + "." + text(type.attr("__name__"));
+    for (const remedy& r : remedies) {
+      if ((home + ".").rfind(std::string(r.home) + ".", 0) != 0) continue;
+      const std::string pass = std::string("pass ") + r.array;
+      if (written) return r.shared ? pass + ", which shares its memory" : created_as(r.array);
+      if (!r.sum) return pass;
+      return "a sum or mean keeps its dimensions with keepdims=True; for a parameter without any " +
+             pass;
+    }
+  }
+  return written ? "pass the array that is to be used in place" : "pass the array of its gradient";
+}
+
+inline std::string no_array(py::handle x, const std::string& label, bool written) {
+  return label + ": not a numpy.ndarray (" + type_text(x) + "); " + remedy_for(x, written);
+}
+
+// What every array must be, in the order in which a user would want to hear of it. `written`: a
+// parameter or its state, else a gradient.
+inline void require_array(py::handle a, const std::string& label, bool written) {
+  if (!py::isinstance<py::array>(a)) throw py::type_error(no_array(a, label, written));
   if (is_masked(a))
-    wrong_type(label, "a masked array, whose mask would be ignored; pass its .data");
+    wrong_type(label,
+               "a masked array, whose mask would be ignored; pass its .data, which shares its "
+               "memory");
   if (!kind_of(a)) {
     if (a.attr("dtype").attr("isnative").cast<bool>())
       wrong_type(label, "dtype " + dtype_text(a) +
                             " is not supported; wanted float32, float64, float16 or bfloat16");
+    const std::string native = "astype(x.dtype.newbyteorder('='))";
     wrong_value(label, "not in native byte order (dtype " + text(a.attr("dtype").attr("str")) +
-                           "); pass a.astype(a.dtype.newbyteorder('='))");
+                           "); " + (written ? created_as("x." + native) : "pass x." + native));
   }
   if ((fields(a)->flags & (c_order | f_order)) == 0)
     wrong_value(label, "not contiguous (strides " + text(a.attr("strides")) + ", shape " +
-                           shape_text(shape_of(a)) + "); pass a contiguous array");
+                           shape_text(shape_of(a)) + "); " +
+                           (written ? "pass the whole array that it is a view of, or " +
+                                          created_as("np.ascontiguousarray(x)")
+                                    : "pass np.ascontiguousarray(x)"));
   if ((fields(a)->flags & aligned) == 0)
-    wrong_value(label, "not aligned to its element; pass an aligned array, such as a.copy()");
+    wrong_value(label, "not aligned to its element; " +
+                           (written ? created_as("x.copy()") : std::string("pass x.copy()")));
 }
 
 inline void require_writeable(py::handle a, const std::string& label) {
   if ((fields(a)->flags & writeable) == 0)
-    wrong_value(label, "read-only, but the step writes to it; pass a writeable array");
+    wrong_value(label,
+                "read-only, but the step writes to it; allow that (x.flags.writeable = True), or "
+                "where its memory can't be written, " +
+                    created_as("x.copy()"));
 }
 
 inline void require_parameter(py::handle a, const std::string& label) {
-  require_array(a, label);
+  require_array(a, label, true);
   require_writeable(a, label);
 }
 

@@ -90,6 +90,10 @@ PYBIND11_MODULE(_core, m) {
     return all;
   });
   m.def("require_parameter", &require_parameter, py::arg("x"), py::arg("label"));
+  m.def(
+      "no_array",
+      [](const py::object& x, const std::string& label) { return no_array(x, label, true); },
+      py::arg("x"), py::arg("label"));
   m.def("rules", [] {
     std::vector<std::tuple<std::string, int, int, bool>> all;
     for (int i = 0; i < kernels().size; ++i)

@@ -21,14 +21,23 @@ inline extent extent_of(py::handle a, const std::string& label) {
   return {first, first + py::reinterpret_borrow<py::array>(a).nbytes(), &label};
 }
 
+// One parameter twice, and not two of an optimizer's own arrays.
+inline bool are_tied(const extent& a, const extent& b) {
+  const auto is_parameter = [](const extent& e) { return e.label->rfind("params", 0) == 0; };
+  return a.first == b.first && a.last == b.last && is_parameter(a) && is_parameter(b);
+}
+
 // Sorts what is written, and says where two arrays share memory.
 inline void require_apart(std::vector<extent>& written) {
   std::sort(written.begin(), written.end());
   for (std::size_t i = 1; i < written.size(); ++i)
     if (written[i - 1].last > written[i].first)
-      wrong_value(*written[i].label, "overlaps " + *written[i - 1].label +
-                                         ", and the step writes to both; pass arrays that share "
-                                         "no memory");
+      wrong_value(*written[i].label,
+                  "overlaps " + *written[i - 1].label +
+                      (are_tied(written[i - 1], written[i])
+                           ? ": it is the same array, which the step would move twice; register "
+                             "it once, and add up its gradients"
+                           : ", and the step writes to both; pass arrays that share no memory"));
 }
 
 // An array that is only read may overlap another such one, but nothing of what is written, which is

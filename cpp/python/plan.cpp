@@ -138,6 +138,8 @@ plan::outcome plan::attempt(const py::object& grads, const py::object& lr, const
   check_containers();
   begin_sets();
 
+  if (shared_.size() != recipe_->shared.size())
+    throw py::value_error("shared: a number for each name");
   py::dict shared;
   for (std::size_t k = 0; k < recipe_->shared.size(); ++k)
     shared[recipe_->shared[k]] = py::float_(shared_[k]);

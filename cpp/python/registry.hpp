@@ -61,32 +61,37 @@ struct member {
   }
 
   // A state array or a gradient: shape, order and type of the parameter.
-  void require_like(py::handle a, const std::string& label, const char* role) const {
-    require_array(a, label);
+  void require_like(py::handle a, const std::string& label, const std::string& role) const {
+    const bool written = role != "gradient";
+    require_array(a, label, written);
     if (!has_shape(a, shape))
       wrong_value(label, "shape " + shape_text(shape_of(a)) + ", but " + labels[0] + " has shape " +
                              shape_text(shape));
     if (!goes_with(kind_of(a), type)) {
       const std::string wanted = type == kind::float64 ? "float64" : "float32";
-      wrong_type(label, dtype_text(a) + ", but " + labels[0] + " is " + dtype_text(x) +
-                            "; pass the " + role + " as .astype(np." + wanted +
-                            "), or make the parameter " + dtype_text(a));
+      wrong_type(label, dtype_text(a) + ", but " + labels[0] + " is " + dtype_text(x) + "; " +
+                            (written ? created_as("x.astype(np." + wanted + ")")
+                                     : "pass the gradient as .astype(np." + wanted +
+                                           "), or make the parameter " + dtype_text(a)));
     }
     if ((fields(a)->flags & fields(x)->flags & (c_order | f_order)) == 0) {
       const bool c = (fields(x)->flags & c_order) != 0;
-      wrong_value(label, std::string("in ") + (c ? "Fortran" : "C") + " order, but " + labels[0] +
-                             " is in " + (c ? "C" : "Fortran") + " order; " +
-                             (c ? "compute it in C order (x.T @ dy, not (dy.T @ x).T), or pass "
-                                  "np.ascontiguousarray"
-                                : "pass np.asfortranarray") +
-                             " of it");
+      const std::string ordered = c ? "np.ascontiguousarray" : "np.asfortranarray";
+      wrong_value(label,
+                  std::string("in ") + (c ? "Fortran" : "C") + " order, but " + labels[0] +
+                      " is in " + (c ? "C" : "Fortran") + " order; " +
+                      (written ? created_as(ordered + "(x)")
+                               : (c ? "compute it in C order (x.T @ dy, not (dy.T @ x).T), or "
+                                      "pass "
+                                    : "pass ") +
+                                     ordered + " of it"));
     }
   }
 
   // An array that is registered already, and may have been changed since.
   void require_unchanged(py::handle a, kind own, int flags, const std::string& label) const {
     if (fits(a, flags) && kind_of(a) == own) return;
-    require_array(a, label);
+    require_array(a, label, (flags & writeable) != 0);
     if ((flags & writeable) != 0) require_writeable(a, label);
     if (!has_shape(a, shape))
       wrong_value(label, "shape " + shape_text(shape_of(a)) + " is no longer the registered " +
@@ -127,7 +132,7 @@ class registry {
     for (std::size_t s = 0; s < keeps.size(); ++s) {
       const auto& [role, a] = keeps[s];
       const auto [place, written] = places.at(role);
-      m.require_like(a, m.labels[s + 2], role.c_str());
+      m.require_like(a, m.labels[s + 2], role);
       if (written) require_writeable(a, m.labels[s + 2]);
       if (role == "state") ++m.states;
       m.keeps.push_back({py::reinterpret_borrow<py::array>(a), *kind_of(a), place, written});
@@ -144,6 +149,7 @@ class registry {
   void replace(py::object x, py::object g, const std::vector<py::object>& keeps,
                std::int64_t finished, std::vector<double> memory) {
     member& m = members_.at(0);
+    if (keeps.size() != m.keeps.size()) throw py::value_error("keeps: as many as registered");
     require_parameter(x, m.labels[0]);
     m.x = py::reinterpret_borrow<py::array>(x);
     m.shape = shape_of(x);

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os as _os
 from importlib import import_module as _import_module
-from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import TYPE_CHECKING
 from typing import Any as _Any
 
 from schuss import _core
@@ -33,7 +33,7 @@ from schuss.rules import *  # noqa: F403
 from schuss.threads import get_num_threads, set_num_threads, threads
 from schuss.torch import torch_state_dict
 
-if _TYPE_CHECKING:
+if TYPE_CHECKING:
     from schuss import data as data
     from schuss import functional as functional
     from schuss import init as init
@@ -85,12 +85,14 @@ _LAZY = dict.fromkeys(("data", "functional", "init", "projections", "schedules",
 }
 
 
-def __getattr__(name: str) -> _Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'schuss' has no attribute {name!r}")
-    home = _LAZY[name]
-    module = _import_module(f"schuss.{home or name}")
-    return getattr(module, name) if home else module
+if not TYPE_CHECKING:  # to a type checker it would make every name one of ours
+
+    def __getattr__(name: str) -> _Any:
+        if name not in _LAZY:
+            raise AttributeError(f"module 'schuss' has no attribute {name!r}")
+        home = _LAZY[name]
+        module = _import_module(f"schuss.{home or name}")
+        return getattr(module, name) if home else module
 
 
 def __dir__() -> list[str]:

@@ -41,7 +41,7 @@ class Call:
     parameter: Parameter
     states: tuple[str, ...]
     remembers: tuple[str, ...]  # numbers that are read, and written
-    shared: int  # how many of these, the last ones, are of all arrays
+    shared: list[float]  # where none of these are of all arrays: what they are at the start
 
 
 def make_call(
@@ -85,7 +85,8 @@ def make_call(
     plan.add(["param", "grad", *names], param, p.keeps(), grad, 0, True, memory)
     plan.serve(None, lambda: recipe, None)
     shared = tuple(rule.shared) if follows else ()
-    return Call(plan, p, form.states, (*rule.memory, *shared), len(shared))
+    start = [] if follows else list(rule.shared.values())
+    return Call(plan, p, form.states, (*rule.memory, *shared), start)
 
 
 def stateless(rule: type[Optimizer]) -> Callable[..., None]:
@@ -139,8 +140,9 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:
                 remembered(name, key, array, written)
                 for key, array in zip(call.remembers, numbers, strict=False)
             ]
-        own = len(memory) - call.shared
-        call.plan.once(param, grad, kept, step - 1, memory[:own], memory[own:], lr, loss)
+        own = len(rule.memory)
+        shared = memory[own:] or call.shared
+        call.plan.once(param, grad, kept, step - 1, memory[:own], shared, lr, loss)
         if memory:
             after = (*call.plan.memory(0), *call.plan.shared)
             for array, value in zip(numbers, after, strict=False):

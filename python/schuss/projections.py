@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from schuss import reference
+from schuss import _core, reference
 from schuss.checks import Interval
 from schuss.engine.structure import is_floating
 
@@ -107,7 +107,7 @@ def ball(x: np.ndarray, radius: float = 1.0, norm: float = 2) -> np.ndarray:
 def _check(x: Any, finite: bool = True) -> np.ndarray:
     """The array's values in double, once it is one that can be written."""
     if not isinstance(x, np.ndarray):
-        raise TypeError(f"x: not a numpy.ndarray ({type(x).__name__}); it is written in place")
+        raise TypeError(_core.no_array(x, "x"))
     if not is_floating(x.dtype):
         raise TypeError(f"x: {x.dtype}; wanted floating-point numbers")
     if not x.flags.writeable:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from schuss.engine.groups import Group, Parameter
+from schuss.engine.structure import listing
 from schuss.reference.storage import is_narrow
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def from_torch(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str,
     state: dict[str, Any] = {}
     groups: list[dict[str, Any]] = []
     left = dict(state_dict["state"])
-    matches = matched(optimizer.param_groups, state_dict["param_groups"])
+    matches = match_groups(optimizer.param_groups, state_dict["param_groups"])
     for own, (group, keys) in zip(optimizer.param_groups, matches, strict=True):
         values = hyperparameters(group)
         h = {**own.settings.values, **Group.read(type(optimizer), values)}
@@ -64,7 +65,7 @@ def from_torch(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str,
             state[p.name] = read(p, given, start) if isinstance(given, Mapping) else given
         groups.append({"params": own["param_names"], **values})
     if left:
-        raise ValueError(f"state_dict: {', '.join(f'unknown {key!r}' for key in left)}")
+        raise ValueError(f"state_dict: {listing(f'unknown {key!r}' for key in left)}")
     steps = [own.get("step") for own in state.values() if isinstance(own, dict)]
     return {
         "state": state,
@@ -73,7 +74,7 @@ def from_torch(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str,
     }
 
 
-def matched(
+def match_groups(
     own: Sequence[Group], groups: Sequence[Mapping[str, Any]]
 ) -> list[tuple[Mapping[str, Any], dict[str, set[Any]]]]:
     """For each group of ours PyTorch's, and the keys that each parameter's state may have.

@@ -114,13 +114,14 @@ def test_every_rule_minimises(rule: type[Optimizer]) -> None:
 
 
 def test_methods_follow_from_the_rules() -> None:
+    assert list(schuss.scipy.__annotations__) == list(schuss.scipy.RULES)
     for rule in rules.RULES:
         method = getattr(schuss.scipy, rule.__name__)
         assert method.rule is rule
         assert rule.__name__ in schuss.scipy.__all__
         assert f"schuss.{rule.__name__}" in method.__doc__
     with pytest.raises(AttributeError, match=r"it has .*SGD, Momentum"):
-        schuss.scipy.Adamant  # noqa: B018
+        schuss.scipy.Adamant  # type: ignore[attr-defined]  # noqa: B018
     copy = pickle.loads(pickle.dumps(Adam(lr=0.5)))
     assert isinstance(copy, Adam)
     assert copy.options == {"lr": 0.5}

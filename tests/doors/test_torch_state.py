@@ -373,9 +373,7 @@ def test_a_rule_of_ones_own_is_not_pytorchs() -> None:
 
     class Double(schuss.SGD):
         @staticmethod
-        def scalars(
-            h: Mapping[str, Any], t: int, memory: Mapping[str, float]
-        ) -> dict[str, float]:
+        def scalars(h: Mapping[str, Any], t: int, memory: Mapping[str, float]) -> dict[str, float]:
             return schuss.SGD.scalars({**h, "lr": 2 * h["lr"]}, t, memory)
 
     with pytest.raises(ValueError, match="Double: PyTorch has no such rule"):

@@ -15,6 +15,7 @@ import pytest
 
 import schuss
 from schuss import rules
+from schuss.engine.declare import Backend
 from schuss.engine.optimizer import Optimizer
 
 F4 = np.float32
@@ -160,7 +161,7 @@ def test_what_leads_back_to_the_optimizer_is_let_go_with_it() -> None:
 
 
 @pytest.mark.parametrize("backend", ["compiled", "numpy"])
-def test_none_leaves_array_state_and_count(backend: str) -> None:
+def test_none_leaves_array_state_and_count(backend: Backend) -> None:
     w, b = zeros(3, 3)
     opt = schuss.Adam({"w": w, "b": b}, lr=0.1, backend=backend)
     one = np.ones(3, F4)
@@ -304,7 +305,7 @@ DECAYS = {rule: vars(rule.hyperparameters["decay_mode"])["choices"] for rule in 
 
 @pytest.mark.parametrize("backend", ["compiled", "numpy"])
 @pytest.mark.parametrize("mode", ["l2", "decoupled"])
-def test_no_decay_in_every_mode(mode: str, backend: str) -> None:
+def test_no_decay_in_every_mode(mode: str, backend: Backend) -> None:
     for rule in [rule for rule in rules.RULES if mode in DECAYS[rule]]:
         x, y, z = (np.full(3, 2.0) for _ in range(3))
         options: dict[str, Any] = {"lr": 0.1, "decay_mode": mode, "backend": backend}
@@ -400,7 +401,7 @@ def variants() -> list[Any]:
     options: dict[str, list[dict[str, Any]]] = {
         "SGD": [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}],
         "RMSprop": [{}, {"momentum": 0.5}, {"centered": True}, {"centered": True, "momentum": 0.5}],
-        "Adam": [{}, {"amsgrad": True}, {"eps_mode": "inside"}, {"decay_mode": "seed002"}],
+        "Adam": [{}, {"amsgrad": True}, {"eps_mode": "inside"}, {"decay_mode": "course"}],
         "Rprop": [{}, {"variant": "irprop+"}],
         "DeltaBarDelta": [{}, {"momentum": 0.5}, VELOCITY],
     }
@@ -544,7 +545,8 @@ def test_many_counts_cost_no_more_than_many_arrays() -> None:
     opt = schuss.SGD([np.zeros(1) for _ in range(n)])
     counts = list(range(n))
     opt._plan.restore(n, counts, [[]] * n, [])
-    assert opt._plan.begin([np.ones(1)] * n, False) == [(0, True, t, []) for t in counts]
+    opt.step([np.ones(1)] * n)
+    assert [opt.state[i]["step"] for i in range(n)] == [t + 1 for t in counts]
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

@@ -17,6 +17,7 @@ from ml_dtypes import bfloat16
 
 import schuss
 from schuss import rules
+from schuss.engine.declare import Backend
 from schuss.engine.optimizer import Optimizer
 
 F4 = np.float32
@@ -103,7 +104,7 @@ def test_proximal_l1_finds_the_sparse_solution() -> None:
 
 
 @pytest.mark.parametrize("backend", ["compiled", "numpy"])
-def test_bounds_as_arrays(backend: str) -> None:
+def test_bounds_as_arrays(backend: Backend) -> None:
     x = np.zeros((2, 3), F4, order="F")
     low = np.arange(6.0).reshape(2, 3)
     opt = schuss.SGD(x, bounds=(low, 5.0), backend=backend)
@@ -179,7 +180,7 @@ def everything(opt: Optimizer, params: list[np.ndarray]) -> Any:
     policy=st.sampled_from(["skip", "raise"]),
 )
 def test_a_step_that_is_not_finite_leaves_no_trace(
-    rule: Any, backend: str, dtype: str, bad: float, where: int, before: int, policy: str
+    rule: Any, backend: Backend, dtype: str, bad: float, where: int, before: int, policy: str
 ) -> None:
     """Wherever the element is, the first step included."""
     sizes = [9000, 33, 1]

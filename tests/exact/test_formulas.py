@@ -496,7 +496,7 @@ TEXTBOOK: list[tuple[type[Optimizer], dict[str, Any], Any]] = [
     ),
     (
         schuss.Adam,
-        {"lr": 0.1, "weight_decay": 0.3, "decay_mode": "seed002"},
+        {"lr": 0.1, "weight_decay": 0.3, "decay_mode": "course"},
         adam(0.1, 0.9, 0.999, join=0.3),
     ),
     *(

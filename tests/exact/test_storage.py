@@ -20,6 +20,7 @@ import pytest
 
 import schuss
 from schuss import _core
+from schuss.engine.declare import Backend
 
 TYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 ISAS = _core.found_isas()
@@ -244,7 +245,7 @@ def test_random_bits_of_seed_step_and_position(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("backend", ["compiled", "numpy"])
-def test_split_arrays_round_alike(kind: str, backend: str, rng: np.random.Generator) -> None:
+def test_split_arrays_round_alike(kind: str, backend: Backend, rng: np.random.Generator) -> None:
     g = rng.standard_normal(9001).astype(np.float32)
     cuts = [1, 64, 321, 4418]
     whole, parts = (np.ones(g.size, TYPES[kind]) for _ in range(2))

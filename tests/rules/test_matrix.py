@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import schuss
+from schuss.engine.declare import Preset
 from schuss.lab import catalogue
 from schuss.lab.trainer import digits, evaluate, network, train
 from schuss.rules import matrix
@@ -313,7 +314,7 @@ def test_a_convolution_as_a_view(rule: type[MatrixRule]) -> None:
         ("moonlight", {"adjust_lr_fn": "match_rms_adamw"}, {"weight_decay": 0.1}),
     ],
 )
-def test_presets(preset: str | None, own: dict[str, Any], other: dict[str, Any]) -> None:
+def test_presets(preset: Preset | None, own: dict[str, Any], other: dict[str, Any]) -> None:
     opt = schuss.Muon(np.zeros((2, 2)), preset=preset)
     assert {k: opt.param_groups[0][k] for k in own} == own
     assert {k: opt.param_groups[1][k] for k in other} == other

@@ -12,6 +12,7 @@ import pytest
 from ml_dtypes import bfloat16
 
 import schuss
+from schuss.engine.declare import Backend
 from schuss.engine.optimizer import Optimizer
 
 F4 = np.float32
@@ -27,7 +28,7 @@ def bits(params: Any) -> list[bytes]:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("loss", [None, math.nan, math.inf, -1.0, 0.0])
-def test_eve_refuses_a_loss_that_it_cannot_use(loss: Any, backend: str) -> None:
+def test_eve_refuses_a_loss_that_it_cannot_use(loss: Any, backend: Backend) -> None:
     x = np.ones(3)
     opt = schuss.Eve(x, variant="v1", backend=backend)
     for _ in range(3):
@@ -203,7 +204,7 @@ def textbook_sophia(h: float, m: float, g: float) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_sophia_divides_by_the_curvature_that_it_is_told(backend: str) -> None:
+def test_sophia_divides_by_the_curvature_that_it_is_told(backend: Backend) -> None:
     rng = np.random.default_rng(5)
     x, y = rng.standard_normal(40), rng.standard_normal((2, 3))
     opt = schuss.Sophia({"x": x, "y": y}, lr=0.1, bs=2.0, weight_decay=0.0, backend=backend)
@@ -225,7 +226,7 @@ def test_sophia_divides_by_the_curvature_that_it_is_told(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_an_estimate_that_does_not_fit_changes_nothing(backend: str) -> None:
+def test_an_estimate_that_does_not_fit_changes_nothing(backend: Backend) -> None:
     x, y = np.ones(4, F4), np.ones(5, F4)
     opt = schuss.Sophia([x, y], backend=backend)
     opt.update_hessian([np.ones(4, F4), np.ones(5, F4)])
@@ -257,7 +258,7 @@ def test_each_group_has_its_own_memory_of_the_curvature() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_ftrl_leaves_exact_zeros(backend: str) -> None:
+def test_ftrl_leaves_exact_zeros(backend: Backend) -> None:
     x = np.ones(100)
     opt = schuss.Ftrl(x, lr=0.1, l1_regularization_strength=1.0, backend=backend)
     rng = np.random.default_rng(4)

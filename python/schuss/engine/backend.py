@@ -46,6 +46,7 @@ class Numpy:
 def read(scalars: tuple[float, ...]) -> tuple[Callable[..., Any], dict[str, float], Any]:
     """A set of scalars in the compiled sequence's order: rule, its scalars, those of the stages."""
     kernel, count = KERNELS[int(scalars[0])], len(reference.Stages._fields)
-    stages = reference.Stages(*scalars[1 : 1 + count])
+    numbers_around: Any = scalars[1 : 1 + count]
+    stages = reference.Stages(*numbers_around)
     numbers = dict(zip(NAMES[kernel], scalars[1 + count :], strict=True))
     return getattr(reference, kernel), numbers, stages._replace(key=int(stages.key))

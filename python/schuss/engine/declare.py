@@ -10,8 +10,10 @@ and set all of them.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -21,8 +23,43 @@ from schuss.loss_scale import LossScale
 # A callable takes the number of finished steps and returns the value of the coming one.
 Number = float | Callable[[int], float]
 
+# How weight_decay works on x: see Optimizer. A rule may have modes of its own, which are its own
+# affair.
+DecayMode = Literal["l2", "decoupled", "decoupled_unscaled", "corrected", "proximal", "masked"]
+
+# What takes the steps: kernels or their reference.
+Backend = Literal["compiled", "numpy"]
+
+# Whose conventions the rules' presets are: another library's, the paper's, its authors' code's, or
+# those of the texts that the rules' numbers are compared with. A rule has some of them.
+Preset = Literal[
+    "torch", "keras", "optax", "timm", "optimi", "paper", "code", "jordan", "moonlight",
+    "article", "tutorial", "course",
+]  # fmt: skip
+
 # What a preset gives where its source has no default.
 REQUIRED: Any = inspect.Parameter.empty
+
+# Words that version 0.1 called otherwise; the old ones go with version 0.3.
+RENAMED = {"seed000": "article", "seed001": "tutorial", "seed002": "course"}
+
+
+def present_word(argument: str, value: Any) -> Any:
+    """What a word for an argument is called now; an old one warns."""
+    if not (isinstance(value, str) and value in RENAMED):
+        return value
+    new = RENAMED[value]
+    text = f"{argument}: {str(value)!r} is now called {new!r}, and no longer known in version 0.3"
+    warnings.warn(text, DeprecationWarning, stacklevel=user_level())
+    return new
+
+
+def user_level() -> int:
+    """The stacklevel with which the caller's warning points at the line outside this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] == "schuss":
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 class Hyperparameter:
@@ -166,20 +203,32 @@ class Flag(Hyperparameter):
 
 
 class Choice(Hyperparameter):
-    """One of some words, among which True and False may be."""
+    """One of the words that the attribute's annotation lists, among which True and False may be."""
 
-    def __init__(self, *choices: str | bool, default: str | bool) -> None:
-        super().__init__(default)
-        self.choices = choices
+    def __set_name__(self, owner: type, name: str) -> None:
+        super().__set_name__(owner, name)
+        annotation = owner.__annotations__[name]
+        if isinstance(annotation, str):
+            annotation = eval(annotation, vars(sys.modules[owner.__module__]))
+        self.choices = words(annotation)
 
     def check(self, value: Any) -> Any:
-        value = unpacked(value)
+        value = present_word(self.name, unpacked(value))
         if isinstance(value, np.bool_):
             value = bool(value)
         if not isinstance(value, str | bool) or value not in self.choices:
             wanted = " or ".join(map(repr, self.choices))
             raise ValueError(f"{self.name}: {value!r} is unknown; wanted {wanted}")
         return self.choices[self.choices.index(value)]  # a plain str, where NumPy's was passed
+
+
+def words(annotation: Any) -> tuple[str | bool, ...]:
+    """What a Literal lists, or the types of a union in turn; bool is False and True."""
+    if annotation is bool:
+        return False, True
+    if isinstance(annotation, str | bool):
+        return (annotation,)
+    return tuple(word for part in get_args(annotation) for word in words(part))
 
 
 class Pair(Hyperparameter):
@@ -246,6 +295,26 @@ class Storage(Hyperparameter):
         return found
 
 
+def check_state_dtype(
+    chosen: Mapping[str, Any], states: Sequence[str], parameter: str, dtype: np.dtype[Any]
+) -> None:
+    """Raises ValueError where what `state_dtype` has chosen is nothing to a parameter.
+
+    chosen      dtypes by the state's name, "" for all, as Storage gives them
+    states      the names of the parameter's state
+    parameter   how messages name it, and `dtype` what it is
+    """
+    unknown = [repr(name) for name in chosen if name not in ("", *states)]
+    if unknown:
+        has = " and ".join(map(repr, states)) or "none"
+        raise ValueError(f"state_dtype: no state {', '.join(unknown)}; {parameter} has {has}")
+    if chosen and dtype == np.float64:
+        raise ValueError(
+            f"state_dtype: {parameter} is float64, and so is its state; leave state_dtype out, or "
+            "make the parameter float32"
+        )
+
+
 class Whole(Hyperparameter):
     """A whole number, 0 or larger unless told otherwise."""
 
@@ -274,7 +343,8 @@ class Option:
         self.argument = argument
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self.declared.name = self.argument = self.argument or name
+        self.argument = self.argument or name
+        self.declared.__set_name__(owner, self.argument)
         self.key = f"_{self.argument}"  # a method of the optimizer may have the argument's name
 
     def __get__(self, optimizer: Any, owner: type) -> Any:
@@ -320,8 +390,8 @@ def flag(*, default: bool) -> Any:
     return Flag(default)
 
 
-def choice(*choices: str | bool, default: str | bool) -> Any:
-    return Choice(*choices, default=default)
+def choice(*, default: str | bool) -> Any:
+    return Choice(default)
 
 
 def pair(*, default: None) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from schuss.engine.declare import REQUIRED, Pair
+from schuss.engine.declare import REQUIRED, Pair, present_word
 from schuss.engine.rule import Rule
 from schuss.engine.structure import described, label
 from schuss.reference.sums import WANTED
@@ -162,6 +162,7 @@ class Settings(NamedTuple):
 
 def preset(rule: type[Rule], name: Any) -> dict[str, Any]:
     """The defaults of a rule in another library's or paper's convention; None: PyTorch's."""
+    name = present_word("preset", name)
     if name is not None and not (isinstance(name, str) and name in rule.presets):
         has = ", ".join(rule.presets)
         raise ValueError(f"preset: {name!r} is unknown; {rule.__name__} has {has}")

@@ -31,14 +31,15 @@ def room(x: np.ndarray, dtype: Any, place: int) -> np.ndarray:
     size = x.size * dtype.itemsize
     if size < LARGE:
         return np.zeros_like(x, dtype=dtype, subok=False)
-    raw = np.zeros(size + PAGE, np.uint8)
+    buffer = np.zeros(size + PAGE, np.uint8)
     wanted = (address(x) + place * STAGGER) // LINE * LINE
-    start = (wanted - address(raw)) % PAGE
+    start = (wanted - address(buffer)) % PAGE
     order: Any = "C" if x.flags.c_contiguous else "F"
-    made: np.ndarray = raw[start : start + size].view(dtype).reshape(x.shape, order=order)
-    return made
+    zeros: np.ndarray = buffer[start : start + size].view(dtype).reshape(x.shape, order=order)
+    return zeros
 
 
 def address(a: np.ndarray) -> int:
-    found: int = a.__array_interface__["data"][0]
-    return found
+    """Where the first element lies."""
+    pointer: int = a.__array_interface__["data"][0]
+    return pointer

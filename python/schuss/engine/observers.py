@@ -6,7 +6,7 @@ A callable follows a metric where it has a method `observe`. Where it has `state
 
 from __future__ import annotations
 
-import numbers as abstract
+import numbers
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -16,7 +16,7 @@ from schuss.checks import unpacked
 def check_metric(metric: Any) -> float:
     """A number, which may be NaN."""
     metric = unpacked(metric)
-    if isinstance(metric, bool) or not isinstance(metric, abstract.Real):
+    if isinstance(metric, bool) or not isinstance(metric, numbers.Real):
         raise TypeError(f"metric: {metric!r} is not a number")
     return float(metric)
 
@@ -30,16 +30,16 @@ def observers(values: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         place: schedule
         for i, group in enumerate(values)
         for name, value in group.items()
-        for place, schedule in within(f"{i}.{name}", value)
+        for place, schedule in parts_that_observe(f"{i}.{name}", value)
     }
 
 
-def within(place: str, value: Any) -> Iterator[tuple[str, Any]]:
+def parts_that_observe(place: str, value: Any) -> Iterator[tuple[str, Any]]:
     """A value, if it follows a metric, and those of its parts that do."""
     if callable(getattr(value, "observe", None)):
         yield place, value
     for i, part in enumerate(value if isinstance(value, tuple) else getattr(value, "parts", ())):
-        yield from within(f"{place}.{i}", part)
+        yield from parts_that_observe(f"{place}.{i}", part)
 
 
 def saved(by_place: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import InitVar
-from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, dataclass_transform
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from schuss import _core
 from schuss.engine.backend import Numpy
 from schuss.engine.declare import (
     REQUIRED,
+    Backend,
     Bounded,
     Choice,
     Flag,
@@ -26,8 +27,10 @@ from schuss.engine.declare import (
     Number,
     Option,
     Pair,
+    Preset,
     Storage,
     Whole,
+    check_state_dtype,
     choice,
     constant,
     flag,
@@ -46,6 +49,7 @@ from schuss.engine.saved import States, read
 from schuss.engine.scalars import Options
 from schuss.engine.step import Recipe
 from schuss.engine.structure import (
+    Arrays,
     Tree,
     by_name,
     described,
@@ -167,36 +171,35 @@ class Optimizer(Rule, Declared):
     __signature__ = ConstructorSignature()
 
     if TYPE_CHECKING:  # arguments of every constructor
-        params: InitVar[Any] = argument(kw_only=False)
-        grads: InitVar[Any] = argument(default=None)
+        params: InitVar[Arrays] = argument(kw_only=False)
+        grads: InitVar[Arrays | None] = argument(default=None)
         no_decay: InitVar[NoDecay | None] = argument(default=None)
-        preset: InitVar[str | None] = argument(default=None)
+        preset: InitVar[Preset | None] = argument(default=None)
         lr: Number = argument(default=None)
         weight_decay: Number = argument(default=None)
         decay_mode: str = argument(default=None)
         ema: Any = argument(default=None)
         zero_grad: Any = argument(default=False)
     maximize: bool = flag(default=False)
-    cautious: bool | str = choice(False, "mean", "plus1", default=False)
+    cautious: Literal[False, "mean", "plus1"] = choice(default=False)
     clip_value: Number = number("(0, inf]", default=math.inf)
     l2: Number = number("[0, inf)", default=0.0)
     l1: Number = number("[0, inf)", default=0.0)
-    l1_mode: str = choice("coupled", "prox", default="coupled")
+    l1_mode: Literal["coupled", "prox"] = choice(default="coupled")
     bounds: tuple[Any, Any] | None = pair(default=None)
     grad_scale: float | LossScale = option(LossScaleOrNumber, "(0, inf)", default=1.0)
     clip_norm: float = option(Bounded, "(0, inf]", default=math.inf)
-    nonfinite: str = option(Choice, "propagate", "skip", "raise", default="propagate")
+    nonfinite: Literal["propagate", "skip", "raise"] = option(Choice, default="propagate")
     ema_decay = option(Bounded, "[0, 1)", default=None, fixed=True, argument="ema")
     zeroes_grad = option(Flag, default=False, argument="zero_grad")
     state_dtype: Any = option(Storage, default=None, fixed=True)
     master: bool = option(Flag, default=False, fixed=True)
     stochastic_rounding: bool = option(Flag, default=False)
     seed: int = option(Whole, default=0)
-    subnormals: str = option(Choice, "zero", "keep", default="zero")
-    missing: str = option(Choice, "raise", "skip", default="raise")
+    subnormals: Literal["zero", "keep"] = option(Choice, default="zero")
+    missing: Literal["raise", "skip"] = option(Choice, default="raise")
     convert: bool = option(Flag, default=False)
-    backend: str = option(Choice, "compiled", "numpy", default="compiled")
-    skipped_steps: int
+    backend: Backend = option(Choice, default="compiled")
 
     def __init_subclass__(cls) -> None:
         order = [*reversed(cls.__mro__[: cls.__mro__.index(Optimizer)]), Optimizer]
@@ -221,7 +224,7 @@ class Optimizer(Rule, Declared):
         self._lock = threading.RLock()
         for name, declared in self.options.items():
             declared.__set__(self, hyperparameters.pop(name, declared.default))
-        self.skipped_steps = 0
+        self._skipped_steps = 0
         self._groups: tuple[Group, ...] = ()
         self._trees: list[Tree] = []
         self._containers: list[Any] = []
@@ -325,16 +328,18 @@ class Optimizer(Rule, Declared):
             vars(self)[key] = value
             self._plan.change()
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Sets a hyperparameter of all groups, or an option; an error where neither is meant."""
-        if name in self.options:  # which a method may be named after
-            self.options[name].__set__(self, value)
-        elif name.startswith("_") or is_settable(type(self), name):
-            object.__setattr__(self, name, value)
-        elif hasattr(type(self), name) or is_ours(type(self)) or meant(type(self), name):
-            raise AttributeError(f"{name}: {nearest(type(self), name)}")
-        else:  # a subclass of the user's may keep what it likes
-            object.__setattr__(self, name, value)
+    if not TYPE_CHECKING:  # which know the declared ones by themselves
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            """Sets a hyperparameter of all groups, or an option; an error where neither is meant."""
+            if name in self.options:  # which a method may be named after
+                self.options[name].__set__(self, value)
+            elif name.startswith("_") or is_settable(type(self), name):
+                object.__setattr__(self, name, value)
+            elif hasattr(type(self), name) or is_ours(type(self)) or meant(type(self), name):
+                raise AttributeError(f"{name}: {nearest(type(self), name)}")
+            else:  # a subclass of the user's may keep what it likes
+                object.__setattr__(self, name, value)
 
     # ---- Parameters
 
@@ -371,7 +376,7 @@ class Optimizer(Rule, Declared):
             own.lock = self._lock
 
     @one_at_a_time
-    def rebind(self, params: Any) -> None:
+    def rebind(self, params: Arrays) -> None:
         """Takes arrays of the same structure, shapes and types in place of the old ones.
 
         The state stays, and goes on with the new arrays. What was taken from the parameters at the
@@ -445,7 +450,7 @@ class Optimizer(Rule, Declared):
                     name,
                     x,
                     None,
-                    self._state(x, made[number]),
+                    self._state(x, made[number], name),
                     self._beside(x, made[number], name),
                     len(self._groups) + number,
                     no_decay is None or not no_decay(name, x),
@@ -478,14 +483,11 @@ class Optimizer(Rule, Declared):
         """
         return (Group(type(self), values),), lambda name, x: 0
 
-    def _state(self, x: np.ndarray, group: Group) -> dict[str, np.ndarray]:
+    def _state(self, x: np.ndarray, group: Group, name: str) -> dict[str, np.ndarray]:
         """The state arrays of a parameter, as they are at the start."""
         computing = computing_type(x)
         chosen = self.state_dtype
-        unknown = chosen.keys() - {"", *group.settings.states}
-        if unknown or (chosen and computing == np.float64):
-            what = f"no state {', '.join(sorted(unknown))}" if unknown else "float64 for a float64"
-            raise ValueError(f"state_dtype: {what} parameter has {group.settings.states}")
+        check_state_dtype(chosen, group.settings.states, label("params", name), x.dtype)
         start = group.settings.rule.initial(group)
         state = {}
         for place, key in enumerate(group.settings.states, start=FREE):
@@ -533,7 +535,7 @@ class Optimizer(Rule, Declared):
         try:
             return gather(tree, values, role), tree
         except ValueError:
-            names = {p.name: i for i, p in enumerate(self._parameters)}
+            names: Any = {p.name: i for i, p in enumerate(self._parameters)}
             missing = self.missing if role == "grads" else "raise"
             found = by_name(names, values, role, missing == "skip")
             if found is not None:
@@ -546,10 +548,10 @@ class Optimizer(Rule, Declared):
 
     def step(
         self,
-        grads: Any = None,
+        grads: Arrays | None = None,
         *,
         lr: float | None = None,
-        params: Any = None,
+        params: Arrays | None = None,
         loss: float | None = None,
         grad_scale: float | None = None,
     ) -> bool:
@@ -661,10 +663,15 @@ class Optimizer(Rule, Declared):
                 if not np.isfinite(g).all()
             ]
             raise FloatingPointError(f"{bad[0].labels()[1]}: has elements that are not finite")
-        self.skipped_steps += 1
+        self._skipped_steps += 1
         if self.zeroes_grad:  # or a buffer that accumulates would stay infinite
             for g in gradients:
                 g.fill(0)
+
+    @property
+    def skipped_steps(self) -> int:
+        """The number of steps that nonfinite="skip" has left undone."""
+        return self._skipped_steps
 
     @property
     def grad_norm(self) -> float | None:
@@ -789,8 +796,8 @@ class Optimizer(Rule, Declared):
                      or arrays by the parameters' positions, or by their names where those are
                      PyTorch's param_names. What PyTorch doesn't know is then as it is here
 
-        The arrays are copied into this optimizer's. Raises TypeError or ValueError that lists every
-        difference in names, shapes and types; nothing has changed then.
+        The arrays are copied into this optimizer's. Raises TypeError or ValueError that lists the
+        differences in names, shapes and types; nothing has changed then.
         """
         self._require_parameters("load_state_dict")
         found = read(self, state_dict)
@@ -807,7 +814,7 @@ class Optimizer(Rule, Declared):
         for array, value in found.arrays:
             array[...] = value
         self._restore(found.iterations, found.counts, found.memories, found.shared)
-        self.skipped_steps = found.skipped_steps
+        self._skipped_steps = found.skipped_steps
         if isinstance(self.grad_scale, LossScale) and found.loss_scale:
             vars(self.grad_scale).update(found.loss_scale)
 

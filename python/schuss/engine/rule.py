@@ -59,9 +59,7 @@ class Rule:
         return {}
 
     @staticmethod
-    def follow(
-        h: Values, shared: Numbers, t: int, loss: Any, totals: Sums | None
-    ) -> dict[str, float]:
+    def follow(h: Values, shared: Numbers, t: int, loss: Any, totals: Any) -> dict[str, float]:
         """What `shared` becomes by the optimizer's step t, and what else `scalars` wants to know.
 
         h has the first group's values; totals the sums over all arrays, where they were measured.

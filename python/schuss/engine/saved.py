@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from schuss.checks import Interval, check_int
 from schuss.engine.groups import Settings
-from schuss.engine.structure import described
+from schuss.engine.structure import described, listing
 from schuss.torch import from_torch, is_torch
 
 if TYPE_CHECKING:
@@ -39,24 +39,29 @@ class States(Mapping[str | int, Mapping[str, Any]]):
         return repr({name: dict(self[name]) for name in self})
 
 
-def differences(own: Mapping[Any, Any], other: Mapping[str, Any]) -> list[str]:
-    """How a saved state differs from this one in names, shapes and types."""
-    found = [f"missing {name!r}" for name in own if name not in other]
-    found += [f"unknown {name!r}" for name in other if name not in own]
-    for name in [name for name in own if name in other]:
-        if not isinstance(other[name], Mapping):
-            found.append(f"{name!r}: {type(other[name]).__name__}, wanted a mapping")
+def differences(expected: Mapping[Any, Any], loaded: Mapping[str, Any]) -> list[str]:
+    """How a loaded state differs from the expected one in names, shapes and types."""
+    lines = [f"missing {name!r}" for name in expected if name not in loaded]
+    lines += [f"unknown {name!r}" for name in loaded if name not in expected]
+    for name in [name for name in expected if name in loaded]:
+        if not isinstance(loaded[name], Mapping):
+            lines.append(f"{name!r}: {type(loaded[name]).__name__}, wanted a mapping")
             continue
-        mine, theirs = own[name], other[name]
-        found += [f"missing {name!r} {key}" for key in mine if key not in theirs]
-        found += [f"unknown {name!r} {key}" for key in theirs if key not in mine]
+        mine, theirs = expected[name], loaded[name]
+        lines += [f"missing {name!r} {key}" for key in mine if key not in theirs]
+        lines += [f"unknown {name!r} {key}" for key in theirs if key not in mine]
         for key in [key for key in mine if key in theirs]:
             a, b = mine[key], theirs[key]
             if not isinstance(a, np.ndarray):  # a number, which is checked when it is read
                 continue
             if not isinstance(b, np.ndarray) or (a.shape, a.dtype) != (b.shape, b.dtype):
-                found.append(f"{name!r} {key}: {described(b)}, wanted {described(a)}")
-    return found
+                lines.append(f"{name!r} {key}: {described(b)}, wanted {described(a)}")
+    return lines
+
+
+def in_groups(names: Sequence[Sequence[object]]) -> str:
+    """The parameters of each group, as messages show them."""
+    return listing((f"[{listing(map(repr, group))}]" for group in names), " and ") or "none"
 
 
 class Saved(NamedTuple):
@@ -76,17 +81,21 @@ class Saved(NamedTuple):
 
 def read(opt: Optimizer, state_dict: Mapping[str, Any]) -> Saved:
     """What a state dictionary, ours or PyTorch's, says; changes nothing, raises what is wrong."""
-    state, groups = state_dict.get("state"), state_dict.get("param_groups")
+    entries = state_dict if isinstance(state_dict, Mapping) else {}
+    state, groups = entries.get("state"), entries.get("param_groups")
     if not isinstance(state, Mapping) or not isinstance(groups, list | tuple):
         raise TypeError('state_dict: wanted a mapping with "state", "param_groups", "iterations"')
     if is_torch(state_dict):
         state_dict = from_torch(opt, state_dict)
         state, groups = state_dict["state"], state_dict["param_groups"]
     wrong = differences(opt.state, state)
-    if [list(g["params"]) for g in groups] != [g["param_names"] for g in opt.param_groups]:
-        wrong.append("param_groups: other parameters")
+    theirs = [list(g["params"]) for g in groups]
+    ours = [g["param_names"] for g in opt.param_groups]
+    if theirs != ours:
+        found, wanted = in_groups(theirs), in_groups(ours)
+        wrong.append(f"param_groups: other parameters: {found}; wanted {wanted}")
     if wrong:
-        raise ValueError(f"state_dict: {'; '.join(wrong)}")
+        raise ValueError(f"state_dict: {listing(wrong, '; ')}")
     settings = []
     for own, group in zip(opt.param_groups, groups, strict=True):
         given = {name: value for name, value in group.items() if name != "params"}

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from schuss import _core, reference
-from schuss.engine.declare import Pair
+from schuss.engine.declare import DecayMode, Pair
 from schuss.engine.groups import Settings
 from schuss.reference.sums import Sums
 
-# How weight_decay works on x: see Optimizer. A rule may have modes of its own, which are its own
-# affair.
-DECAY_MODES = ("l2", "decoupled", "decoupled_unscaled", "corrected", "proximal", "masked")
+DECAY_MODES: tuple[str, ...] = get_args(DecayMode)
 
 KERNELS = tuple(name for name, *_ in _core.rules())
 NUMBERS = {name: number for number, name in enumerate(KERNELS)}

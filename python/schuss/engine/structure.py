@@ -7,12 +7,29 @@ structure are brought into the same order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, ValuesView
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence, ValuesView
+from typing import Any, Protocol, SupportsIndex, TypeVar
 
 import numpy as np
 
+from schuss import _core
+
 Tree = int | dict[Any, "Tree"] | list["Tree"]
+T_co = TypeVar("T_co", covariant=True)
+
+
+class SequenceNotStr(Protocol[T_co]):
+    """A sequence to type checkers, but no str: that contains nothing but str."""
+
+    def __getitem__(self, index: SupportsIndex, /) -> T_co: ...
+    def __contains__(self, value: object, /) -> bool: ...
+    def __iter__(self) -> Iterator[T_co]: ...
+    def __len__(self) -> int: ...
+
+
+# Parameters or gradients, nested as one likes, or groups. What is within stays unsaid: to a type
+# checker a TypedDict is no mapping of arrays, and a list of groups mostly a list of objects.
+Arrays = np.ndarray | Mapping[Any, Any] | SequenceNotStr[Any] | Iterator[Any] | ValuesView[Any]
 
 
 def is_sequence(value: Any) -> bool:
@@ -51,13 +68,17 @@ def flatten(
             return {key: walk(inner, (*path, str(key))) for key, inner in value.items()}
         if is_sequence(value):
             return [walk(inner, (*path, str(first + i))) for i, inner in enumerate(value)]
-        raise TypeError(
-            f"{label(role, name)}: not a numpy.ndarray ({type(value).__name__}); "
-            "pass the array that is to be used in place"
-        )
+        raise TypeError(_core.no_array(value, label(role, name)))
 
     tree = walk(value, (), number)
     return tree, arrays
+
+
+def listing(parts: Iterable[str], separator: str = ", ", most: int = 5) -> str:
+    """Parts of a message, the first few of many."""
+    parts = list(parts)
+    rest = [f"... and {len(parts) - most} more"] if len(parts) > most else []
+    return separator.join(parts[:most] + rest)
 
 
 def is_floating(dtype: np.dtype[Any]) -> bool:
@@ -75,31 +96,43 @@ def described(x: Any) -> str:
 
 def gather(tree: Tree, values: Any, role: str, path: tuple[str, ...] = ()) -> list[Any]:
     """The members of `values` in the tree's order; ValueError where its structure is another."""
-    if isinstance(tree, int):
-        return [values]
     values = listed(values)
     name = label(role, ".".join(path)) if path else role
+    if isinstance(tree, int):
+        if is_sequence(values) or isinstance(values, Mapping):
+            kind = type(values).__name__
+            raise ValueError(f"{name}: {kind} where params is one array; pass the array itself")
+        return [values]
     if isinstance(tree, dict):
         if not isinstance(values, Mapping):
-            raise ValueError(f"{name}: {type(values).__name__} where params has a mapping")
+            keys = listing(map(repr, tree))
+            raise ValueError(
+                f"{name}: {type(values).__name__} where params has a mapping; pass a mapping with "
+                f"its keys: {keys}"
+            )
         if values.keys() != tree.keys():
             wrong = [f"missing {key!r}" for key in tree if key not in values]
             wrong += [f"unknown {key!r}" for key in values if key not in tree]
-            raise ValueError(f"{name}: {', '.join(wrong)}; wanted the keys of params")
+            raise ValueError(f"{name}: {listing(wrong)}; wanted the keys of params")
         pairs = ((key, inner, values[key]) for key, inner in tree.items())
     else:
         if not is_sequence(values):
-            raise ValueError(f"{name}: {type(values).__name__} where params has a sequence")
+            raise ValueError(
+                f"{name}: {type(values).__name__} where params has a sequence; pass a list of "
+                f"{len(tree)} in its order"
+            )
         if len(values) != len(tree):
-            raise ValueError(f"{name}: {len(values)} where params has {len(tree)}")
+            raise ValueError(
+                f"{name}: {len(values)} where params has {len(tree)}; pass one for each, or None"
+            )
         pairs = ((i, inner, values[i]) for i, inner in enumerate(tree))
-    found: list[Any] = []
+    leaves: list[Any] = []
     for key, inner, value in pairs:
         if isinstance(inner, int):
-            found.append(value)
+            leaves.append(value)
         else:
-            found += gather(inner, value, role, (*path, str(key)))
-    return found
+            leaves += gather(inner, value, role, (*path, str(key)))
+    return leaves
 
 
 def filled(tree: Tree, values: Sequence[Any]) -> Any:

@@ -17,8 +17,8 @@ from schuss.rules import RULES, matrix
 # The only text on rules that stands in no class.
 PRESETS = """\
 A preset gives what PyTorch (torch), Keras 3, optax, timm, the paper or an author's code take, or
-one of the documents that this project began with: seed000 leads from linear regression to Adam and
-Eve, seed001 is a tutorial with numbers, seed002 the notes of a course."""
+one of the texts that this project began with: an article that leads from linear regression to Adam
+and Eve (article), a tutorial with numbers (tutorial), the notes of a course (course)."""
 
 
 # What rules have in common.

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from schuss.engine.declare import REQUIRED, Number, choice, constant, flag, number
+from schuss.engine.declare import REQUIRED, DecayMode, Number, choice, constant, flag, number
 from schuss.engine.optimizer import Optimizer
 from schuss.engine.rule import Numbers, Values
-from schuss.engine.scalars import DECAY_MODES
 
 
 class Adagrad(Optimizer):
@@ -49,17 +48,17 @@ class Adagrad(Optimizer):
             "eps": 1e-7,
             "eps_mode": "guard",
         },
-        "seed000": {},
-        "seed001": {"lr": 0.4, "eps": 1e-6, "eps_mode": "inside"},
-        "seed002": {"eps": 1e-8, "eps_mode": "inside"},
+        "article": {},
+        "tutorial": {"lr": 0.4, "eps": 1e-6, "eps_mode": "inside"},
+        "course": {"eps": 1e-8, "eps_mode": "inside"},
     }
     lr: Number = number("[0, inf)", default=1e-2)
     lr_decay: Number = number("[0, inf)", default=0.0)
     weight_decay: Number = number("[0, inf)", default=0.0)
     initial_accumulator_value: float = constant("[0, inf)", default=0.0)
     eps: Number = number("[0, inf)", default=1e-10)
-    eps_mode: str = choice("outside", "inside", "guard", default="outside")
-    decay_mode: str = choice(*DECAY_MODES, default="l2")
+    eps_mode: Literal["outside", "inside", "guard"] = choice(default="outside")
+    decay_mode: DecayMode = choice(default="l2")
 
     @staticmethod
     def kernel(h: Values) -> str:
@@ -146,9 +145,9 @@ class RMSprop(Optimizer):
             "eps_mode": "inside",
             "lr_in_buffer": True,
         },
-        "seed000": {},
-        "seed001": {"lr": 0.4, "alpha": 0.9, "eps": 1e-6, "eps_mode": "inside"},
-        "seed002": {"alpha": 0.9, "eps": 0.0},
+        "article": {},
+        "tutorial": {"lr": 0.4, "alpha": 0.9, "eps": 1e-6, "eps_mode": "inside"},
+        "course": {"alpha": 0.9, "eps": 0.0},
     }
     lr: Number = number("[0, inf)", default=1e-2)
     alpha: Number = number("[0, 1]", default=0.99)
@@ -156,13 +155,13 @@ class RMSprop(Optimizer):
     weight_decay: Number = number("[0, inf)", default=0.0)
     momentum: Number = number("[0, inf)", default=0.0)
     centered: bool = flag(default=False)
-    eps_mode: str = choice("outside", "inside", default="outside")
+    eps_mode: Literal["outside", "inside"] = choice(default="outside")
     bias_correction: bool = flag(default=False)
     clamp_variance: bool = flag(default=True)
     lr_in_buffer: bool = flag(default=False)
     nesterov: bool = flag(default=False)
     initial_accumulator_value: float = constant("[0, inf)", default=0.0)
-    decay_mode: str = choice(*DECAY_MODES, default="l2")
+    decay_mode: DecayMode = choice(default="l2")
 
     @staticmethod
     def kernel(h: Values) -> str:
@@ -226,14 +225,14 @@ class Adadelta(Optimizer):
         "keras": {"lr": 1e-3, "rho": 0.95, "eps": 1e-7, "decay_mode": "decoupled"},
         "optax": {},
         "paper": {"rho": 0.95},
-        "seed000": {},
-        "seed002": {},
+        "article": {},
+        "course": {},
     }
     lr: Number = number("[0, inf)", default=1.0)
     rho: Number = number("[0, 1]", default=0.9)
     eps: Number = number("[0, inf)", default=1e-6)
     weight_decay: Number = number("[0, inf)", default=0.0)
-    decay_mode: str = choice(*DECAY_MODES, default="l2")
+    decay_mode: DecayMode = choice(default="l2")
 
     @staticmethod
     def kernel(h: Values) -> str:
@@ -285,7 +284,7 @@ class Ftrl(Optimizer):
     l2_shrinkage_regularization_strength: Number = number("[0, inf)", default=0.0)
     beta: Number = number("[0, inf)", default=0.0)
     weight_decay: Number = number("[0, inf)", default=0.0)
-    decay_mode: str = choice("l2", "proximal", default="l2")
+    decay_mode: Literal["l2", "proximal"] = choice(default="l2")
 
     @staticmethod
     def kernel(h: Values) -> str:

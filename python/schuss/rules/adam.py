@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from schuss.engine.declare import REQUIRED, Number, choice, flag, number, numbers
+from schuss.engine.declare import REQUIRED, DecayMode, Number, choice, flag, number, numbers
 from schuss.engine.optimizer import Optimizer
 from schuss.engine.rule import Numbers, Values
-from schuss.engine.scalars import DECAY_MODES
 
 # Where eps stands: see Adam.
 PLAIN = ("outside", "hat")
-EPS_MODES = (*PLAIN, "inside", "root_and_outside", "clamp", "guard")
+EpsMode = Literal["outside", "hat", "inside", "root_and_outside", "clamp", "guard"]
 
 # What no correction, no guard and no eps are to general_adam and amsgrad.
 NEUTRAL = {"kv": 1.0, "inside": 0.0, "kd": 1.0, "least": 0.0, "guard": -1.0, "under": 0.0}
@@ -71,7 +70,7 @@ class Adam(Optimizer):
     eps_root           the eps inside the root of "root_and_outside", in [0, inf), default 0
     bias_correction1   divides m by 1 - beta1^t, default True
     bias_correction2   divides v by 1 - beta2^t, default True
-    decay_mode         "l2" (default), another: see Optimizer, or "seed002": weight_decay*x joins
+    decay_mode         "l2" (default), another: see Optimizer, or "course": weight_decay*x joins
                        the corrected mean, and is divided with it; ValueError with amsgrad, or with
                        an eps_mode that is neither "outside" nor "hat"
 
@@ -96,27 +95,27 @@ class Adam(Optimizer):
         "keras": {"eps": 1e-7, "eps_mode": "hat", "decay_mode": "decoupled"},
         "optax": {"lr": REQUIRED, "eps_mode": "root_and_outside"},
         "paper": {},
-        "seed000": {},
-        "seed001": {"lr": 0.01, "eps": 1e-6, "eps_mode": "inside"},
-        "seed002": {"decay_mode": "seed002"},
+        "article": {},
+        "tutorial": {"lr": 0.01, "eps": 1e-6, "eps_mode": "inside"},
+        "course": {"decay_mode": "course"},
     }
     lr: Number = number("[0, inf)", default=1e-3)
     betas: tuple[Number, Number] = numbers("[0, 1)", default=(0.9, 0.999))
     eps: Number = number("[0, inf)", default=1e-8)
     weight_decay: Number = number("[0, inf)", default=0.0)
-    amsgrad: bool | str = choice(False, True, "corrected", "paper", default=False)
-    eps_mode: str = choice(*EPS_MODES, default="outside")
+    amsgrad: bool | Literal["corrected", "paper"] = choice(default=False)
+    eps_mode: EpsMode = choice(default="outside")
     eps_root: Number = number("[0, inf)", default=0.0)
     bias_correction1: bool = flag(default=True)
     bias_correction2: bool = flag(default=True)
-    decay_mode: str = choice(*DECAY_MODES, "seed002", default="l2")
+    decay_mode: Literal[DecayMode, "course"] = choice(default="l2")
 
     @staticmethod
     def kernel(h: Values) -> str:
         plain = h["eps_mode"] in PLAIN
-        if h["decay_mode"] == "seed002":
+        if h["decay_mode"] == "course":
             if h["amsgrad"] or not plain:
-                wanted = "'seed002' goes with eps_mode 'outside' or 'hat', and without amsgrad"
+                wanted = "'course' goes with eps_mode 'outside' or 'hat', and without amsgrad"
                 given = f"eps_mode={h['eps_mode']!r}, amsgrad={h['amsgrad']!r}"
                 raise ValueError(f"decay_mode: {wanted}; got {given}")
             return "decayed_adam"
@@ -137,7 +136,7 @@ class Adam(Optimizer):
             "denom": denom,
             "eps": h["eps"],
         }
-        if mode in PLAIN and not amsgrad and h["decay_mode"] != "seed002":
+        if mode in PLAIN and not amsgrad and h["decay_mode"] != "course":
             return plain  # a step of a small array spends its time here
         early = amsgrad == "corrected"
         return {
@@ -156,7 +155,7 @@ class AdamW(Adam):
         x = (1 - lr*weight_decay)*x, then Adam with the gradient as it is
 
     weight_decay   in [0, inf), default 1e-2
-    decay_mode     "decoupled" (default), another: see Optimizer, or "seed002": as in Adam
+    decay_mode     "decoupled" (default), another: see Optimizer, or "course": as in Adam
 
     Everything else as Adam.
     Traps: PyTorch's weight_decay is 1e-2, Keras' 4e-3, optax' 1e-4. The paper scales the decay by
@@ -171,10 +170,10 @@ class AdamW(Adam):
         "keras": {"weight_decay": 4e-3, "eps": 1e-7, "eps_mode": "hat"},
         "optax": {"lr": REQUIRED, "weight_decay": 1e-4, "eps_mode": "root_and_outside"},
         "paper": {"decay_mode": "decoupled_unscaled"},
-        "seed002": {"decay_mode": "decoupled_unscaled"},
+        "course": {"decay_mode": "decoupled_unscaled"},
     }
     weight_decay: Number = number("[0, inf)", default=1e-2)
-    decay_mode: str = choice(*DECAY_MODES, "seed002", default="decoupled")
+    decay_mode: Literal[DecayMode, "course"] = choice(default="decoupled")
 
 
 class Adamax(Optimizer):
@@ -208,8 +207,8 @@ class Adamax(Optimizer):
     betas: tuple[Number, Number] = numbers("[0, 1)", default=(0.9, 0.999))
     eps: Number = number("[0, inf)", default=1e-8)
     weight_decay: Number = number("[0, inf)", default=0.0)
-    eps_mode: str = choice("inside", "outside", default="inside")
-    decay_mode: str = choice(*DECAY_MODES, default="l2")
+    eps_mode: Literal["inside", "outside"] = choice(default="inside")
+    decay_mode: DecayMode = choice(default="l2")
 
     @staticmethod
     def kernel(h: Values) -> str:
@@ -270,8 +269,8 @@ class NAdam(Optimizer):
     eps: Number = number("[0, inf)", default=1e-8)
     weight_decay: Number = number("[0, inf)", default=0.0)
     momentum_decay: Number = number("[0, inf)", default=4e-3)
-    variant: str = choice("dozat", "optax", "timm", default="dozat")
-    decay_mode: str = choice(*DECAY_MODES, default="l2")
+    variant: Literal["dozat", "optax", "timm"] = choice(default="dozat")
+    decay_mode: DecayMode = choice(default="l2")
 
     @staticmethod
     def kernel(h: Values) -> str:
@@ -320,7 +319,7 @@ class NAdamW(NAdam):
         "timm": {"lr": 1e-3, "variant": "timm"},
     }
     weight_decay: Number = number("[0, inf)", default=1e-2)
-    decay_mode: str = choice(*DECAY_MODES, default="decoupled")
+    decay_mode: DecayMode = choice(default="decoupled")
 
 
 class RAdam(Optimizer):
@@ -360,8 +359,8 @@ class RAdam(Optimizer):
     eps: Number = number("[0, inf)", default=1e-8)
     weight_decay: Number = number("[0, inf)", default=0.0)
     threshold: Number = number("[4, inf)", default=5.0)
-    eps_mode: str = choice("hat", "outside", default="hat")
-    decay_mode: str = choice(*DECAY_MODES, default="l2")
+    eps_mode: Literal["hat", "outside"] = choice(default="hat")
+    decay_mode: DecayMode = choice(default="l2")
 
     @staticmethod
     def kernel(h: Values) -> str:

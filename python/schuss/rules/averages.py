@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from schuss.engine.declare import Number, choice, number, numbers
+from schuss.engine.declare import DecayMode, Number, choice, number, numbers
 from schuss.engine.guard import one_at_a_time
 from schuss.engine.optimizer import Optimizer, computing_type
 from schuss.engine.rule import Numbers, Values
-from schuss.engine.scalars import DECAY_MODES
 
 
 class ASGD(Optimizer):
@@ -46,7 +45,7 @@ class ASGD(Optimizer):
     alpha: Number = number("[0, inf)", default=0.75)
     t0: Number = number("[0, inf)", default=1e6)
     weight_decay: Number = number("[0, inf)", default=0.0)
-    decay_mode: str = choice(*DECAY_MODES, default="l2")
+    decay_mode: DecayMode = choice(default="l2")
 
     @staticmethod
     def kernel(h: Values) -> str:
@@ -172,7 +171,7 @@ class ScheduleFreeSGD(ScheduleFree):
     lr: Number = number("[0, inf)", default=1.0)
     momentum: Number = number("(0, 1)", default=0.9)
     weight_decay: Number = number("[0, inf)", default=0.0)
-    decay_mode: str = choice(*DECAY_MODES, default="l2")
+    decay_mode: DecayMode = choice(default="l2")
 
     @staticmethod
     def kernel(h: Values) -> str:
@@ -221,7 +220,7 @@ class ScheduleFreeAdamW(ScheduleFree):
     betas: tuple[Number, Number] = numbers("(0, 1)", "[0, 1)", default=(0.9, 0.999))
     eps: Number = number("[0, inf)", default=1e-8)
     weight_decay: Number = number("[0, inf)", default=0.0)
-    decay_mode: str = choice("normalized", *DECAY_MODES, default="normalized")
+    decay_mode: Literal["normalized", DecayMode] = choice(default="normalized")
 
     @staticmethod
     def kernel(h: Values) -> str:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from schuss import _core
 from schuss.engine.backend import Numpy
-from schuss.engine.declare import REQUIRED, Number, choice, flag, number, numbers
+from schuss.engine.declare import REQUIRED, DecayMode, Number, choice, flag, number, numbers
 from schuss.engine.groups import Parameter
 from schuss.engine.guard import one_at_a_time
 from schuss.engine.optimizer import Optimizer
 from schuss.engine.rule import Numbers, Values
-from schuss.engine.scalars import DECAY_MODES, Fixed, Options
+from schuss.engine.scalars import Fixed, Options
 from schuss.engine.step import Recipe
 from schuss.engine.structure import label
 from schuss.rules.adam import corrections
@@ -70,9 +70,9 @@ class Sophia(Optimizer):
     bs: Number = number("[0, inf)", default=5120.0)
     eps: Number = number("[0, inf)", default=1e-15)
     weight_decay: Number = number("[0, inf)", default=0.1)
-    eps_mode: str = choice("outside", "clamp", default="outside")
+    eps_mode: Literal["outside", "clamp"] = choice(default="outside")
     bias_correction: bool = flag(default=False)
-    decay_mode: str = choice(*DECAY_MODES, default="decoupled")
+    decay_mode: DecayMode = choice(default="decoupled")
 
     @staticmethod
     def kernel(h: Values) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from schuss import _core
-from schuss.engine.declare import REQUIRED, Number, choice, number
+from schuss.engine.declare import REQUIRED, DecayMode, Number, choice, number
 from schuss.engine.optimizer import Optimizer
 from schuss.engine.rule import Numbers, Values
-from schuss.engine.scalars import DECAY_MODES
 from schuss.engine.structure import described, label
 
 
@@ -52,19 +51,19 @@ class SGD(Optimizer):
         "torch": {},
         "keras": {"lr": 0.01, "lr_in_buffer": True, "decay_mode": "decoupled"},
         "optax": {"lr": REQUIRED},
-        "seed000": {"lr": 0.01, "lr_in_buffer": True},
-        "seed001": {"lr": 0.1},
-        "seed002": {"lr_in_buffer": "both"},
+        "article": {"lr": 0.01, "lr_in_buffer": True},
+        "tutorial": {"lr": 0.1},
+        "course": {"lr_in_buffer": "both"},
     }
     lr: Number = number("[0, inf)", default=1e-3)
     momentum: Number = number("[0, inf)", default=0.0)
     dampening: Number = number("(-inf, inf)", default=0.0)
-    nesterov: bool | str = choice(False, True, "lookahead", default=False)
-    lr_in_buffer: bool | str = choice(False, True, "both", default=False)
-    first_step: str = choice("copy", "accumulate", default="copy")
+    nesterov: bool | Literal["lookahead"] = choice(default=False)
+    lr_in_buffer: bool | Literal["both"] = choice(default=False)
+    first_step: Literal["copy", "accumulate"] = choice(default="copy")
     lookahead_coef: Number | None = number("[0, inf)", default=None)
     weight_decay: Number = number("[0, inf)", default=0.0)
-    decay_mode: str = choice(*DECAY_MODES, default="l2")
+    decay_mode: DecayMode = choice(default="l2")
 
     @staticmethod
     def kernel(h: Values) -> str:
@@ -132,8 +131,8 @@ class Momentum(SGD):
 
     presets: ClassVar = {
         **SGD.presets,
-        "seed000": {"lr_in_buffer": True},
-        "seed001": {"lr": 0.8, "momentum": 0.5},
+        "article": {"lr_in_buffer": True},
+        "tutorial": {"lr": 0.8, "momentum": 0.5},
     }
     momentum: Number = number("[0, inf)", default=0.9)
 
@@ -148,13 +147,13 @@ class NAG(Momentum):
     Source: Nesterov 1983; Sutskever et al. 2013, section 2.
     """
 
-    # seed000 looks ahead by the whole buffer; seed002's look-ahead wants the rate inside it.
+    # The article looks ahead by the whole buffer; the course's look-ahead wants the rate inside it.
     presets: ClassVar = {
         "torch": {},
         "keras": SGD.presets["keras"],
         "optax": SGD.presets["optax"],
         "paper": {"nesterov": "lookahead", "lr_in_buffer": True},
-        "seed000": {"nesterov": "lookahead", "lr_in_buffer": True, "lookahead_coef": 1.0},
-        "seed002": {"nesterov": "lookahead", "lr_in_buffer": True},
+        "article": {"nesterov": "lookahead", "lr_in_buffer": True, "lookahead_coef": 1.0},
+        "course": {"nesterov": "lookahead", "lr_in_buffer": True},
     }
-    nesterov: bool | str = choice(False, True, "lookahead", default=True)
+    nesterov: bool | Literal["lookahead"] = choice(default=True)

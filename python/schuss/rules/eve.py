@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from schuss.checks import check_loss
-from schuss.engine.declare import Number, choice, number, numbers
+from schuss.engine.declare import DecayMode, Number, choice, number, numbers
 from schuss.engine.optimizer import Optimizer
 from schuss.engine.rule import Numbers, Values
-from schuss.engine.scalars import DECAY_MODES
 from schuss.reference.sums import Sums
 from schuss.rules.adam import corrections, moments
 
@@ -55,17 +54,17 @@ class Eve(Optimizer):
 
     states: ClassVar = {"adam": ("exp_avg", "exp_avg_sq")}
     shared: ClassVar = {"d": 1.0, "fhat": math.inf}
-    presets: ClassVar = {"paper": {}, "code": {"variant": "code"}, "seed000": {"variant": "v1"}}
+    presets: ClassVar = {"paper": {}, "code": {"variant": "code"}, "article": {"variant": "v1"}}
     lr: Number = number("[0, inf)", default=1e-3)
     betas: tuple[Number, Number, Number] = numbers("[0, 1)", default=(0.9, 0.999, 0.999))
     eps: Number = number("[0, inf)", default=1e-8)
     weight_decay: Number = number("[0, inf)", default=0.0)
-    variant: str = choice("v3", "v1", "code", default="v3")
+    variant: Literal["v3", "v1", "code"] = choice(default="v3")
     c: Number = number("[1, inf)", default=10.0)
     fstar: Number = number("(-inf, inf)", default=0.0)
     thresholds: tuple[Number, Number] = numbers("(0, inf)", default=(0.1, 10.0))
     lr_decay: Number = number("[0, inf)", default=0.0)
-    decay_mode: str = choice(*DECAY_MODES, default="l2")
+    decay_mode: DecayMode = choice(default="l2")
 
     @staticmethod
     def kernel(h: Values) -> str:

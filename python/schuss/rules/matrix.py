@@ -10,17 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import InitVar
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from schuss import _core, reference
 from schuss.engine.backend import read
-from schuss.engine.declare import Number, choice, constant, flag, number, numbers, whole
+from schuss.engine.declare import DecayMode, Number, choice, constant, flag, number, numbers, whole
 from schuss.engine.groups import Group, Parameter
 from schuss.engine.optimizer import Optimizer, argument, computing_type
 from schuss.engine.rule import Numbers, Values
-from schuss.engine.scalars import DECAY_MODES
 from schuss.engine.step import Recipe
 from schuss.engine.structure import label
 from schuss.rules import AdamW
@@ -273,9 +272,9 @@ class Muon(MatrixRule):
     )
     ns_steps: int = whole(default=5)
     eps: Number = number("(0, inf)", default=1e-7)
-    adjust_lr_fn: str = choice("original", "match_rms_adamw", default="original")
+    adjust_lr_fn: Literal["original", "match_rms_adamw"] = choice(default="original")
     weight_decay: Number = number("[0, inf)", default=0.1)
-    decay_mode: str = choice(*DECAY_MODES, default="decoupled")
+    decay_mode: DecayMode = choice(default="decoupled")
 
     @staticmethod
     def direct(u: np.ndarray, state: State, h: Values, t: int, room: Room) -> None:
@@ -363,7 +362,7 @@ class Shampoo(MatrixRule):
     eps: float = constant("(0, inf)", default=1e-4)
     precondition_frequency: int = whole(default=1, least=1)
     weight_decay: Number = number("[0, inf)", default=0.0)
-    decay_mode: str = choice(*DECAY_MODES, default="l2")
+    decay_mode: DecayMode = choice(default="l2")
 
     @staticmethod
     def start(state: State, h: Values) -> None:
@@ -430,7 +429,7 @@ class SOAP(MatrixRule):
     eps: Number = number("[0, inf)", default=1e-8)
     precondition_frequency: int = whole(default=10, least=1)
     weight_decay: Number = number("[0, inf)", default=1e-2)
-    decay_mode: str = choice("after", *DECAY_MODES, default="after")
+    decay_mode: Literal["after", DecayMode] = choice(default="after")
 
     @staticmethod
     def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from schuss.engine.declare import REQUIRED, Number, choice, constant, flag, number, numbers
+from schuss.engine.declare import (
+    REQUIRED,
+    DecayMode,
+    Number,
+    choice,
+    constant,
+    flag,
+    number,
+    numbers,
+)
 from schuss.engine.optimizer import Optimizer
 from schuss.engine.rule import Numbers, Values
-from schuss.engine.scalars import DECAY_MODES
 from schuss.rules.adam import corrections, moments
 
 
@@ -43,7 +51,7 @@ class AdaBelief(Optimizer):
     eps: Number = number("[0, inf)", default=1e-16)
     eps_root: Number = number("[0, inf)", default=1e-16)
     weight_decay: Number = number("[0, inf)", default=0.0)
-    decay_mode: str = choice(*DECAY_MODES, default="decoupled")
+    decay_mode: DecayMode = choice(default="decoupled")
 
     @staticmethod
     def kernel(h: Values) -> str:
@@ -95,7 +103,7 @@ class Yogi(Optimizer):
     bias_correction: bool = flag(default=True)
     initial_accumulator_value: float = constant("[0, inf)", default=1e-6)
     initial_mean: float = constant("(-inf, inf)", default=0.0)
-    decay_mode: str = choice(*DECAY_MODES, default="l2")
+    decay_mode: DecayMode = choice(default="l2")
 
     @staticmethod
     def kernel(h: Values) -> str:
@@ -147,7 +155,7 @@ class LaProp(Optimizer):
     eps: Number = number("[0, inf)", default=1e-15)
     weight_decay: Number = number("[0, inf)", default=0.0)
     lr_in_buffer: bool = flag(default=True)
-    decay_mode: str = choice(*DECAY_MODES, default="decoupled")
+    decay_mode: DecayMode = choice(default="decoupled")
 
     @staticmethod
     def kernel(h: Values) -> str:
@@ -202,7 +210,7 @@ class ADOPT(Optimizer):
     eps: Number = number("[0, inf)", default=1e-6)
     weight_decay: Number = number("[0, inf)", default=0.0)
     use_clipping: bool = flag(default=True)
-    decay_mode: str = choice(*DECAY_MODES, default="l2")
+    decay_mode: DecayMode = choice(default="l2")
 
     @staticmethod
     def kernel(h: Values) -> str:
@@ -241,8 +249,8 @@ class Grams(Optimizer):
     betas: tuple[Number, Number] = numbers("[0, 1)", default=(0.9, 0.999))
     eps: Number = number("[0, inf)", default=1e-6)
     weight_decay: Number = number("[0, inf)", default=0.0)
-    eps_mode: str = choice("hat", "outside", default="hat")
-    decay_mode: str = choice(*DECAY_MODES, default="decoupled")
+    eps_mode: Literal["hat", "outside"] = choice(default="hat")
+    decay_mode: DecayMode = choice(default="decoupled")
 
     @staticmethod
     def kernel(h: Values) -> str:
@@ -296,7 +304,7 @@ class AdEMAMix(Optimizer):
     weight_decay: Number = number("[0, inf)", default=0.0)
     alpha_warmup: Number = number("[0, inf)", default=0.0)
     beta3_warmup: Number = number("[0, inf)", default=0.0)
-    decay_mode: str = choice(*DECAY_MODES, default="decoupled")
+    decay_mode: DecayMode = choice(default="decoupled")
 
     @staticmethod
     def kernel(h: Values) -> str:
@@ -367,8 +375,8 @@ class Adan(Optimizer):
     eps: Number = number("[0, inf)", default=1e-8)
     eps_root: Number = number("[0, inf)", default=0.0)
     weight_decay: Number = number("[0, inf)", default=0.0)
-    variant: str = choice("official", "optax", default="official")
-    decay_mode: str = choice(*DECAY_MODES, default="proximal")
+    variant: Literal["official", "optax"] = choice(default="official")
+    decay_mode: DecayMode = choice(default="proximal")
 
     @staticmethod
     def kernel(h: Values) -> str:

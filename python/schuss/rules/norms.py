@@ -7,12 +7,11 @@ order of the norm, so that they have the same bits everywhere.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from schuss.engine.declare import REQUIRED, Number, choice, flag, number, numbers
+from schuss.engine.declare import REQUIRED, DecayMode, Number, choice, flag, number, numbers
 from schuss.engine.optimizer import Optimizer
 from schuss.engine.rule import Numbers, Values
-from schuss.engine.scalars import DECAY_MODES
 from schuss.reference.sums import Sums
 from schuss.rules.adam import corrections, moments
 
@@ -70,9 +69,9 @@ class LARS(Optimizer):
     eps: Number = number("[0, inf)", default=0.0)
     trust_clip: bool = flag(default=False)
     always_adapt: bool = flag(default=True)
-    variant: str = choice("paper", "optax", default="paper")
+    variant: Literal["paper", "optax"] = choice(default="paper")
     lr_in_buffer: bool = flag(default=True)
-    decay_mode: str = choice("inside", *DECAY_MODES, default="inside")
+    decay_mode: Literal["inside", DecayMode] = choice(default="inside")
 
     @staticmethod
     def kernel(h: Values) -> str:
@@ -148,7 +147,7 @@ class LAMB(Optimizer):
     weight_decay: Number = number("[0, inf)", default=0.01)
     bias_correction: bool = flag(default=True)
     always_adapt: bool = flag(default=True)
-    decay_mode: str = choice("inside", *DECAY_MODES, default="inside")
+    decay_mode: Literal["inside", DecayMode] = choice(default="inside")
 
     @staticmethod
     def kernel(h: Values) -> str:
@@ -207,7 +206,7 @@ class StableAdamW(Optimizer):
     betas: tuple[Number, Number] = numbers("[0, 1)", default=(0.9, 0.99))
     eps: Number = number("[0, inf)", default=1e-6)
     weight_decay: Number = number("[0, inf)", default=1e-2)
-    decay_mode: str = choice(*DECAY_MODES, default="decoupled")
+    decay_mode: DecayMode = choice(default="decoupled")
 
     @staticmethod
     def kernel(h: Values) -> str:
@@ -266,8 +265,8 @@ class MARS(Optimizer):
     eps: Number = number("[0, inf)", default=1e-8)
     weight_decay: Number = number("[0, inf)", default=0.0)
     gamma: Number = number("[0, inf)", default=0.025)
-    first_step: str = choice("zero", "copy", default="zero")
-    decay_mode: str = choice(*DECAY_MODES, default="decoupled")
+    first_step: Literal["zero", "copy"] = choice(default="zero")
+    decay_mode: DecayMode = choice(default="decoupled")
 
     @staticmethod
     def kernel(h: Values) -> str:
@@ -357,7 +356,7 @@ class Prodigy(Optimizer):
     d_coef: Number = number("[0, inf)", default=1.0)
     growth_rate: Number = number("[1, inf]", default=math.inf)
     safeguard_warmup: bool = flag(default=False)
-    decay_mode: str = choice(*DECAY_MODES, default="decoupled")
+    decay_mode: DecayMode = choice(default="decoupled")
 
     @staticmethod
     def kernel(h: Values) -> str:
@@ -433,7 +432,7 @@ class DAdaptAdam(Optimizer):
     bias_correction: bool = flag(default=False)
     d0: Number = number("(0, inf)", default=1e-6)
     growth_rate: Number = number("[1, inf]", default=math.inf)
-    decay_mode: str = choice(*DECAY_MODES, default="decoupled")
+    decay_mode: DecayMode = choice(default="decoupled")
 
     @staticmethod
     def kernel(h: Values) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from schuss.checks import check_loss
-from schuss.engine.declare import REQUIRED, Number, choice, constant, number, numbers
+from schuss.engine.declare import REQUIRED, DecayMode, Number, choice, constant, number, numbers
 from schuss.engine.optimizer import Optimizer
 from schuss.engine.rule import Numbers, Values
-from schuss.engine.scalars import DECAY_MODES
 from schuss.reference.sums import Sums
 
 
@@ -31,7 +30,7 @@ class SignSGD(Optimizer):
     presets: ClassVar = {"optax": {"lr": REQUIRED}, "paper": {}}
     lr: Number = number("[0, inf)", default=1e-4)
     weight_decay: Number = number("[0, inf)", default=0.0)
-    decay_mode: str = choice(*DECAY_MODES, default="decoupled")
+    decay_mode: DecayMode = choice(default="decoupled")
 
     @staticmethod
     def kernel(h: Values) -> str:
@@ -63,7 +62,7 @@ class Signum(Optimizer):
     lr: Number = number("[0, inf)", default=1e-4)
     momentum: Number = number("[0, 1)", default=0.9)
     weight_decay: Number = number("[0, inf)", default=0.0)
-    decay_mode: str = choice(*DECAY_MODES, default="decoupled")
+    decay_mode: DecayMode = choice(default="decoupled")
 
     @staticmethod
     def kernel(h: Values) -> str:
@@ -101,7 +100,7 @@ class Lion(Optimizer):
     lr: Number = number("[0, inf)", default=1e-4)
     betas: tuple[Number, Number] = numbers("[0, 1)", default=(0.9, 0.99))
     weight_decay: Number = number("[0, inf)", default=0.0)
-    decay_mode: str = choice(*DECAY_MODES, default="decoupled")
+    decay_mode: DecayMode = choice(default="decoupled")
 
     @staticmethod
     def kernel(h: Values) -> str:
@@ -151,15 +150,15 @@ class Rprop(Optimizer):
         "torch": {"sign_product": "multiply"},
         "optax": {"lr": REQUIRED},
         "paper": {"lr": 0.1, "variant": "rprop+"},
-        "seed002": {"variant": "rprop-"},
+        "course": {"variant": "rprop-"},
     }
     lr: float = constant("(0, inf)", default=1e-2)
     etas: tuple[Number, Number] = numbers("(0, 1)", "(1, inf)", default=(0.5, 1.2))
     step_sizes: tuple[Number, Number] = numbers("[0, inf)", default=(1e-6, 50.0))
-    variant: str = choice("irprop-", "rprop-", "rprop+", "irprop+", default="irprop-")
-    sign_product: str = choice("sign", "multiply", default="sign")
+    variant: Literal["irprop-", "rprop-", "rprop+", "irprop+"] = choice(default="irprop-")
+    sign_product: Literal["sign", "multiply"] = choice(default="sign")
     weight_decay: Number = number("[0, inf)", default=0.0)
-    decay_mode: str = choice(*DECAY_MODES, default="l2")
+    decay_mode: DecayMode = choice(default="l2")
 
     @staticmethod
     def kernel(h: Values) -> str:
@@ -228,16 +227,16 @@ class DeltaBarDelta(Optimizer):
         "delta_bar_delta_velocity": ("gain", "momentum_buffer"),
         "delta_bar_delta_momentum": ("gain", "prev", "momentum_buffer"),
     }
-    presets: ClassVar = {"seed002": {}}
+    presets: ClassVar = {"course": {}}
     lr: Number = number("[0, inf)", default=1e-2)
     momentum: Number = number("[0, inf)", default=0.0)
-    agreement: str = choice("gradient", "velocity", default="gradient")
+    agreement: Literal["gradient", "velocity"] = choice(default="gradient")
     gain_add: Number = number("[0, inf)", default=0.05)
     gain_mul: Number = number("[0, 1]", default=0.95)
     gain_min: Number = number("[0, inf)", default=0.1)
     gain_max: Number = number("(0, inf)", default=10.0)
     weight_decay: Number = number("[0, inf)", default=0.0)
-    decay_mode: str = choice(*DECAY_MODES, default="l2")
+    decay_mode: DecayMode = choice(default="l2")
 
     @staticmethod
     def kernel(h: Values) -> str:

@@ -8,7 +8,7 @@ Each is a class that takes its own options; those of `minimize` are in SciPy's s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -93,10 +93,50 @@ def is_equality(constraint: Any) -> bool:
     return bool(np.all(np.equal(getattr(constraint, "lb", 0), getattr(constraint, "ub", 1))))
 
 
-def __getattr__(name: str) -> type[RuleMethod]:
-    """Only reached for what is no rule; tells type checkers what the rules' methods are."""
-    raise AttributeError(f"schuss.scipy has no {name!r}; it has {', '.join(__all__)}")
+if not TYPE_CHECKING:  # to a type checker it would make every name one of ours
 
+    def __getattr__(name: str) -> type[RuleMethod]:
+        """Only reached for what is no method."""
+        raise AttributeError(f"schuss.scipy has no {name!r}; it has {', '.join(__all__)}")
+
+
+# The methods of the rules, for type checkers.
+SGD: type[RuleMethod]
+Momentum: type[RuleMethod]
+NAG: type[RuleMethod]
+Adagrad: type[RuleMethod]
+RMSprop: type[RuleMethod]
+Adadelta: type[RuleMethod]
+Ftrl: type[RuleMethod]
+Adam: type[RuleMethod]
+AdamW: type[RuleMethod]
+Adamax: type[RuleMethod]
+NAdam: type[RuleMethod]
+NAdamW: type[RuleMethod]
+RAdam: type[RuleMethod]
+Eve: type[RuleMethod]
+AdaBelief: type[RuleMethod]
+Yogi: type[RuleMethod]
+LaProp: type[RuleMethod]
+ADOPT: type[RuleMethod]
+Grams: type[RuleMethod]
+AdEMAMix: type[RuleMethod]
+Adan: type[RuleMethod]
+Sophia: type[RuleMethod]
+SignSGD: type[RuleMethod]
+Signum: type[RuleMethod]
+Lion: type[RuleMethod]
+Rprop: type[RuleMethod]
+DeltaBarDelta: type[RuleMethod]
+ASGD: type[RuleMethod]
+ScheduleFreeSGD: type[RuleMethod]
+ScheduleFreeAdamW: type[RuleMethod]
+LARS: type[RuleMethod]
+LAMB: type[RuleMethod]
+StableAdamW: type[RuleMethod]
+MARS: type[RuleMethod]
+Prodigy: type[RuleMethod]
+DAdaptAdam: type[RuleMethod]
 
 RULES = {rule.__name__: as_method(rule, __name__) for rule in rules.RULES}
 globals().update(RULES)

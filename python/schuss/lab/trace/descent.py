@@ -241,5 +241,5 @@ def adaptive() -> Paths:
     ]  # fmt: skip
     runs += [Run("Adam, lr 0.1", "bowl", schuss.Adam, n, {"lr": 0.1}) for n in (20, 100, 200)]
     for run in runs:
-        run.options["preset"] = "seed001"
+        run.options["preset"] = "tutorial"
     return run_all("Rules with rates of their own on 0.1w1^2 + 2w2^2", runs, 4)
