@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
-from sklearn.datasets import load_digits  # type: ignore[import-untyped]
-from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
 
 import schuss
 from schuss.engine.declare import Bounded, Number
@@ -37,6 +35,13 @@ class Epoch(NamedTuple):
 
 def digits(seed: int, dtype: DTypeLike) -> tuple[Data, Data]:
     """The images to train on, and a held-out fifth with every digit in proportion."""
+    from sklearn.datasets import (  # type: ignore[import-untyped]  # noqa: PLC0415  optional
+        load_digits,
+    )
+    from sklearn.model_selection import (  # type: ignore[import-untyped]  # noqa: PLC0415
+        train_test_split,
+    )
+
     images, labels = load_digits(return_X_y=True)
     images = (images / 8 - 1).astype(dtype)  # grey levels 0 ... 16
     x, x_test, y, y_test = train_test_split(

@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from ml_dtypes import bfloat16
 
 from schuss.engine.optimizer import Optimizer
 
@@ -101,6 +100,14 @@ class Case:
         return sum(map(math.prod, self.shapes))
 
     @property
+    def gradient_dtype(self) -> Any:
+        if self.variant != HALVES:
+            return np.float32
+        from ml_dtypes import bfloat16  # noqa: PLC0415  an optional package
+
+        return bfloat16
+
+    @property
     def options(self) -> dict[str, Any]:
         """The settings of torch, where the rule has them: the peer with the most contestants."""
         own: dict[str, Any] = {"preset": "torch"} if "torch" in self.rule.presets else {}
@@ -139,7 +146,7 @@ class Memory:
     def __init__(self, case: Case) -> None:
         rng = np.random.default_rng(0)
         self.params = staggered(case.shapes, np.float32, 0)
-        self.grads = staggered(case.shapes, bfloat16 if case.variant == HALVES else np.float32, 1)
+        self.grads = staggered(case.shapes, case.gradient_dtype, 1)
         self.start = staggered(case.shapes, np.float32, 0)
         for start, grad in zip(self.start, self.grads, strict=True):
             rng.random(out=start, dtype=np.float32)
