@@ -62,7 +62,7 @@ class Eve(Result):
             above.plot(x, self.places(self.tracked[side]), color=TRACE, linewidth=2)
             below.plot(x, self.r[side], color=TRACE, linewidth=2)
         above.plot([0, 6], [0, 6], "--", color=LEVELS, zorder=1)
-        above.text(0.72, 0.78, "the loss itself", color="#606060", rotation=38)
+        above.text(3.2, 2.8, "the loss itself", color="#606060")
         for axes in (above, below):
             for i in range(1, 6, 2):
                 axes.axvspan(i, i + 1, color=FUNCTION, alpha=0.15, linewidth=0)
