@@ -9,9 +9,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from schuss import reference
+from schuss import Optimizer, reference
 from schuss.engine.declare import REQUIRED
-from schuss.engine.optimizer import Optimizer
 from schuss.lab import options
 from schuss.rules import RULES, matrix
 

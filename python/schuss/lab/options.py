@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import schuss
 from schuss.checks import Interval, unknown
-from schuss.engine.optimizer import Optimizer
 from schuss.rules import RULES, matrix
 
-Rule = type[Optimizer]
+Rule = type[schuss.Optimizer]
 NAMED: Mapping[str, Rule] = {rule.__name__.lower(): rule for rule in (*RULES, *matrix.RULES)}
 
 # Okabe and Ito's colours, which all eyes tell apart; a line has a marker of its own beside.
@@ -88,9 +88,7 @@ def elementwise(text: str) -> Rule:
     """Reads the name of a rule that steps element by element, and so is none for matrices."""
     found = rule(text)
     if issubclass(found, matrix.MatrixRule):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is a rule for matrices, of which there are none"
-        )
+        raise argparse.ArgumentTypeError(f"{text!r} is for matrices, and there are none")
     return found
 
 

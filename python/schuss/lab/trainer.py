@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 import schuss
-from schuss.engine.declare import Bounded, Number
 
 Params = list[dict[str, np.ndarray]]  # "w" and "b" of every layer
 Data = tuple[np.ndarray, np.ndarray]  # images, one a row, and their digits
@@ -113,13 +112,16 @@ def evaluate(params: Params, data: Data) -> tuple[float, float]:
 # ---- The training
 
 
-def rate(rule: type[schuss.Optimizer], lr: float, steps: int) -> Number:
+def rate(rule: type[schuss.Optimizer], lr: float, steps: int) -> float | schuss.schedules.Schedule:
     """Climbs to `lr` in a tenth of the steps and falls to 0, unless the rule wants a constant.
 
     That is one whose rate can't be 0, and one that averages its points instead.
     """
-    own = rule.hyperparameters["lr"]
-    if (isinstance(own, Bounded) and 0.0 not in own.interval) or hasattr(rule, "eval"):
+    if hasattr(rule, "eval"):
+        return lr
+    try:
+        rule.hyperparameters["lr"].check(0.0)
+    except ValueError:
         return lr
     return schuss.schedules.cosine(lr, steps=steps, warmup=steps // 10)
 

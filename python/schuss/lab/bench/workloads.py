@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from schuss.engine.optimizer import Optimizer
+import schuss
 
 Shapes = list[tuple[int, ...]]
 
@@ -83,7 +83,7 @@ PLAIN, STAGES, HALVES = "", "with stages", "16 bits"
 class Case:
     """A rule on a workload: plain, with stages of the step, or with storage in 16 bits."""
 
-    rule: type[Optimizer]
+    rule: type[schuss.Optimizer]
     workload: str
     variant: str = PLAIN
 
