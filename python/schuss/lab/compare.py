@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 HANDFUL = "sgd,momentum,adamw,lion,schedulefreeadamw,muon"
 EXPLAINED = """\
-ms/step: of the optimizer alone, the median; share: of the optimizer in the time of gradients and
-steps; state: bytes a parameter."""
+ms/step: of the optimizer alone, the median, with new gradients each time; share: of the optimizer
+in the time of gradients and steps; state: bytes a parameter."""
 
 
 # ---- The comparison

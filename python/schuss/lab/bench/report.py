@@ -62,6 +62,8 @@ def absent(results: Sequence[Result]) -> Iterator[str]:
     for (name, why), cases in reasons.items():
         where = "" if len(cases) == len(results) else f" ({cases[0]}{more(len(cases) - 1)})"
         yield f"{name} left out: {why}{where}"
+    if any(why.endswith("is not installed") for _, why in reasons):
+        yield "pip install 'schuss[bench]' has those that are not installed"
 
 
 def more(number: int) -> str:

@@ -50,7 +50,7 @@ class Descents(Result):
     paths: tuple[Array, ...]  # of each run, n + 1 numbers
 
     def rows(self) -> Iterator[Sequence[str]]:
-        yield "l(w)", "lr", "steps", "w at the end", "l there"
+        yield "f(w)", "lr", "steps", "w at the end", "f there"
         for (curve, lr, steps), path in zip(RUNS, self.paths, strict=True):
             w = path[-1]
             yield curve.formula, f"{lr:g}", str(steps), repr(float(w)), f"{curve.value(w):.6g}"
@@ -66,7 +66,7 @@ class Descents(Result):
             axes.plot(path, curve.value(path), "-o", color=TRACE, markersize=4)
             axes.plot(path[-1], curve.value(path[-1]), "*", color="black", markersize=11)
             axes.set(title=f"{drawn(curve.formula)}, lr {lr:g}, {steps} steps")
-            axes.set(xlabel="w", ylabel="l(w)")
+            axes.set(xlabel="w", ylabel="f(w)")
             plain(axes)
         picture.suptitle("Gradient descent from w = 10; a star where it ends")
         return picture

@@ -24,7 +24,7 @@ class Minima(Result):
     values: Array
 
     def rows(self) -> Iterator[Sequence[str]]:
-        yield "minimum", "w", "l(w)"
+        yield "minimum", "w", "f(w)"
         for name, w, value in zip(("local", "global"), self.w, self.values, strict=True):
             yield name, *numbers(w, value)
 
@@ -39,7 +39,7 @@ class Minima(Result):
             texts, self.w, self.values, ((-0.75, -0.9), (0.5, 0.9)), strict=True
         ):
             axes.annotate(text, (x, y), at, arrowprops={"arrowstyle": "->"}, ha="center")
-        axes.set(xlabel="w", ylabel="l(w)", title=drawn("w cos(pi w)"))
+        axes.set(xlabel="w", ylabel="f(w)", title=drawn("w cos(pi w)"))
         plain(axes)
         return picture
 

@@ -73,7 +73,7 @@ class Paths(Result):
     paths: tuple[Array, ...]  # of each run, (n + 1, 2)
 
     def rows(self) -> Iterator[Sequence[str]]:
-        yield "rule", "l(w)", "steps", "w1", "w2", "l there"
+        yield "rule", "f(w)", "steps", "w1", "w2", "f there"
         for run, path in zip(self.runs, self.paths, strict=True):
             formula = run.objective.formula.replace("x", "w1").replace("y", "w2")
             value = f"{run.objective.value(path[-1]):.6g}"
@@ -100,7 +100,7 @@ class Paths(Result):
             style["markevery"] = max(1, len(path) // 20)
             plane.plot(*path.T, **style, label=title.removeprefix(f"{rule.__name__}, "))
             curve.plot(objective.value(path.T), **style)
-        curve.set(xlabel="finished steps", ylabel="l(w)", yscale="log")
+        curve.set(xlabel="finished steps", ylabel="f(w)", yscale="log")
         plane.legend(loc="lower right", fontsize=8, framealpha=0.9)
         plain(curve)
 

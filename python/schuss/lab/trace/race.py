@@ -116,12 +116,14 @@ class Race(Result):
         for line, head, _ in artists:
             line.set_animated(True)
             head.set_animated(True)
+        counter = picture.text(0.5, 0.965, "", color="white", ha="center", animated=True)
         canvas.draw()
         empty = canvas.copy_from_bbox(picture.bbox)
         frames = []
         for n in range(0, STEPS + 1, EVERY):
             canvas.restore_region(empty)
-            for artist in show(artists, n):
+            counter.set_text(f"step {n}")
+            for artist in (*show(artists, n), counter):
                 picture.draw_artist(artist)
             frames.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))
         palette = Image.new("P", (1, 1))

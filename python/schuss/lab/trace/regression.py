@@ -54,7 +54,7 @@ class Regression(Result):
         space.set(xlabel="a", ylabel="b", zlabel="c")
         space.view_init(elev=30, azim=45)
         space.set_box_aspect(None, zoom=0.88)
-        picture.legend(*space.get_legend_handles_labels(), loc="outside lower left", ncols=3)
+        picture.legend(*space.get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
         curve = picture.add_subplot(1, 2, 2)
         curve.plot(self.losses, color=TRACE)
