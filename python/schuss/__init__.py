@@ -11,27 +11,19 @@ bit.
 
 from __future__ import annotations
 
-import os as _os
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 from typing import Any as _Any
 
-from schuss import _core
-
-__version__ = "0.1.0"
-
-if _isa := _os.environ.get("SCHUSS_ISA"):
-    try:
-        _core.use_isa(_isa)
-    except ValueError as _error:
-        raise ValueError(f"SCHUSS_ISA: {_error}") from None
-
-from schuss import reference, rules
+from schuss import _core, reference, rules
+from schuss import _environment as _environment
 from schuss.engine.optimizer import Optimizer
 from schuss.loss_scale import LossScale
 from schuss.rules import *  # noqa: F403
 from schuss.threads import get_num_threads, set_num_threads, threads
 from schuss.torch import torch_state_dict
+
+__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from schuss import data as data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -78,3 +79,17 @@ def check_loss(loss: Any) -> float:
     if loss is None:
         raise ValueError("loss: this rule reads it; pass it with the gradients: loss=f")
     return Interval("(-inf, inf)").check("loss", loss)
+
+
+def unknown(name: str, known: Iterable[str], where: str = "") -> str:
+    """Says that a name is none of those known: with the nearest, or else all of them.
+
+    where   says instead of all where they are, for there are many
+    """
+    from difflib import get_close_matches  # noqa: PLC0415  rarely needed, and not light
+
+    names = {other.lower(): other for other in known}
+    nearest = get_close_matches(name.lower(), names, n=1)
+    if nearest:
+        return f"{name!r} is unknown; did you mean {names[nearest[0]]!r}?"
+    return f"{name!r} is unknown; {where or 'wanted ' + ' or '.join(map(repr, names.values()))}"

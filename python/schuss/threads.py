@@ -10,7 +10,6 @@ calling thread alone, and a forked child always does.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,7 +91,3 @@ def _lines(path: Path) -> list[str]:
         return path.read_text(errors="replace").splitlines()
     except OSError:
         return []
-
-
-_core.set_threads_from_environment(from_environment(os.environ))
-_core.set_quota(cgroup_quota())

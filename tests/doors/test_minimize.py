@@ -463,7 +463,11 @@ def test_a_nan_later_on_leaves_the_last_point_before() -> None:
         ({"bounds": [(0, 1), (2, 1)]}, ValueError, "bounds: low .* is not below high"),
         ({"bounds": [(0, 1)] * 2}, ValueError, "bounds: Newton takes none"),
         ({"constraints": {"type": "eq"}}, ValueError, "constraints: Newton takes none"),
-        ({"options": {"maxitre": 1}}, TypeError, "options: 'maxitre' is unknown; .* return_all$"),
+        (
+            {"options": {"maxitre": 1}},
+            TypeError,
+            "'maxitre' is unknown; did you mean 'maxiter'",
+        ),
         ({"options": {"damping": 1}}, TypeError, r"'damping' is unknown; .* Newton\(damping="),
         (
             {"method": "adam", "options": {"lr": 0.1}},
@@ -489,6 +493,32 @@ def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], says
         (lambda: FullAdagrad(delta=0), ValueError, "delta: 0.0 is out of range"),
         (lambda: so.minimize(parabola, START, method=Adam), TypeError, "method: .* Adam()"),
         (lambda: so.minimize(parabola, START, method=KKT), TypeError, "method: .* KKT()"),
+        (
+            lambda: schuss.minimize(parabola, START, method=schuss.Adam),
+            TypeError,
+            r"method: schuss.Adam steps arrays; wanted schuss.scipy.Adam\(lr=",
+        ),
+        (
+            lambda: schuss.minimize(parabola, START, method=schuss.Adam(START.copy())),
+            TypeError,
+            "method: schuss.Adam steps arrays",
+        ),
+        (
+            lambda: schuss.minimize(parabola, START, method="adm"),
+            ValueError,
+            r"method: 'adm' is unknown; did you mean 'adam'\?$",
+        ),
+        (
+            lambda: schuss.minimize(parabola, START, method="simulated"),
+            ValueError,
+            "method: 'simulated' is unknown; schuss.scipy and",
+        ),
+        (
+            lambda: Adam(maxiter=50),
+            TypeError,
+            r"maxiter: belongs to minimize, in options={'maxiter': \.\.\.}$",
+        ),
+        (lambda: Newton(gtol=1e-3), TypeError, "gtol: belongs to minimize"),  # type: ignore[call-arg]
         (lambda: AugmentedLagrangian(penalty=0), ValueError, "penalty: 0.0 is out of range"),
         (lambda: AugmentedLagrangian(growth=0.5), ValueError, "growth: 0.5 is out of range"),
         (lambda: AugmentedLagrangian(SGD(maximize=True)), ValueError, "maximize: is for"),

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 import schuss
 from schuss.lab import command as cli
-from schuss.lab.bench import command, contestants, measure, roofline
+from schuss.lab.bench import adamw, command, contestants, measure, roofline
 from schuss.lab.bench.workloads import HALVES, PLAIN, SHAPES, STAGES, WORKLOADS, Case, Memory
 from schuss.rules import RULES
 
@@ -84,7 +84,7 @@ def test_numbers_agree(numbers: dict[str, Any]) -> None:
         assert (r["rule"], r["variant"], r["threads"]) == ("AdamW", PLAIN, 1)
         assert r["arrays"] == len(SHAPES[r["workload"]])
         assert r["bytes"] == 28 * r["elements"]
-        assert r["contestants"].keys() == {"schuss", "numpy", "python"}
+        assert r["contestants"].keys() == {"schuss", "numpy", "in place", "python"}
         ours = r["contestants"]["schuss"]["seconds"]
         for entry in r["contestants"].values():
             assert 0 < entry["seconds"] < math.inf
@@ -128,7 +128,7 @@ def test_picture_holds_the_numbers(
     left, right = drawn[0].axes
     for axes, by, shown in ((left, "elements", (1, 0)), (right, "arrays", (1, 2))):
         lines = {line.get_label(): line for line in axes.lines}
-        assert lines.keys() == {"schuss", "numpy", "python"}
+        assert lines.keys() == {"schuss", "numpy", "in place", "python"}
         for name, line in lines.items():
             assert list(line.get_xdata()) == [results[i][by] for i in shown]
             costs = [results[i]["contestants"][name]["ns_per_element"] for i in shown]
@@ -139,7 +139,7 @@ def test_picture_holds_the_numbers(
 def test_every_rule(rule: type[schuss.Optimizer]) -> None:
     """Its reference gives the same bits, with the state where the benchmark lays it."""
     result = measure.measure(Case(rule, "10 arrays of 64"), 1, 0.0, 2)
-    assert result.contestants.keys() - {"python"} == {"schuss", "numpy"}
+    assert result.contestants.keys() - {"in place", "python"} == {"schuss", "numpy"}
 
 
 @pytest.mark.parametrize(("variant", "bytes_each"), [(STAGES, 4 * (8 + 3)), (HALVES, 18)])
@@ -148,6 +148,26 @@ def test_variants(variant: str, bytes_each: int) -> None:
     result = measure.measure(Case(schuss.AdamW, "10 arrays of 64", variant), 1, 0.0, 2)
     assert result.contestants.keys() == {"schuss", "numpy"}
     assert result.bytes == bytes_each * 640
+
+
+def test_in_place_is_adamw() -> None:
+    """In float64 within its rounding, whatever the arrays."""
+    rng = np.random.default_rng(0)
+    start, grads = ([rng.normal(size=shape) for shape in ((3, 4), (5,))] for _ in range(2))
+    ours, theirs = ([x.copy() for x in start] for _ in range(2))
+    opt, other = schuss.AdamW(ours, grads=grads), adamw.InPlace(theirs, grads)
+    for _ in range(20):
+        opt.step()
+        other.step()
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-13)
+
+
+def test_halves_need_ml_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "find_spec", lambda name: None)
+    case = Case(schuss.AdamW, "1 array of 1000", HALVES)
+    assert measure.hindrance(case) == "ml_dtypes is not installed"
+    assert measure.hindrance(Case(schuss.AdamW, "1 array of 1000")) == ""
 
 
 def test_wrong_answers_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,11 +236,13 @@ def test_torch_gives_the_same_answer(variant: str) -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ("--rule newton", "--rule: invalid choice: 'newton'"),
-        ("--workload big", "--workload: invalid choice: 'big'"),
+        ("--rule newton", "--rule: 'newton' is unknown; `schuss rules` lists them"),
+        ("--rule muon", "--rule: 'muon' is for matrices, and there are none"),
+        ("--workload big", "--workload: 'big' is unknown; --help lists them"),
+        ("--workload resnet50", "--workload: 'resnet50' is unknown; did you mean 'ResNet-50'?"),
         ("--threads 0", "--threads: '0' is no whole number"),
         ("--seconds -1", "--seconds: '-1' is no number in [0, inf)"),
-        ("--plot picture.txt", "--plot: 'picture.txt' does not end in .png"),
+        ("--plot picture.txt", "--plot: 'picture.txt' is no picture"),
         ("--json missing/numbers.json", "--json: 'missing/numbers.json': No such file"),
     ],
 )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
@@ -121,19 +124,39 @@ def test_help(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     status(["--help"])
     output = capsys.readouterr().out
-    assert all(f"  {command.__name__} " in output for command in cli.COMMANDS)
+    assert all(f"  {name} " in output for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("argv", [[], ["help"]], ids=" ".join)
+def test_help_without_asking(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    status(["--help"])
+    wanted = capsys.readouterr().out
+    assert status(argv) == 0
+    assert capsys.readouterr().out == wanted
+
+
+def test_help_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    status(["trace", "own", "--help"])
+    wanted = capsys.readouterr().out
+    assert status(["help", "trace", "own"]) == 0
+    assert capsys.readouterr().out == wanted
+    assert wanted.startswith("usage: schuss trace own ")
 
 
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ("", "command"),
-        ("dem", "invalid choice: 'dem'"),
+        ("--seed 1", "'1' is unknown"),
+        ("dem", "command: 'dem' is unknown; did you mean 'demo'?"),
+        ("train", "command: 'train' is unknown; "),
         ("info --seed 1", "unrecognized arguments: --seed 1"),
-        ("rules newton", "rule: 'newton' is unknown; there are SGD, Momentum, NAG, Adagrad, "),
+        ("rules newton", "rule: 'newton' is unknown; `schuss rules` lists them"),
+        ("rules demo", "rule: 'demo' is unknown; `schuss rules` lists them"),
+        ("rules adamv", "rule: 'adamv' is unknown; did you mean 'adam'?"),
         ("rules adam sgd", "unrecognized arguments: sgd"),
         ("demo extra", "unrecognized arguments: extra"),
-        ("demo --rule newton", "--rule: invalid choice: 'newton'"),
+        ("demo --rule newton", "--rule: 'newton' is unknown; `schuss rules` lists them"),
+        ("demo --rule adm", "--rule: 'adm' is unknown; did you mean 'adam'?"),
         ("demo --lr -1", "--lr: '-1' is no number in [0, inf)"),
         ("demo --lr nan", "--lr: 'nan'"),
         ("demo --lr inf", "--lr: 'inf'"),
@@ -158,22 +181,27 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("demo --dtype float64 --gradient-dtype bfloat16", 'params["0.w"] is float64'),
         ("demo --dtype float16 --master --stochastic-rounding", "not with master"),
         ("demo --backend cuda", "--backend: invalid choice: 'cuda'"),
-        ("demo --plot picture.txt", "--plot: 'picture.txt' does not end in .png"),
-        ("demo --plot picture", "--plot: 'picture' does not end in .png"),
+        (
+            "demo --plot picture.txt",
+            "--plot: 'picture.txt' is no picture; its name ends in one of",
+        ),
+        ("demo --plot picture", "--plot: 'picture' is no picture"),
         ("demo --plot missing/picture.png", "--plot: 'missing/picture.png': No such file"),
+        ("demo --plot old.png", "'old.png' exists; --force overwrites it"),
         ("demo --plot folder.png", "--plot: 'folder.png': Is a directory"),
         ("demo --rule sgd --lr 1e9 --plot picture.png", "a smaller learning rate"),
         ("demo --rule sgd --lr 1e9 --dtype float16", "a smaller learning rate"),
         ("demo --rule sgd --lr 1e9 --dtype bfloat16 --backend numpy", "a smaller learning rate"),
         ("compare extra", "unrecognized arguments: extra"),
-        ("compare --rules newton", "--rules: 'newton' is unknown; there are sgd, momentum, nag, "),
+        ("compare --rules newton", "--rules: 'newton' is unknown; `schuss rules` lists"),
         ("compare --rules sgd,,adam", "--rules: '' is unknown"),
         ("compare --task mnist", "--task: invalid choice: 'mnist'"),
         ("compare --seeds 0", "--seeds: '0' is no whole number in [1, inf)"),
         ("compare --steps 0", "--steps: '0'"),
         ("compare --steps 9 --epochs 1", "--epochs: not allowed with argument --steps"),
         ("compare --task rosenbrock --epochs 1", "--epochs: rosenbrock has none; use --steps"),
-        ("compare --lr sgd", "--lr: '' is no number in [0, inf)"),
+        ("compare --lr sgd", "--lr: 'sgd': wanted RULE=LR, such as adamw=0.001"),
+        ("compare --lr sgd=", "--lr: '' is no number in [0, inf)"),
         ("compare --lr sgd=fast", "--lr: 'fast' is no number in [0, inf)"),
         ("compare --lr newton=1", "--lr: 'newton' is unknown"),
         ("compare --rules sgd --lr adam=1", "Adam: not one of --rules"),
@@ -185,10 +213,15 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("compare --rules sgd --options sgd:momentum=-1", "SGD: momentum: -1.0 is out of range"),
         ("compare --rules rprop --lr rprop=0", "Rprop: lr: 0.0 is out of range"),
         ("compare --target -1", "--target: '-1' is no number in [0, inf)"),
-        ("compare --plot picture.txt", "--plot: 'picture.txt' does not end in .png"),
+        (
+            "compare --plot picture.txt",
+            "--plot: 'picture.txt' is no picture; its name ends in one of",
+        ),
         ("compare --plot folder.png", "--plot: 'folder.png': Is a directory"),
         ("compare --json missing/numbers.json", "--json: 'missing/numbers.json': No such file"),
-        ("compare --no-plot --plot a.png", "--plot: not allowed with argument --no-plot"),
+        ("compare --json old.png", "'old.png' exists; --force overwrites it"),
+        ("bench --plot old.png", "'old.png' exists; --force overwrites it"),
+        ("trace minima --out old.png", "'old.png' exists; --force overwrites it"),
     ],
 )
 def test_bad_value_is_one_line_and_status_2(
@@ -200,12 +233,14 @@ def test_bad_value_is_one_line_and_status_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("folder.png").mkdir()
+    Path("old.png").write_bytes(b"precious")
     assert status(argv.split()) == 2
     error = capfd.readouterr().err
     assert error.count("\n") == 1
     assert error.startswith("schuss")
     assert said in error
-    assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
+    assert {path.name for path in tmp_path.iterdir()} == {"folder.png", "old.png"}
+    assert Path("old.png").read_bytes() == b"precious"
 
 
 def test_picture_is_refused_before_the_training(
@@ -257,17 +292,74 @@ def test_closed_pipe_is_quiet(command: str) -> None:
         assert process.wait() == 1
 
 
-@pytest.mark.parametrize("package", ["sklearn", "rich", "matplotlib", "ml_dtypes"])
-def test_missing_dependency_is_named(package: str) -> None:
+@pytest.mark.parametrize(
+    ("package", "extra", "argv"),
+    [
+        ("sklearn", "demo", "demo"),
+        ("rich", "cli", "demo"),
+        ("rich", "cli", "compare"),
+        ("sklearn", "demo", "compare"),
+        ("sklearn", "demo", "trace regression --out {}.png"),
+        ("matplotlib", "cli", "demo --plot {}.png"),
+        ("matplotlib", "cli", "compare --plot {}.png"),
+        ("matplotlib", "cli", "bench --plot {}.png"),
+        ("matplotlib", "cli", "trace minima --out {}.png"),
+        ("ml_dtypes", "demo", "demo --dtype bfloat16"),
+        ("scipy", "scipy", "trace constrained --out {}.png"),
+    ],
+)
+def test_missing_package_names_its_extra(
+    tmp_path: Path, package: str, extra: str, argv: str
+) -> None:
+    own = argv.format(tmp_path / "picture").split()
     run = python(
         f"import sys; sys.modules[{package!r}] = None\n"
-        "from schuss.lab.command import main; main(['info']); sys.exit(main(['demo']))"
+        f"from schuss.lab.command import main; main(['info']); sys.exit(main({own}))"
     )
     assert run.returncode == 2
-    assert run.stderr.count("\n") == 1
-    assert package in run.stderr
-    assert run.stderr.endswith("; pip install 'schuss[demo]'\n")
+    assert run.stderr == f"schuss: No module named '{package}'; pip install 'schuss[{extra}]'\n"
     assert run.stdout.startswith("version")
+
+
+def test_extras_have_what_they_are_named_for() -> None:
+    """The smallest one that has the package, by the installed package's own word."""
+    names = {"sklearn": "scikit-learn"}
+    needs = requires("schuss") or []
+    for package, extra in cli.EXTRAS.items():
+        own = [n for n in needs if re.match(rf"{names.get(package, package)}\b", n)]
+        assert any(f'extra == "{extra}"' in n.replace("'", '"') for n in own), package
+
+
+OPTIONAL = ("sklearn", "rich", "matplotlib", "ml_dtypes", "scipy")
+
+
+@pytest.mark.parametrize(
+    "own",
+    [["rules", "adam"], ["trace"], ["bench", "--seconds", "0", "--workload", "1 array of 1000"]],
+    ids=" ".join,
+)
+def test_commands_that_need_numpy_alone(own: list[str]) -> None:
+    run = python(
+        f"import sys; sys.modules.update(dict.fromkeys({OPTIONAL}))\n"
+        f"from schuss.lab.command import main; sys.exit(main({own}))"
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_pictures_in_the_formats_of_matplotlib(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / f"picture.{suffix.upper()}"
+    argv = ["trace", "minima", "--out", str(path)]
+    assert status(argv) == 0
+    first = path.read_bytes()
+    assert first.startswith({"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[suffix])
+    path.write_bytes(b"old")
+    assert status(argv) == 2
+    assert path.read_bytes() == b"old"
+    assert status([*argv, "--force"]) == 0
+    assert path.read_bytes()[:4] == first[:4]
 
 
 def test_import_is_light() -> None:
@@ -275,6 +367,26 @@ def test_import_is_light() -> None:
     assert not {"sklearn", "rich", "matplotlib", "ml_dtypes", "schuss.lab.demo"} & set(
         run.stdout.split()
     )
+
+
+@pytest.mark.parametrize("command", [[sys.executable, "-m", "schuss"], ["schuss"]], ids=" ".join)
+@pytest.mark.parametrize("name", ["SCHUSS_NUM_THREADS", "SCHUSS_ISA"])
+def test_a_wrong_environment_is_one_line(command: list[str], name: str) -> None:
+    first = shutil.which(command[0], path=str(Path(sys.executable).parent))
+    if first is None:
+        pytest.skip("the command is not installed beside the interpreter")
+    run = subprocess.run(
+        [first, *command[1:], "info"],
+        env={**os.environ, name: "abc"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2
+    assert run.stderr.startswith(f"schuss: {name}: ")
+    assert run.stderr.count("\n") == 1
+    own = python(f"import os; os.environ[{name!r}] = 'abc'; import schuss")
+    assert own.stderr.splitlines()[-1].startswith(f"ValueError: {name}: ")
 
 
 def test_module_runs() -> None:

@@ -15,8 +15,9 @@ import pytest
 from matplotlib.figure import Figure
 
 import schuss
-from schuss.lab import compare, demo, tasks, trainer
+from schuss.lab import compare, tasks, trainer
 from schuss.lab.command import main
+from schuss.lab.options import COLOURS, NAMED
 
 STEPS = {"digits": 45, "rosenbrock": 60, "regression": 60}
 
@@ -35,7 +36,7 @@ class Compared:
         monkeypatch.setattr(compare, "picture", kept)
 
     def __call__(self, *options: str) -> dict[str, Any]:
-        assert main(["compare", *options, "--json", "numbers.json"]) == 0
+        assert main(["compare", *options, "--json", "numbers.json", "--force"]) == 0
         self.text = self.capsys.readouterr().out
         numbers: dict[str, Any] = json.loads(Path("numbers.json").read_text())
         return numbers
@@ -65,7 +66,7 @@ def untimed(numbers: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_every_rule_has_its_rates() -> None:
-    missing = [rule.__name__ for rule in tasks.RULES if rule.__name__ not in tasks.RATES]
+    missing = [r.__name__ for r in NAMED.values() if r.__name__ not in tasks.RATES]
     assert not missing, f"tasks.RATES has no learning rates for {', '.join(missing)}"
 
 
@@ -118,12 +119,12 @@ def test_digits_is_the_demo() -> None:
         gradient_dtype=np.float32,
         rng=rng,
     )
-    run = tasks.run("digits", schuss.Adam, 5e-3, 3, 90)
+    run = tasks.run_task("digits", schuss.Adam, 5e-3, 3, 90)
     assert (run.loss[-1], run.accuracy[-1]) == (last.loss, last.test_accuracy)
 
 
 def test_full_batches_and_the_state() -> None:
-    run = tasks.run("digits", schuss.Rprop, 1e-3, 0, 3)
+    run = tasks.run_task("digits", schuss.Rprop, 1e-3, 0, 3)
     (x, y), _ = trainer.digits(0, np.float32)
     params = trainer.network((64, 64, 64, 10), np.random.default_rng(0), np.float32)
     opt = schuss.Rprop(params, lr=1e-3)
@@ -135,8 +136,8 @@ def test_full_batches_and_the_state() -> None:
 
 
 def test_weight_decay_moves_no_known_minimum() -> None:
-    run = tasks.run("regression", schuss.AdamW, 1.0, 0, 1000)
-    decayed = tasks.run("regression", schuss.AdamW, 1.0, 0, 1000, weight_decay=0.5)
+    run = tasks.run_task("regression", schuss.AdamW, 1.0, 0, 1000)
+    decayed = tasks.run_task("regression", schuss.AdamW, 1.0, 0, 1000, weight_decay=0.5)
     assert run.loss[-1] < 1e-20
     assert decayed.loss[-1] > 1e-3
 
@@ -167,7 +168,7 @@ class Curved(schuss.SGD):
 
 
 def test_curvature_is_told_and_the_result_measured() -> None:
-    run = tasks.run("regression", Curved, 0.1, 0, 25)
+    run = tasks.run_task("regression", Curved, 0.1, 0, 25)
     looks, bs = Curved.seen
     assert [n for n, _ in looks] == [0, 10, 20]
     assert bs == 1
@@ -187,7 +188,7 @@ def test_numbers(compared: Compared, task: str) -> None:
     for rule in numbers["rules"]:
         cls = getattr(schuss, rule["rule"])
         lr = getattr(tasks.RATES[rule["rule"]], task)
-        runs = [tasks.run(task, cls, lr, seed, STEPS[task]) for seed in range(2)]
+        runs = [tasks.run_task(task, cls, lr, seed, STEPS[task]) for seed in range(2)]
         for shown, own in zip(rule["runs"], runs, strict=True):
             assert shown["loss"] == own.loss
             assert shown.get("accuracy", []) == own.accuracy
@@ -210,7 +211,8 @@ def test_numbers(compared: Compared, task: str) -> None:
 @pytest.mark.parametrize("task", tasks.TASKS)
 def test_picture(compared: Compared, task: str) -> None:
     numbers = compared(
-        *["--task", task, "--seeds", "2", "--rules", "sgd,momentum", "--steps", str(STEPS[task])]
+        *["--task", task, "--seeds", "2", "--rules", "sgd,momentum", "--steps", str(STEPS[task])],
+        *["--plot", "compare.png"],
     )
     assert Path("compare.png").read_bytes().startswith(b"\x89PNG\r\n")
     assert "curves: compare.png" in compared.text
@@ -234,10 +236,9 @@ def test_picture(compared: Compared, task: str) -> None:
 
 def test_all_curves_differ() -> None:
     styles = {
-        (compare.COLOURS[i % len(compare.COLOURS)], compare.STROKES[i // len(compare.COLOURS)])
-        for i in range(len(tasks.RULES))
+        (COLOURS[i % len(COLOURS)], compare.STROKES[i // len(COLOURS)]) for i in range(len(NAMED))
     }
-    assert len(styles) == len(tasks.RULES)
+    assert len(styles) == len(NAMED)
 
 
 def test_target(compared: Compared) -> None:
@@ -255,13 +256,13 @@ def test_target(compared: Compared) -> None:
 
 def test_sweep(compared: Compared) -> None:
     options = ["--task", "regression", "--seeds", "2", "--steps", "40", "--rules", "sgd"]
-    (rule,) = compared(*options, "--sweep", "--no-plot")["rules"]
+    (rule,) = compared(*options, "--sweep")["rules"]
     assert not Path("compare.png").exists()
     centre = tasks.RATES["SGD"].regression
     lrs = [one["lr"] for one in rule["sweep"]]
     np.testing.assert_allclose(np.divide(lrs, centre), 10 ** np.linspace(-1, 1, 5), rtol=0.05)
     for one in rule["sweep"]:
-        runs = [tasks.run("regression", schuss.SGD, one["lr"], seed, 40) for seed in range(2)]
+        runs = [tasks.run_task("regression", schuss.SGD, one["lr"], seed, 40) for seed in range(2)]
         mean = fmean(run.loss[-1] for run in runs)
         assert one["loss"] == (mean if math.isfinite(mean) else None)
     best = min(rule["sweep"], key=lambda one: math.inf if one["loss"] is None else one["loss"])
@@ -288,11 +289,11 @@ def test_rates_and_options_arrive(compared: Compared) -> None:
     )
     rules = {rule["rule"]: rule for rule in numbers["rules"]}
     given = {"eps": 1e-7, "preset": "keras", "betas": (0.8, 0.9)}
-    own = tasks.run("rosenbrock", schuss.Adam, 0.02, 0, 30, **given)
+    own = tasks.run_task("rosenbrock", schuss.Adam, 0.02, 0, 30, **given)
     assert rules["Adam"]["runs"][0]["loss"] == own.loss
     assert rules["Adam"]["lr"] == 0.02
     lr = tasks.RATES["SGD"].rosenbrock
-    momentum = tasks.run("rosenbrock", schuss.SGD, lr, 0, 30, momentum=0.5)
+    momentum = tasks.run_task("rosenbrock", schuss.SGD, lr, 0, 30, momentum=0.5)
     assert rules["SGD"]["runs"][0]["loss"] == momentum.loss
     assert "momentum=0.5" in compared.row("SGD")[-1]
 
@@ -336,7 +337,7 @@ def test_a_loss_that_a_rule_refuses_is_one_line(
 
 
 def test_all_is_all() -> None:
-    assert compare.several("all") == list(tasks.RULES)
+    assert compare.several("all") == list(NAMED.values())
     assert compare.several("adam,SGD,adam") == [schuss.Adam, schuss.SGD]
 
 
@@ -350,9 +351,9 @@ def test_an_interrupt_shows_what_is_there(
     def interrupted(task: str, rule: type[schuss.Optimizer], *args: Any, **options: Any) -> Any:
         if rule is schuss.Adam:
             raise KeyboardInterrupt
-        return tasks.run(task, rule, *args, **options)
+        return tasks.run_task(task, rule, *args, **options)
 
-    monkeypatch.setattr(compare, "run", interrupted)
+    monkeypatch.setattr(compare, "run_task", interrupted)
     argv = ["--task", "rosenbrock", "--rules", "sgd,adam", "--seeds", "1", "--steps", "9"]
     assert main(["compare", *argv]) == 130
     output = compared.capsys.readouterr()
@@ -367,7 +368,3 @@ def test_a_file_takes_no_more_than_lines(compared: Compared) -> None:
     assert max(map(len, compared.text.splitlines())) <= 100
     heads = "rule lr final loss steps to 0.001 ms/step share state"
     assert heads in re.sub(" +", " ", compared.text)
-
-
-def test_demo_names_are_the_same() -> None:
-    assert demo.NAMED.items() <= compare.NAMED.items()

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from ml_dtypes import bfloat16
@@ -18,8 +19,9 @@ from rich.console import Console
 
 import schuss
 from schuss.lab import demo, trainer
+from schuss.lab import options as readers
+from schuss.lab.bench import adamw
 from schuss.lab.command import main
-from schuss.rules import RULES
 
 
 class Runs:
@@ -65,6 +67,11 @@ def drawn(line: Line2D) -> list[float]:
     return heights
 
 
+def widths(axes: Axes) -> list[float]:
+    """The lengths of the bars."""
+    return [bar.get_width() for bar in axes.patches]  # type: ignore[attr-defined]
+
+
 def small() -> tuple[trainer.Params, trainer.Data]:
     rng = np.random.default_rng(0)
     params = trainer.network((5, 7, 6, 4), rng, "float64")
@@ -100,7 +107,7 @@ def test_16_bits_alone_lose_small_steps(run: Runs, capsys: pytest.CaptureFixture
     assert loss("--stochastic-rounding") < plain / 2
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("rule", readers.NAMED.values(), ids=lambda rule: rule.__name__)
 def test_every_rule_learns_with_its_default(
     run: Runs, capsys: pytest.CaptureFixture[str], rule: type[schuss.Optimizer]
 ) -> None:
@@ -258,7 +265,7 @@ def test_storage_options_arrive(
 
     forward = trainer.forward
     monkeypatch.setattr(trainer, "forward", watched)
-    monkeypatch.setitem(demo.NAMED, "sgd", Watched)
+    monkeypatch.setattr(readers, "NAMED", {"sgd": Watched})
     run("--rule", "sgd", "--epochs", "1", "--seed", "3", *options.split())
     assert types == {"stored": {stored}, "gradient": {gradient}, "computed": {computed}}
     assert len(optimizers) == 4  # the first look, the training, the comparison's two
@@ -282,8 +289,13 @@ def test_no_learning_at_rate_zero(run: Runs) -> None:
 def test_comparison(run: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     run("--epochs", "1", "--rule", "sgd", "--hidden", "4")
     rows = re.findall(r"^(.+?) +[\d.]+ ns per parameter +([\d.]+)x$", capsys.readouterr().out, re.M)
-    assert [name for name, _ in rows] == ["SGD, compiled", "SGD, NumPy", "AdamW, pure Python"]
+    others = ["AdamW, NumPy in place", "AdamW, pure Python"]
+    assert [name for name, _ in rows] == ["SGD, compiled", "SGD, reference", *others]
     assert min(float(ratio) for _, ratio in rows) == 1
+    run("--epochs", "1", "--rule", "muon", "--hidden", "4")
+    text = capsys.readouterr().out
+    assert "reference" not in text  # there is none
+    assert re.findall(r"^(.+?) +[\d.]+ ns per parameter", text, re.M) == ["Muon, compiled", *others]
 
 
 def trained(rule: type[schuss.Optimizer], **options: Any) -> list[trainer.Epoch]:
@@ -348,13 +360,18 @@ def test_comparison_notices_other_bits(dtype: Any) -> None:
         demo.compare(Wrong, params, grads, seconds=0)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"), [(adamw.InPlace, "NumPy in place"), (adamw.Python, "pure Python")]
+)
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", bfloat16])
-def test_comparison_notices_another_answer(monkeypatch: pytest.MonkeyPatch, dtype: Any) -> None:
+def test_comparison_notices_another_answer(
+    monkeypatch: pytest.MonkeyPatch, dtype: Any, kind: type, name: str
+) -> None:
     params, data = small()
     _, grads = trainer.loss_and_gradients(params, *data)
     params, grads = trainer.cast(params, dtype), trainer.cast(grads, dtype)
-    monkeypatch.setattr(demo.PythonAdamW, "step", lambda self: None)
-    with pytest.raises(AssertionError, match=r"AdamW: .* pure Python"):
+    monkeypatch.setattr(kind, "step", lambda self: None)
+    with pytest.raises(AssertionError, match=rf"AdamW: .* {name}"):
         demo.compare(schuss.SGD, params, grads, seconds=0)
 
 
@@ -369,10 +386,8 @@ def test_picture(run: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path, 
     assert [len(drawn(line)) for line in (*loss.lines, *accuracy.lines)] == [3] * 4
     np.testing.assert_allclose(drawn(accuracy.lines[1]), held_out(output), atol=0.006)
     printed = [float(ns) for ns in re.findall(r"([\d.]+) ns per parameter", output)]
-    assert len(printed) == 3
-    np.testing.assert_allclose(
-        np.asarray(comparison.lines[0].get_xdata(), float), printed, atol=0.06
-    )
+    assert len(printed) == 4
+    np.testing.assert_allclose(widths(comparison), printed, atol=0.006)
 
 
 def test_picture_draws_what_it_is_given() -> None:
@@ -387,9 +402,10 @@ def test_picture_draws_what_it_is_given() -> None:
     ]
     assert [text.get_text() for text in comparison.texts] == [
         "0.5 ns, 1.0\N{MULTIPLICATION SIGN}",
-        "10.0 ns, 20.0\N{MULTIPLICATION SIGN}",
-        "100.0 ns, 200.0\N{MULTIPLICATION SIGN}",
+        "10 ns, 20.0\N{MULTIPLICATION SIGN}",
+        "100 ns, 200.0\N{MULTIPLICATION SIGN}",
     ]
+    assert widths(comparison) == [0.5, 10, 100]
     assert all(axes.get_xlabel() for axes in figure.axes)
     assert loss.get_ylabel() == "mean cross-entropy"
     assert accuracy.get_ylabel() == "accuracy in %"
@@ -398,7 +414,7 @@ def test_picture_draws_what_it_is_given() -> None:
 def test_picture_is_written_over(run: Runs, tmp_path: Path) -> None:
     file = tmp_path / "OLD.PNG"
     file.write_bytes(b"old" * 100_000)
-    run("--epochs", "1", "--plot", file)
+    run("--epochs", "1", "--plot", file, "--force")
     assert file.read_bytes().startswith(b"\x89PNG\r\n")
     assert b"old" * 10 not in file.read_bytes()
 
@@ -409,7 +425,7 @@ def test_pipe_gets_lines_only(run: Runs, capsys: pytest.CaptureFixture[str]) -> 
     assert output.err == ""
     assert "\x1b" not in output.out
     assert "\r" not in output.out
-    assert len(output.out.splitlines()) == 1 + 4 + 1 + 2 + 3  # header, epochs, blank, comparison
+    assert len(output.out.splitlines()) == 1 + 4 + 1 + 2 + 4  # header, epochs, blank, comparison
 
 
 def test_terminal_gets_a_progress_bar() -> None:

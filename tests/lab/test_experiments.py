@@ -15,22 +15,25 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.linear_model import Lasso, LinearRegression  # type: ignore[import-untyped]
 
 import schuss
-from schuss import schedules
 from schuss.lab import command as cli
-from schuss.lab.trace import command, courses, descent, intervals, own, race, result, shrinkage
+from schuss.lab.trace import command, curves, eve, own, race, result, schedules, shrinkage
+from schuss.lab.trace.adaptive import adaptive
 from schuss.lab.trace.constrained import EXAMPLES, constrained
+from schuss.lab.trace.minima import minima
 from schuss.lab.trace.objectives import OBJECTIVES
 from schuss.lab.trace.paths import walk
 from schuss.lab.trace.regression import X, Y, regression
+from schuss.lab.trace.surfaces import surfaces
+from schuss.lab.trace.zigzag import zigzag
 
 TRACES = json.loads((Path(__file__).parents[1] / "seed_traces.json").read_text())
+NAMED = {rule.__name__.lower(): rule for rule in schuss.rules.RULES}
 NAMES = {
     "gd": schuss.SGD,
     "momentum": schuss.Momentum,
@@ -71,8 +74,8 @@ def test_gradient_and_minima(objective: Any, rng: np.random.Generator) -> None:
     assert axes.get_xlim() == objective.x
 
 
-@pytest.mark.parametrize("curve", [descent.SQUARE, descent.WAVE], ids=lambda c: c.formula)
-def test_slope(curve: descent.Curve) -> None:
+@pytest.mark.parametrize("curve", [curves.SQUARE, curves.WAVE], ids=lambda c: c.formula)
+def test_slope(curve: curves.Curve) -> None:
     x = np.array([0.7])
     assert schuss.check_grad(lambda w: curve.value(w[0]), curve.slope, x) < 1e-8
 
@@ -108,11 +111,11 @@ def test_path_ends_where_it_is_not_finite() -> None:
 
 def every_path() -> dict[tuple[Any, ...], np.ndarray]:
     """The paths of all experiments on the tutorial's functions, by what the document calls them."""
-    curves = {descent.SQUARE: "square", descent.WAVE: "wave"}
+    names = {curves.SQUARE: "square", curves.WAVE: "wave"}
     found: dict[tuple[Any, ...], np.ndarray] = {}
-    for (curve, lr, steps), path in zip(descent.RUNS, descent.curves().paths, strict=True):
-        found[schuss.SGD, curves[curve], steps, lr, None] = path[:, None]
-    for paths in (descent.surfaces(), descent.zigzag(), descent.adaptive()):
+    for (curve, lr, steps), path in zip(curves.RUNS, curves.curves().paths, strict=True):
+        found[schuss.SGD, names[curve], steps, lr, None] = path[:, None]
+    for paths in (surfaces(), zigzag(), adaptive()):
         for run, path in zip(paths.runs, paths.paths, strict=True):
             bowl = "ill" if run.bowl == "bowl" else run.bowl
             more = run.options.get("momentum", run.options.get("alpha"))
@@ -135,7 +138,7 @@ def test_every_trace_of_the_tutorial_in_every_printed_digit() -> None:
 
 
 def test_minima() -> None:
-    found = descent.minima()
+    found = minima()
     slope = np.cos(np.pi * found.w) - np.pi * found.w * np.sin(np.pi * found.w)
     assert np.abs(slope).max() < 1e-9
     assert np.abs(found.w - (-0.273853, 1.090408)).max() < 1e-6
@@ -146,9 +149,9 @@ def test_minima() -> None:
 
 
 def test_curves_are_drawn() -> None:
-    found = descent.curves()
+    found = curves.curves()
     picture = found.draw()
-    for axes, (curve, _, _), path in zip(picture.axes, descent.RUNS, found.paths, strict=True):
+    for axes, (curve, _, _), path in zip(picture.axes, curves.RUNS, found.paths, strict=True):
         line, trace = points(axes), points(axes, 1)
         assert np.array_equal(line[:, 1], curve.value(line[:, 0]))
         assert line[0, 0] == -np.abs(path).max()
@@ -157,31 +160,47 @@ def test_curves_are_drawn() -> None:
         assert colours == [result.FUNCTION, result.TRACE] == ["#1f77b4", "#ff7f0e"]
 
 
-@pytest.mark.parametrize("run", [descent.surfaces, descent.zigzag, descent.adaptive])
-def test_paths_are_drawn(run: Any) -> None:
-    found = run()
-    axes = [axes for axes in found.draw().axes if axes.axison]
-    for own_axes, path in zip(axes, found.paths, strict=True):
-        star, trace = own_axes.lines
-        assert star.get_xydata().tolist() == [[0, 0]]
+def test_paths_are_drawn() -> None:
+    """Each in a plane of its own: the minimum, and all points."""
+    found = zigzag()
+    for axes, path in zip(found.draw().axes, found.paths, strict=True):
+        star, trace = axes.lines
+        assert not np.any(star.get_xydata())
         assert np.array_equal(trace.get_xydata(), path)
-        assert trace.get_color() == "#ff7f0e"
-        assert own_axes.get_xlim() == (-5.5, 0.9)
-        assert own_axes.get_ylim()[0] == -3
-        (contours,) = own_axes.collections
-        assert to_hex(contours.get_edgecolor()[0]) == "#1f77b4"
+        assert trace.get_color() == result.TRACE
+        assert axes.get_xlim() == (-5.5, 0.9)
+        assert axes.get_ylim() == (-3, 3)
+        assert isinstance(axes.collections[0], QuadContourSet)
 
 
-def test_contours_have_the_tutorials_range() -> None:
-    axes = descent.surfaces().draw().axes[0]
-    box = axes.collections[0].get_datalim(axes.transData)
-    assert box.x0 == pytest.approx(-5.5, abs=0.1)
-    assert box.x1 == pytest.approx(0.9)
-    assert (box.y0, box.y1) == (pytest.approx(-3.0, abs=0.1), pytest.approx(0.9))
+@pytest.mark.parametrize(
+    ("run", "rules"),
+    [(surfaces, [schuss.SGD]), (adaptive, [schuss.Adagrad, schuss.RMSprop, schuss.Adam])],
+)
+def test_paths_of_a_rule_are_drawn_together(run: Any, rules: list[type[schuss.Optimizer]]) -> None:
+    """All of them in a plane, and the function's values along each; the longest of prefixes."""
+    found = run()
+    axes = found.draw().axes
+    for rule, plane, curve in zip(rules, axes[: len(rules)], axes[len(rules) :], strict=True):
+        longest = found.longest(rule)
+        _, *lines = plane.lines
+        assert plane.get_aspect() == 1
+        assert isinstance(plane.collections[0], QuadContourSet)
+        styles = {(line.get_color(), line.get_marker()) for line in lines}
+        assert len(styles) == len(lines) == len(longest) == len(curve.lines)
+        for line, along, (title, (one, path)) in zip(
+            lines, curve.lines, longest.items(), strict=True
+        ):
+            assert np.array_equal(line.get_xydata(), path)
+            assert title.endswith(line.get_label())
+            assert np.array_equal(along.get_ydata(), one.objective.value(path.T))
+        for one, path in zip(found.runs, found.paths, strict=True):
+            if one.rule is rule:
+                assert np.array_equal(path, longest[one.title][1][: len(path)])
 
 
 def test_a_path_that_leaves_the_picture_says_so() -> None:
-    titles = [axes.get_title() for axes in descent.zigzag().draw().axes]
+    titles = [axes.get_title() for axes in zigzag().draw().axes]
     assert titles[1].endswith("\n19 of its points lie beyond")
     assert not any("beyond" in title for title in (titles[0], *titles[2:]))
 
@@ -229,7 +248,7 @@ def hue(colour: str) -> str:
     return {"gb": "cyan", "rb": "magenta", "rgb": "white", "g": "green", "b": "blue"}[strong]
 
 
-def test_race_is_drawn_in_the_lectures_colours() -> None:
+def test_race_is_drawn_in_colours_of_its_own() -> None:
     found = race.race()
     picture, artists = found.animated()
     colours = [hue(racer.colour) for racer in race.RACERS]
@@ -319,9 +338,9 @@ def test_six_intervals_by_hand() -> None:
         (9.0, 4.0, 3.0),
     ]
     for loss, tracked, r in by_hand:
-        np.testing.assert_allclose(intervals.followed(loss, (0.5, 3.0)), (tracked, r), rtol=1e-14)
-    np.testing.assert_allclose(intervals.followed(1.0, (0.5, 3.0)), (2 / 3, 0.5), rtol=1e-14)
-    found = intervals.intervals()
+        np.testing.assert_allclose(eve.followed(loss, (0.5, 3.0)), (tracked, r), rtol=1e-14)
+    np.testing.assert_allclose(eve.followed(1.0, (0.5, 3.0)), (2 / 3, 0.5), rtol=1e-14)
+    found = eve.eve()
     assert found.ends == [0.25, 1 / 1.5, 1.0, 1.5, 4.0]
     edges = [0.0, *found.ends, math.inf]
     for i, (loss, tracked, r) in enumerate(found.samples):
@@ -333,16 +352,16 @@ def test_six_intervals_by_hand() -> None:
 
 
 def test_intervals_with_the_rules_own_thresholds() -> None:
-    found = intervals.intervals(0.1, 10.0)
+    found = eve.eve(0.1, 10.0)
     np.testing.assert_allclose(found.ends, [1 / 11, 1 / 1.1, 1, 1.1, 11])
     for loss, tracked, r in found.samples:
-        assert (tracked, r) == intervals.followed(loss, schuss.Eve.defaults()["thresholds"])
+        assert (tracked, r) == eve.followed(loss, schuss.Eve.defaults()["thresholds"])
 
 
 def test_intervals_are_drawn() -> None:
     """All as wide, so that no name lies over another, whatever the thresholds are."""
     for thresholds in ((0.5, 3.0), (0.1, 10.0), (0.001, 1000.0)):
-        found = intervals.intervals(*thresholds)
+        found = eve.eve(*thresholds)
         np.testing.assert_allclose(found.places(np.array(found.ends)), [1, 2, 3, 4, 5])
         x = found.places(found.loss)
         np.testing.assert_allclose(np.diff(x), 1 / 64)
@@ -351,7 +370,8 @@ def test_intervals_are_drawn() -> None:
             drawn = np.concatenate([points(axes, 0), points(axes, 1)])
             assert np.array_equal(drawn, np.stack([x, values], 1))
             assert points(axes, 0)[-1, 0] <= 3 < points(axes, 1)[0, 0]
-        assert [text.get_text() for text in above.texts] == ["1", "2", "3", "4", "5", "6"]
+        numbers = [text.get_text().partition("\n")[0] for text in above.texts]
+        assert numbers == ["the loss itself", "1", "2", "3", "4", "5", "6"]
         assert below.get_xticks().tolist() == above.get_yticks().tolist() == [1, 2, 3, 4, 5]
         names = [text.get_text() for text in below.get_xticklabels()]
         shown = [float(name.split("\n")[1]) for name in names if name != "1\n"]
@@ -453,9 +473,9 @@ def test_constrained_is_drawn() -> None:
 
 
 def test_schedules_are_drawn() -> None:
-    found = courses.courses()
-    assert found.values.shape == (12, courses.STEPS)
-    by_name = dict(zip(map(courses.short, courses.SCHEDULES), found.values, strict=True))
+    found = schedules.schedules()
+    assert found.values.shape == (12, schedules.STEPS)
+    by_name = dict(zip(map(schedules.short, schedules.SCHEDULES), found.values, strict=True))
     assert by_name["inverse_time"][20] == 1 / (1 + 0.05 * 20)
     assert by_name["step"][[24, 25, 50, 75]].tolist() == [1, 0.5, 0.25, 0.125]
     assert by_name["piecewise"][[29, 30, 60]].tolist() == [1, 0.3, 0.1]
@@ -464,14 +484,14 @@ def test_schedules_are_drawn() -> None:
     assert by_name["warmup to cosine"][[0, 19]] == pytest.approx([0.05, 1.0])
     drawn = [axes.lines[0].get_ydata() for axes in found.draw().axes]
     assert np.array_equal(np.array(drawn), found.values)
-    assert all(isinstance(schedule, schedules.Schedule) for schedule in courses.SCHEDULES)
+    assert all(isinstance(schedule, schuss.schedules.Schedule) for schedule in schedules.SCHEDULES)
 
 
 # ---- Rules of choice
 
 
 def chosen(names: Sequence[str], rates: Sequence[float], **options: Any) -> own.Own:
-    rules = [command.NAMED[name] for name in names]
+    rules = [NAMED[name] for name in names]
     return own.own(OBJECTIVES[options.pop("objective", "himmelblau")], rules, rates, **options)
 
 
@@ -486,10 +506,10 @@ def test_own() -> None:
     assert [row[0] for row in found.rows()][1:] == ["Adam, lr 0.01", "Lion, lr 0.003"]
 
 
-@pytest.mark.parametrize("name", sorted(command.NAMED))
+@pytest.mark.parametrize("name", sorted(NAMED))
 def test_every_rule_can_be_chosen(name: str) -> None:
     """Those that read the loss, look ahead or look at whole arrays, too."""
-    rate = max(0.01, command.NAMED[name].defaults()["lr"])
+    rate = max(0.01, NAMED[name].defaults()["lr"])
     found = chosen([name], [rate], objective="bowl", steps=20)
     assert found.paths[0].shape == (21, 2)
     assert found.values()[0].min() < found.values()[0][0]
@@ -566,7 +586,7 @@ def test_command(
     assert path.name == f"{name}.png"
     assert first.startswith(b"\x89PNG")
     if name == "minima":
-        assert output(capsys, name) == text
+        assert output(capsys, name, "--force") == text
         assert path.read_bytes() == first
 
 
@@ -601,11 +621,11 @@ def test_command_with_rules_of_choice(capsys: pytest.CaptureFixture[str], tmp_pa
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ("newton", "name: invalid choice: 'newton'"),
+        ("newton", "experiment: 'newton' is unknown; wanted 'curves' or"),
+        ("zigzak", "experiment: 'zigzak' is unknown; did you mean 'zigzag'?"),
         ("race extra", "unrecognized arguments: extra"),
         ("race --seed 1", "unrecognized arguments: --seed 1"),
-        ("race --out race.pdf", "--out: 'race.pdf' does not end in .gif or .png"),
-        ("curves --out race.gif", "--out: 'race.gif' does not end in .png"),
+        ("race --out race.txt", "--out: 'race.txt' is no picture"),
         ("curves --out missing/a.png", "--out: 'missing/a.png': No such file"),
         ("curves --out folder.png", "--out: 'folder.png': Is a directory"),
         ("regression --seed -1", "--seed: '-1' is no whole number in [0, 4294967295]"),
@@ -613,11 +633,12 @@ def test_command_with_rules_of_choice(capsys: pytest.CaptureFixture[str], tmp_pa
         ("eve --thresholds 3,0.5", "--thresholds: '3,0.5' is not 0 < k < K, such as 0.5,3"),
         ("eve --thresholds 3", "--thresholds: '3' is not two numbers"),
         ("own --objective paris", "--objective: invalid choice: 'paris'"),
-        ("own --rules newton", "--rules: 'newton' is unknown; schuss rules lists them"),
+        ("own --rules newton", "--rules: 'newton' is unknown; `schuss rules` lists them"),
         ("own --rules " + ",".join(["sgd"] * 8), "--rules: 8 rules; at most 7"),
         ("own --rules adam --lr 1,2", "--lr: 2 learning rates for 1 rules"),
-        ("own --lr -1", "--lr: '-1': a learning rate is 0 or more"),
+        ("own --lr -1", "--lr: '-1' is no number in [0, inf)"),
         ("own --lr nan", "--lr: 'nan' is no number"),
+        ("own --rules muon", "--rules: 'muon' is for matrices"),
         ("own --rules rprop --lr 0", "Rprop: lr: 0.0 is out of range"),
         ("own --start 1", "--start: '1' is not two numbers, such as -1,2"),
         ("own --start", "--start: expected one argument"),
@@ -644,19 +665,6 @@ def test_bad_value_is_one_line_and_status_2(
     assert shown.err.startswith("schuss")
     assert said in shown.err
     assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
-
-
-def test_matplotlib_is_wanted_only_for_drawing(tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.modules['matplotlib'] = None\n"
-        "from schuss.lab.command import main; main(['trace'])\n"
-        f"sys.exit(main(['trace', 'minima', '--out', {str(tmp_path / 'a.png')!r}]))"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert run.returncode == 2
-    assert "global   1.090408   -1.046721" in run.stdout
-    assert run.stderr.count("\n") == 1
-    assert run.stderr.endswith("; pip install 'schuss[demo]'\n")
 
 
 def test_pictures_need_no_window() -> None:

@@ -12,29 +12,34 @@ from typing import Any
 import pytest
 
 from schuss.engine.optimizer import Optimizer
-from schuss.lab.tasks import LINEAR, RATES, RULES, run
+from schuss.lab.options import NAMED
+from schuss.lab.tasks import LINEAR, RATES, run_task
 
 
 def digits(rule: type[Optimizer], **options: Any) -> bool:
     """Whether five epochs know 9 of 10 digits that were held out."""
-    return run("digits", rule, RATES[rule.__name__].digits, 0, 225, **options).accuracy[-1] > 0.9
+    return (
+        run_task("digits", rule, RATES[rule.__name__].digits, 0, 225, **options).accuracy[-1] > 0.9
+    )
 
 
 def rosenbrock(rule: type[Optimizer], **options: Any) -> bool:
     """Whether 2000 steps find most of the way along the floor, which begins at 1."""
     return (
-        run("rosenbrock", rule, RATES[rule.__name__].rosenbrock, 0, 2000, **options).loss[-1] < 0.2
+        run_task("rosenbrock", rule, RATES[rule.__name__].rosenbrock, 0, 2000, **options).loss[-1]
+        < 0.2
     )
 
 
 def regression(rule: type[Optimizer], **options: Any) -> bool:
     """Whether 1000 steps come to within a hundredth of the variance of the closed form."""
     return (
-        run("regression", rule, RATES[rule.__name__].regression, 0, 1000, **options).loss[-1] < 0.01
+        run_task("regression", rule, RATES[rule.__name__].regression, 0, 1000, **options).loss[-1]
+        < 0.01
     )
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", NAMED.values())
 @pytest.mark.parametrize("landscape", [digits, rosenbrock, regression])
 def test_downhill(landscape: Callable[..., bool], rule: type[Optimizer]) -> None:
     forgets = landscape is digits and rule.__name__ in LINEAR

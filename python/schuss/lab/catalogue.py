@@ -6,12 +6,12 @@ import argparse
 import ast
 import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from schuss import reference
+from schuss import Optimizer, reference
 from schuss.engine.declare import REQUIRED
-from schuss.engine.optimizer import Optimizer
+from schuss.lab import options
 from schuss.rules import RULES, matrix
 
 # The only text on rules that stands in no class.
@@ -170,16 +170,16 @@ def described(rule: type[Optimizer]) -> Iterator[str]:
         yield from ("", *kernels(rule))
 
 
-def named(name: str) -> type[Optimizer]:
-    """The rule of this name, in any case."""
-    known = {rule.__name__.lower(): rule for rule in (*RULES, *matrix.RULES, *BASES)}
-    if name.lower() not in known:
-        names = ", ".join(rule.__name__ for rule in known.values())
-        raise argparse.ArgumentTypeError(f"{name!r} is unknown; there are {names}")
-    return known[name.lower()]
+def named(text: str) -> type[Optimizer]:
+    """Reads the name of a rule, or of what rules have in common."""
+    bases = {base.__name__.lower(): base for base in BASES}
+    return bases.get(text.lower()) or options.rule(text)
 
 
-def rules(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
-    """List the update rules, or show one: its formulas, arguments, presets and source."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("rule", nargs="?", type=named, help="its name, such as adam; or optimizer")
-    return lambda args: print(*(described(args.rule) if args.rule else listed()), sep="\n")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints the list, or all there is to say of a rule."""
+    print(*(described(args.rule) if args.rule else listed()), sep="\n")

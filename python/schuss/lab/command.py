@@ -6,19 +6,20 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import schuss
-from schuss.lab.catalogue import rules
+from schuss.lab.options import Parser, add_names, parsed
 
 Command = Callable[[argparse.Namespace], None]
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
+# Of the extras the smallest that has the package.
+EXTRAS = {
+    "matplotlib": "cli",
+    "rich": "cli",
+    "scipy": "scipy",
+    "sklearn": "demo",
+    "ml_dtypes": "demo",
+}
 
 
 def facts(config: Mapping[str, Any], path: str = "") -> Iterator[str]:
@@ -36,25 +37,33 @@ def info(parser: argparse.ArgumentParser) -> Command:
     return lambda args: print(*facts(schuss.show_config()), sep="\n")
 
 
-def demo(parser: argparse.ArgumentParser) -> Command:
-    """Train a classifier of handwritten digits, and time a step of its optimizer three ways."""
-    from schuss.lab.demo import add_arguments, run  # noqa: PLC0415  it needs the extra
+def rules(parser: argparse.ArgumentParser) -> Command:
+    """List the update rules, or show one: its formulas, arguments, presets and source."""
+    from schuss.lab import catalogue  # noqa: PLC0415  as the others, once it is asked for
 
-    add_arguments(parser)
-    return run
+    catalogue.add_arguments(parser)
+    return catalogue.run
+
+
+def demo(parser: argparse.ArgumentParser) -> Command:
+    """Train a classifier of handwritten digits, and time a step of its optimizer four ways."""
+    from schuss.lab import demo as own  # noqa: PLC0415  it needs an extra
+
+    own.add_arguments(parser)
+    return own.run
 
 
 def compare(parser: argparse.ArgumentParser) -> Command:
     """Train with several rules on one task, to choose one: loss, time, state and curves."""
-    from schuss.lab import compare as own  # noqa: PLC0415  it needs the extra
+    from schuss.lab import compare as own  # noqa: PLC0415  it needs an extra
 
     own.add_arguments(parser)
-    return own.compare
+    return own.run
 
 
 def trace(parser: argparse.ArgumentParser) -> Command:
     """Draw an experiment, such as five rules in a race, and print its numbers."""
-    from schuss.lab.trace import command as own  # noqa: PLC0415  it needs the extra
+    from schuss.lab.trace import command as own  # noqa: PLC0415  it takes a while
 
     own.add_arguments(parser)
     return own.run
@@ -62,30 +71,23 @@ def trace(parser: argparse.ArgumentParser) -> Command:
 
 def bench(parser: argparse.ArgumentParser) -> Command:
     """Time steps side by side with NumPy, Python, torch, DeepSpeed and optax, where installed."""
-    from schuss.lab.bench import command  # noqa: PLC0415  it needs the extra
+    from schuss.lab.bench import command as own  # noqa: PLC0415  it takes a while
 
-    command.add_arguments(parser)
-    return command.run
+    own.add_arguments(parser)
+    return own.run
 
 
-# A command adds its arguments to its parser, and returns what runs.
-COMMANDS = (info, rules, demo, compare, trace, bench)
+# Each adds its arguments to a parser, and returns what runs.
+COMMANDS = {command.__name__: command for command in (info, rules, demo, compare, trace, bench)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command, and returns its exit status: 2 with one line on stderr where it can't."""
-    argv = sys.argv[1:] if argv is None else argv
-    parser = Parser(prog="schuss", description=(schuss.__doc__ or "").partition("\n")[0])
-    parser.add_argument("--version", action="version", version=f"schuss {schuss.__version__}")
-    commands = parser.add_subparsers(metavar="command", required=True)
+    argv = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if argv[0] == "help":
+        argv = [*argv[1:], "--help"]
     try:
-        for command in COMMANDS:
-            text = command.__doc__
-            own = commands.add_parser(command.__name__, help=text, description=text)
-            if command.__name__ in argv:  # the other commands' dependencies may be missing
-                own.set_defaults(run=command(own))
-        args = parser.parse_args(argv)
-        args.run(args)
+        run(argv)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
@@ -93,13 +95,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except ModuleNotFoundError as error:
-        message = f"No module named {error.name!r}; pip install 'schuss[demo]'"
+        package = (error.name or "").partition(".")[0]
+        message = f"No module named {package!r}"
+        if package in EXTRAS:
+            message += f"; pip install 'schuss[{EXTRAS[package]}]'"
     except (argparse.ArgumentError, ArithmeticError, MemoryError, OSError) as error:
         message = str(error)
     else:
         return 0
     print(f"schuss: {message}", file=sys.stderr)
     return 2
+
+
+def run(argv: Sequence[str]) -> None:
+    """Reads the command's name first, for the packages of the others may be missing."""
+    parser = Parser(prog="schuss", description=(schuss.__doc__ or "").partition("\n")[0])
+    parser.add_argument("--version", action="version", version=f"schuss {schuss.__version__}")
+    add_names(parser, "command", {name: c.__doc__ or "" for name, c in COMMANDS.items()})
+    args = parser.parse_args(argv)
+    if args.name is None:
+        parser.error("wanted a command; schuss --help lists them")
+    command = COMMANDS[args.name]
+    own = Parser(prog=f"schuss {args.name}", description=command.__doc__)
+    runs = command(own)
+    runs(parsed(own, args.rest))
 
 
 if __name__ == "__main__":

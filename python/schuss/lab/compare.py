@@ -10,34 +10,33 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 import schuss
-from schuss.lab.demo import number, png
-from schuss.lab.files import writable
+from schuss.lab import options
+from schuss.lab.options import COLOURS, Rule
 from schuss.lab.tasks import (
     FULL_BATCHES,
     LINEAR,
     RATES,
-    RULES,
     TASKS,
     Run,
     optimizer,
-    run,
+    run_task,
     usual_rate,
 )
 
-Rule = type[schuss.Optimizer]
-NAMED = {rule.__name__.lower(): rule for rule in RULES}
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 HANDFUL = "sgd,momentum,adamw,lion,schedulefreeadamw,muon"
 EXPLAINED = """\
-ms/step: of the optimizer alone, the median; share: of the optimizer in the time of gradients and
-steps; state: bytes a parameter."""
+ms/step: of the optimizer alone, the median, with new gradients each time; share: of the optimizer
+in the time of gradients and steps; state: bytes a parameter."""
 
 
 # ---- The comparison
@@ -107,7 +106,7 @@ def results(
             runs = []
             for seed in range(seeds):
                 try:
-                    runs.append(run(task, rule, lr, seed, steps, **own))
+                    runs.append(run_task(task, rule, lr, seed, steps, **own))
                 except ValueError as error:  # a loss, say, that the rule can't take
                     raise argparse.ArgumentError(None, f"{rule.__name__}: {error}") from None
                 yield None
@@ -249,15 +248,6 @@ def document(ordered: Sequence[Result], task: str, steps: int, target: float) ->
 
 # ---- The picture
 
-COLOURS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-    "#000000",
-)  # for all eyes
 STROKES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (1, 3)), (0, (8, 3, 1, 3, 1, 3)))
 LOWEST = 1e-12  # the bottom of the picture, if a loss falls further
 
@@ -271,6 +261,8 @@ def curve(runs: Sequence[Sequence[float]], of: Callable[[Iterable[float]], float
 
 def picture(title: str, ordered: Sequence[Result], task: str, target: float) -> Figure:
     """The mean over the seeds, and between the extremes a band where there is room for bands."""
+    from matplotlib.figure import Figure  # noqa: PLC0415  an optional package
+
     accurate = any(r.accuracies for r in ordered)
     columns = math.ceil(len(ordered) / 24)
     figure = Figure(figsize=(6.2 + 5.2 * accurate + 2.6 * columns, 4.8), dpi=150)
@@ -330,30 +322,24 @@ def limits(ordered: Sequence[Result]) -> tuple[float, float]:
 # ---- The command
 
 
-def named(text: str) -> Rule:
-    """Reads a rule's name."""
-    if text.lower() not in NAMED:
-        names = ", ".join(NAMED)
-        raise argparse.ArgumentTypeError(f"{text!r} is unknown; there are {names}")
-    return NAMED[text.lower()]
-
-
 def several(text: str) -> list[Rule]:
     """Reads names with commas between them."""
-    names = NAMED if text.lower() == "all" else text.split(",")
-    return list(dict.fromkeys(map(named, names)))
+    names = options.NAMED if text.lower() == "all" else text.split(",")
+    return list(dict.fromkeys(map(options.rule, names)))
 
 
 def lr_of(text: str) -> tuple[Rule, float]:
     """Reads a rule and its learning rate."""
-    name, _, value = text.partition("=")
-    return named(name), number(float, "[0, inf)")(value)
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r}: wanted RULE=LR, such as adamw=0.001")
+    return options.rule(name), options.number("[0, inf)")(value)
 
 
 def options_of(text: str) -> tuple[Rule, dict[str, Any]]:
     """Reads a rule and its options: Python's numbers, tuples ... or else words."""
     name, _, rest = text.partition(":")
-    options = {}
+    found = {}
     for item in re.split(r",(?=\w+=)", rest):
         key, equals, value = item.partition("=")
         if not (key and equals):
@@ -361,16 +347,17 @@ def options_of(text: str) -> tuple[Rule, dict[str, Any]]:
         if key == "lr":
             raise argparse.ArgumentTypeError(f"{text!r}: learning rates are given by --lr")
         try:
-            options[key] = ast.literal_eval(value)
+            found[key] = ast.literal_eval(value)
         except (SyntaxError, ValueError):
-            options[key] = value
-    return named(name), options
+            found[key] = value
+    return options.rule(name), found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    count = number(int, "[1, inf)")
+    count = options.whole("[1, inf)")
     add = parser.add_argument
-    add("--rules", type=several, default=HANDFUL, help="or all; default: %(default)s")
+    add("--rules", type=several, default=HANDFUL, metavar="RULE,...",
+        help="or all; default: %(default)s")  # fmt: skip
     add("--task", choices=TASKS, default="digits", help="default: %(default)s")
     add("--seeds", type=count, default=5, help="runs of each rule; default: %(default)s")
     length = parser.add_mutually_exclusive_group()
@@ -380,11 +367,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--sweep", action="store_true", help="tries learning rates around that of the table")
     form = "RULE:OPTION=VALUE,..."
     add("--options", type=options_of, nargs="+", default=[], metavar=form, help="of the rules")
-    add("--target", type=number(float, "[0, inf)"), help="a loss; default: one that suits the task")
-    plot = parser.add_mutually_exclusive_group()
-    plot.add_argument("--plot", type=png, default="compare.png", help="default: %(default)s")
-    plot.add_argument("--no-plot", action="store_const", const=None, dest="plot", help="draws none")
-    add("--json", type=writable, metavar="FILE", help="writes all numbers")
+    limit = options.number("[0, inf)")
+    add("--target", type=limit, help="a loss; default: one that suits the task")
+    add("--plot", type=options.picture, metavar="FILE", help="draws loss and accuracy")
+    add("--json", type=options.writable, metavar="FILE", help="writes all numbers")
+    options.add_force(parser)
 
 
 def check(task: str, rule: Rule, lr: float, steps: int, options: Mapping[str, Any]) -> None:
@@ -422,26 +409,26 @@ def wide(console: Console, shown: Table) -> None:
     console.width = own
 
 
-def compare(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     """Trains, prints and draws as the options say."""
     task = TASKS[args.task]
     if args.epochs and not task.epoch:
         raise argparse.ArgumentError(None, f"--epochs: {args.task} has none; use --steps")
     steps = args.steps or (args.epochs or 0) * (task.epoch or 0) or task.steps
     target = task.target if args.target is None else args.target
-    given, options = dict(args.lr), dict(args.options)
-    for rule in (*given, *options):
+    given, chosen = dict(args.lr), dict(args.options)
+    for rule in (*given, *chosen):
         if rule not in args.rules:
             raise argparse.ArgumentError(None, f"{rule.__name__}: not one of --rules")
     tried = {rule: rates(rule, args.task, given, args.sweep) for rule in args.rules}
     for rule, lrs in tried.items():
-        check(args.task, rule, lrs[0], steps, options.get(rule, {}))
+        check(args.task, rule, lrs[0], steps, chosen.get(rule, {}))
 
     console = Console(highlight=False, soft_wrap=True)
     seeds = f"{args.seeds} seed{'s' * (args.seeds > 1)}"
     console.print(f"{args.task}, {steps} steps, {seeds}; loss: {task.loss}\n")
     total = args.seeds * sum(map(len, tried.values()))
-    training = results(args.task, tried, args.seeds, steps, options)
+    training = results(args.task, tried, args.seeds, steps, chosen)
     found, whole = progressed(training, total, console)
     ordered = in_order(found)
     if ordered:

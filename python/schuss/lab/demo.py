@@ -1,6 +1,7 @@
 """`schuss demo`: trains the classifier of trainer.py, and times one step of its optimizer.
 
-Three ways: by the compiled kernel, by its NumPy reference and in pure Python.
+Four ways: by the compiled kernel, by its NumPy reference, and AdamW as people write it in NumPy and
+in pure Python.
 """
 
 from __future__ import annotations
@@ -8,52 +9,37 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from ml_dtypes import bfloat16
 from rich.console import Console
 from rich.progress import track
 
 import schuss
-from schuss.checks import Interval
-from schuss.lab.files import writable
-from schuss.lab.tasks import hidden_layers, usual_rate
+from schuss.lab import options
+from schuss.lab.bench import adamw
+from schuss.lab.bench.clock import Timed, take_turns
+from schuss.lab.options import BLUE, GREEN, VERMILION, Rule
+from schuss.lab.tasks import for_the_rest, hidden_layers, usual_rate
 from schuss.lab.trainer import Epoch, Params, cast, digits, loss_and_gradients, network, train
-from schuss.rules import RULES
+from schuss.rules.matrix import MatrixRule
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # ---- The comparison
 
 
-class PythonAdamW:
-    """AdamW over lists of Python floats, with the defaults of schuss.AdamW."""
-
-    def __init__(self, x: list[float], g: list[float]) -> None:
-        self.x, self.g = x, g
-        self.m, self.v = [0.0] * len(x), [0.0] * len(x)
-        self.t = 0
-
-    def step(self) -> None:
-        self.t += 1
-        lr, beta1, beta2, eps, weight_decay = 1e-3, 0.9, 0.999, 1e-8, 1e-2
-        w1, w2, keep = 1 - beta1, 1 - beta2, 1 - lr * weight_decay
-        step, denom = lr / (1 - beta1**self.t), 1 / math.sqrt(1 - beta2**self.t)
-        x, m, v = self.x, self.m, self.v
-        for i, g in enumerate(self.g):
-            m[i] = mean = m[i] + w1 * (g - m[i])
-            v[i] = square = beta2 * v[i] + w2 * (g * g)
-            x[i] = keep * x[i] - step * (mean / (denom * math.sqrt(square) + eps))
+def arrays(params: Params) -> list[np.ndarray]:
+    """All arrays, in the order of the layers."""
+    return [array for layer in params for array in layer.values()]
 
 
 def joined(params: Params) -> np.ndarray:
     """The elements of all arrays, one after the other."""
-    return np.concatenate([array.ravel() for layer in params for array in layer.values()])
+    return np.concatenate([array.ravel() for array in arrays(params)])
 
 
 def bits(opt: schuss.Optimizer) -> list[bytes]:
@@ -63,144 +49,125 @@ def bits(opt: schuss.Optimizer) -> list[bytes]:
 
 
 def compare(
-    rule: type[schuss.Optimizer],
-    params: Params,
-    grads: Params,
-    seconds: float = 2.0,
-    **options: Any,
+    rule: Rule, params: Params, grads: Params, seconds: float = 2.0, **chosen: Any
 ) -> dict[str, float]:
-    """The time of one step in ns per parameter: compiled, in NumPy, and of AdamW in pure Python.
+    """The time of one step in ns per parameter: compiled, and as it is written otherwise.
 
-    All have the same gradient, and their default options but for the first two's `options`. Ten
-    steps touch the memory and check the answers: the compiled kernel and the NumPy reference have
-    to end on the same bits, the floats of pure Python within the rounding of the type that is
-    computed in. Then the three take turns, and the median counts.
+    All have the same gradient, and their default options but for the rule's `chosen`. Ten steps
+    touch the memory and check the answers: the compiled kernel and the NumPy reference have to end
+    on the same bits, but for a rule for matrices, which has no reference; AdamW in NumPy and in
+    pure Python within the rounding of the type that is computed in. Then all take turns as in
+    `schuss bench`, and the median counts.
     """
 
     def optimizer(backend: str) -> schuss.Optimizer:
-        return rule(copy.deepcopy(params), grads=grads, backend=backend, **options)
+        return rule(copy.deepcopy(params), grads=grads, backend=backend, **chosen)
 
     compiled, reference = optimizer("compiled"), optimizer("numpy")
     # Rounding to 16 bits would hide more than these steps change.
-    wide = cast(copy.deepcopy(params), np.result_type(joined(params), np.float32))
-    adamw = schuss.AdamW(wide, grads=grads)
-    python = PythonAdamW(joined(cast(params, float)).tolist(), joined(cast(grads, float)).tolist())
-    for _ in range(10):
-        compiled.step(loss=1.0)
-        reference.step(loss=1.0)
-        adamw.step()
-        python.step()
-    if bits(compiled) != bits(reference):
-        raise AssertionError(f"{rule.__name__}: the kernel ends on other bits than the reference")
-    x = joined(wide)
-    if not np.allclose(x, python.x, rtol=0, atol=100 * np.finfo(x.dtype).eps):
-        raise AssertionError("AdamW: the kernel ends elsewhere than pure Python")
+    dtype = np.result_type(joined(params), np.float32)
+    wide, others = (cast(copy.deepcopy(params), dtype) for _ in range(2))
+    opt = schuss.AdamW(wide, grads=grads)
+    in_place = adamw.InPlace(arrays(others), arrays(cast(grads, dtype)))
+    python = adamw.Python(joined(cast(params, float)).tolist(), joined(cast(grads, float)).tolist())
 
+    told = {"loss": 1.0} if rule.reads_loss(compiled.param_groups[0]) else {}
     steps: dict[str, Callable[[], object]] = {
-        f"{rule.__name__}, compiled": partial(compiled.step, loss=1.0),
-        f"{rule.__name__}, NumPy": partial(reference.step, loss=1.0),
+        f"{rule.__name__}, compiled": partial(compiled.step, **told),
+        f"{rule.__name__}, reference": partial(reference.step, **told),
+        "AdamW, NumPy in place": in_place.step,
         "AdamW, pure Python": python.step,
     }
-    times: dict[str, list[int]] = {name: [] for name in steps}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times["AdamW, pure Python"]) < 5:
-        for name, step in steps.items():
-            step()  # not timed: the others' turns have taken the cache
-            start = time.perf_counter_ns()
+    for _ in range(10):
+        opt.step()
+        for step in steps.values():
             step()
-            times[name].append(time.perf_counter_ns() - start)
-    return {name: median(taken) / x.size for name, taken in times.items()}
+    if issubclass(rule, MatrixRule):
+        del steps[f"{rule.__name__}, reference"]
+    elif bits(compiled) != bits(reference):
+        raise AssertionError(f"{rule.__name__}: the kernel ends on other bits than the reference")
+    x = joined(wide)
+    for name, answer in (("NumPy in place", joined(others)), ("pure Python", python.x)):
+        if not np.allclose(x, answer, rtol=0, atol=100 * np.finfo(x.dtype).eps):
+            raise AssertionError(f"AdamW: the kernel ends elsewhere than {name}")
+    timed = {name: Timed(step) for name, step in steps.items()}
+    take_turns(list(timed.values()), seconds)
+    return {name: 1e9 * turns.seconds / x.size for name, turns in timed.items()}
 
 
 # ---- The picture
 
-TRAINED_ON, HELD_OUT, STEP = "#0072b2", "#d55e00", "#009e73"  # Okabe and Ito: for all eyes
-
 
 def picture(title: str, epochs: Sequence[Epoch], times: dict[str, float]) -> Figure:
     """Loss and accuracy over the epochs, and the comparison."""
+    from matplotlib.figure import Figure  # noqa: PLC0415  an optional package
+
     figure = Figure(figsize=(13, 4.2), dpi=150)
     figure.set_layout_engine("constrained", wspace=0.06)
     figure.suptitle(title)
     loss, accuracy, comparison = figure.subplots(1, 3)
 
     number = range(1, len(epochs) + 1)
-    loss.plot(number, [e.loss for e in epochs], "o-", color=TRAINED_ON)
-    loss.plot(number, [e.test_loss for e in epochs], "s-", color=HELD_OUT)
+    loss.plot(number, [e.loss for e in epochs], "o-", color=BLUE)
+    loss.plot(number, [e.test_loss for e in epochs], "s-", color=VERMILION)
     loss.set(xlabel="epoch", ylabel="mean cross-entropy", yscale="log")
-    accuracy.plot(number, [100 * e.accuracy for e in epochs], "o-", color=TRAINED_ON)
-    accuracy.plot(number, [100 * e.test_accuracy for e in epochs], "s-", color=HELD_OUT)
+    accuracy.plot(number, [100 * e.accuracy for e in epochs], "o-", color=BLUE)
+    accuracy.plot(number, [100 * e.test_accuracy for e in epochs], "s-", color=VERMILION)
     accuracy.set(xlabel="epoch", ylabel="accuracy in %")
-    for axes in (loss, accuracy):
+    for axes, unit in ((loss, ""), (accuracy, " %")):
         for line, name in zip(axes.lines, ("trained on", "held out"), strict=True):
-            line.set(markersize=3, label=f"{name}, {line.get_ydata()[-1]:.3g} at the end")
+            line.set(markersize=3, label=f"{name}, {line.get_ydata()[-1]:.3g}{unit} at the end")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(frameon=False)
 
     fastest = min(times.values())
-    comparison.plot(list(times.values()), list(times), "o", color=STEP, markersize=9)
-    for name, value in times.items():
-        text = f"{value:.1f} ns, {value / fastest:.1f}\N{MULTIPLICATION SIGN}"
-        comparison.annotate(text, (value, name), (0, 9), textcoords="offset points", ha="center")
-    comparison.set(xlabel="one step, ns per parameter", xscale="log", ylim=(2.5, -0.5))
-    comparison.margins(x=0.35)
+    bars = comparison.barh(list(times), list(times.values()), 0.55, color=GREEN)
+    texts = [f"{v:.3g} ns, {v / fastest:.1f}\N{MULTIPLICATION SIGN}" for v in times.values()]
+    comparison.bar_label(bars, texts, padding=4)
+    comparison.set(xlabel="one step, ns per parameter", xscale="log")
+    comparison.set_xlim(fastest / 3, 100 * max(times.values()))  # room for the last one's text
+    comparison.invert_yaxis()
 
     for axes in (loss, accuracy, comparison):
-        axes.grid(alpha=0.3)
+        axes.grid(alpha=0.3, axis="x" if axes is comparison else "both")
+        axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
 # ---- The command
 
-DTYPES = {dtype.__name__: dtype for dtype in (np.float32, np.float64, np.float16, bfloat16)}
-NAMED = {rule.__name__.lower(): rule for rule in RULES}
-BATCH_SIZES = {"rprop": 360}  # it goes by the sign, which a small batch has too often wrong
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+BATCH_SIZES = {"Rprop": 360}  # it goes by the sign, which a small batch has too often wrong
 
 
-def number(kind: Callable[[str], float], interval: str) -> Callable[[str], float]:
-    """Reads an option's number, which has to lie in the interval."""
+def dtype_of(name: str) -> np.dtype[Any]:
+    """The type of a name; bfloat16 is ml_dtypes'."""
+    if name == "bfloat16":
+        from ml_dtypes import bfloat16  # noqa: PLC0415  an optional package
 
-    def read(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if value not in Interval(interval):
-            what = "whole number" if kind is int else "number"
-            raise argparse.ArgumentTypeError(f"{text!r} is no {what} in {interval}")
-        return value
-
-    return read
-
-
-def png(text: str) -> Path:
-    """Reads the name of a picture."""
-    if Path(text).suffix.lower() != ".png":
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in .png")
-    return writable(text)
+        name = bfloat16
+    return np.dtype(name)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    count, width, rate = (
-        number(int, "[1, inf)"),
-        number(int, "[1, 65536]"),
-        number(float, "[0, inf)"),
-    )
+    count, width = options.whole("[1, inf)"), options.whole("[1, 65536]")
+    seed, rate = options.whole("[0, 4294967295]"), options.number("[0, inf)")
     add = parser.add_argument
-    add("--rule", type=str.lower, choices=NAMED, default="adamw", help="default: %(default)s")
+    add("--rule", type=options.rule, metavar="RULE", default="adamw", help="default: %(default)s")
     add("--lr", type=rate, help="learning rate, at its peak; default: one that suits the rule")
     add("--epochs", type=count, default=30, help="default: %(default)s")
     add("--batch-size", type=count, help="default: 32, or what the rule needs")
     add("--hidden", type=width, nargs="+", help="widths; default: 64 64, or what suits the rule")
-    add("--seed", type=number(int, "[0, 4294967295]"), default=0, help="default: %(default)s")
+    add("--seed", type=seed, default=0, help="default: %(default)s")
     add("--threads", type=count, help="at most; default: as in schuss info")
     add("--dtype", choices=DTYPES, default="float32", help="of parameters; default: %(default)s")
     add("--gradient-dtype", choices=DTYPES, help="default: as --dtype")
     add("--master", action="store_true", help="keeps float32 copies of 16-bit parameters")
     add("--stochastic-rounding", action="store_true", help="of 16-bit parameters without a master")
     add("--backend", choices=("compiled", "numpy"), default="compiled", help="for the training")
-    add("--plot", type=png, metavar="FILE.png", help="draws loss, accuracy and the comparison")
+    add("--plot", type=options.picture, metavar="FILE", help="draws loss, accuracy and comparison")
+    options.add_force(parser)
 
 
 def shown(training: Iterable[Epoch], total: int, console: Console) -> list[Epoch]:
@@ -219,13 +186,13 @@ def shown(training: Iterable[Epoch], total: int, console: Console) -> list[Epoch
 
 def run(args: argparse.Namespace) -> None:
     """Trains, compares and draws as the options say."""
-    rule = NAMED[args.rule]
+    rule = args.rule
     lr = usual_rate(rule, "digits") if args.lr is None else args.lr
     hidden = hidden_layers(rule.__name__) if args.hidden is None else args.hidden
-    batch_size = args.batch_size or BATCH_SIZES.get(args.rule, 32)
+    batch_size = args.batch_size or BATCH_SIZES.get(rule.__name__, 32)
     threads = args.threads or schuss.get_num_threads()
-    dtype, gradient_dtype = DTYPES[args.dtype], DTYPES[args.gradient_dtype or args.dtype]
-    options = {
+    dtype, gradient_dtype = dtype_of(args.dtype), dtype_of(args.gradient_dtype or args.dtype)
+    chosen = {
         "master": args.master,
         "stochastic_rounding": args.stochastic_rounding,
         "seed": args.seed,
@@ -236,7 +203,7 @@ def run(args: argparse.Namespace) -> None:
     fresh = copy.deepcopy(params)
     grads = cast(loss_and_gradients(cast(params, data[0].dtype), *data)[1], gradient_dtype)
     try:
-        rule(fresh, grads=grads, **options)
+        rule(fresh, grads=grads, **chosen)
     except (TypeError, ValueError) as error:  # options that don't go together
         raise argparse.ArgumentError(None, str(error)) from None
 
@@ -258,17 +225,18 @@ def run(args: argparse.Namespace) -> None:
             gradient_dtype=gradient_dtype,
             rng=rng,
             backend=args.backend,
-            **options,
+            **for_the_rest(rule, "digits", args.epochs * math.ceil(len(data[0]) / batch_size)),
+            **chosen,
         )
         epochs = shown(training, args.epochs, console)
-        times = compare(rule, fresh, grads, **options)
+        times = compare(rule, fresh, grads, **chosen)
 
-    console.print(
-        "\nAfter ten steps, compiled and in NumPy: the same bits in parameters and state."
-    )
+    console.print()
+    if not issubclass(rule, MatrixRule):
+        console.print("After ten steps, compiled and reference: the same bits everywhere.")
     console.print("One step, median:")
     fastest = min(times.values())
     for name, value in times.items():
-        console.print(f"{name:<20}{value:8.1f} ns per parameter{value / fastest:8.1f}x")
+        console.print(f"{name:<24}{value:9.2f} ns per parameter{value / fastest:8.1f}x")
     if args.plot:
         picture(f"{rule.__name__} on handwritten digits, {size}", epochs, times).savefig(args.plot)

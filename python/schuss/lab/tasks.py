@@ -17,15 +17,11 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.datasets import load_diabetes  # type: ignore[import-untyped]
 
 import schuss
-from schuss import rules
 from schuss.data import Batches
 from schuss.lab import trainer
 from schuss.rules import matrix
-
-RULES: tuple[type[schuss.Optimizer], ...] = (*rules.RULES, *matrix.RULES)
 
 
 class Rates(NamedTuple):
@@ -188,6 +184,10 @@ def rosenbrock(seed: int, rule: str) -> Problem:
 
 def regression(seed: int, rule: str) -> Problem:
     """A long parabola: its Hessian's condition number is 470, the minimum is known."""
+    from sklearn.datasets import (  # type: ignore[import-untyped]  # noqa: PLC0415  optional
+        load_diabetes,
+    )
+
     x, y = load_diabetes(return_X_y=True)
     x, y = ((a - a.mean(axis=0)) / a.std(axis=0) for a in (x, y[:, np.newaxis]))
     solution = np.linalg.lstsq(x, y, rcond=None)[0]
@@ -252,15 +252,21 @@ def optimizer(
     """The rule as it runs on a task: its rate's course, the task's options, and its own."""
     common = TASKS[name].options
     own = {key: value for key, value in common.items() if key in rule.hyperparameters}
-    if issubclass(rule, matrix.MatrixRule):  # AdamW has what is no matrix
-        peak = usual_rate(schuss.AdamW, name)
-        own["other"] = {"lr": trainer.rate(schuss.AdamW, peak, steps), **common}
+    own |= for_the_rest(rule, name, steps)
     if hasattr(rule, "update_hessian"):
         own["bs"] = 1.0  # Problem.hessian is an estimate of the mean loss's, whatever the batch
     return rule(params, **{"lr": trainer.rate(rule, lr, steps), **own, **options})
 
 
-def run(
+def for_the_rest(rule: type[schuss.Optimizer], name: str, steps: int) -> dict[str, Any]:
+    """What a rule for matrices is told of AdamW, which has what is no matrix."""
+    if not issubclass(rule, matrix.MatrixRule):
+        return {}
+    lr = trainer.rate(schuss.AdamW, usual_rate(schuss.AdamW, name), steps)
+    return {"other": {"lr": lr, **TASKS[name].options}}
+
+
+def run_task(
     name: str, rule: type[schuss.Optimizer], lr: float, seed: int, steps: int, **options: Any
 ) -> Run:
     """Runs a rule on a task; but for the time, the same numbers for the same seed."""

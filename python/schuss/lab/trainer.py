@@ -13,11 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
-from sklearn.datasets import load_digits  # type: ignore[import-untyped]
-from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
 
 import schuss
-from schuss.engine.declare import Bounded, Number
 
 Params = list[dict[str, np.ndarray]]  # "w" and "b" of every layer
 Data = tuple[np.ndarray, np.ndarray]  # images, one a row, and their digits
@@ -37,6 +34,13 @@ class Epoch(NamedTuple):
 
 def digits(seed: int, dtype: DTypeLike) -> tuple[Data, Data]:
     """The images to train on, and a held-out fifth with every digit in proportion."""
+    from sklearn.datasets import (  # type: ignore[import-untyped]  # noqa: PLC0415  optional
+        load_digits,
+    )
+    from sklearn.model_selection import (  # type: ignore[import-untyped]  # noqa: PLC0415
+        train_test_split,
+    )
+
     images, labels = load_digits(return_X_y=True)
     images = (images / 8 - 1).astype(dtype)  # grey levels 0 ... 16
     x, x_test, y, y_test = train_test_split(
@@ -108,13 +112,16 @@ def evaluate(params: Params, data: Data) -> tuple[float, float]:
 # ---- The training
 
 
-def rate(rule: type[schuss.Optimizer], lr: float, steps: int) -> Number:
+def rate(rule: type[schuss.Optimizer], lr: float, steps: int) -> float | schuss.schedules.Schedule:
     """Climbs to `lr` in a tenth of the steps and falls to 0, unless the rule wants a constant.
 
     That is one whose rate can't be 0, and one that averages its points instead.
     """
-    own = rule.hyperparameters["lr"]
-    if (isinstance(own, Bounded) and 0.0 not in own.interval) or hasattr(rule, "eval"):
+    if hasattr(rule, "eval"):
+        return lr
+    try:
+        rule.hyperparameters["lr"].check(0.0)
+    except ValueError:
         return lr
     return schuss.schedules.cosine(lr, steps=steps, warmup=steps // 10)
 

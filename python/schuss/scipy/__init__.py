@@ -20,6 +20,8 @@ except ModuleNotFoundError as error:
     ) from error
 
 from schuss import rules
+from schuss.checks import unknown
+from schuss.engine.optimizer import Optimizer
 from schuss.scipy.adagrad import FullAdagrad
 from schuss.scipy.augmented import AugmentedLagrangian
 from schuss.scipy.conjugate import ConjugateGradient
@@ -56,9 +58,15 @@ def minimize(
     """
     chosen = chosen_method(method, hess, hessp, bounds, constraints)
     if not isinstance(chosen, Method):
-        return scipy.optimize.minimize(
-            fun, x0, args, chosen, jac, hess, hessp, bounds, constraints, tol, callback, options
-        )
+        try:
+            return scipy.optimize.minimize(
+                fun, x0, args, chosen, jac, hess, hessp, bounds, constraints, tol, callback, options
+            )
+        except ValueError as error:
+            if not str(error).startswith("Unknown solver"):
+                raise
+            where = "schuss.scipy and scipy.optimize.minimize tell which there are"
+            raise ValueError(f"method: {unknown(method, METHODS, where)}") from None
     return chosen(
         fun,
         x0,
@@ -76,6 +84,10 @@ def minimize(
 
 def chosen_method(method: Any, hess: Any, hessp: Any, bounds: Any, constraints: Any) -> Any:
     """The method that is meant, or what SciPy is to make of it."""
+    rule = method if isinstance(method, type) else type(method)
+    if issubclass(rule, Optimizer):
+        name = rule.__name__
+        raise TypeError(f"method: schuss.{name} steps arrays; wanted schuss.scipy.{name}(lr=...)")
     if method is None and listed(constraints):
         alone = bounds is None and all(map(is_equality, listed(constraints)))
         method = KKT if alone else AugmentedLagrangian

@@ -11,7 +11,8 @@ import scipy.optimize  # type: ignore[import-untyped]
 from schuss.checks import Interval
 from schuss.scipy.constraints import Constraints
 from schuss.scipy.method import Method
-from schuss.scipy.problem import Array, Point, Problem
+from schuss.scipy.problem import Point, Problem
+from schuss.scipy.values import Array
 
 
 class AugmentedLagrangian(Method):

@@ -10,7 +10,8 @@ import scipy.optimize  # type: ignore[import-untyped]
 
 from schuss.checks import check_int
 from schuss.scipy.method import Method
-from schuss.scipy.problem import NO_STEP, Array, Point, Problem, Stop
+from schuss.scipy.problem import Point, Problem
+from schuss.scipy.values import NO_STEP, Array, Stop
 
 # How much of the direction before stays in the next one: g, then the new gradient h, direction p.
 BETAS: dict[str, Callable[[Array, Array, Array], float]] = {

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.optimize import LinearConstraint, NonlinearConstraint  # type: ignore[import-untyped]
 
-from schuss.scipy.problem import NOT_FINITE, Array, Problem, Stop, dense, shaped
+from schuss.scipy.differences import Differences
+from schuss.scipy.values import NOT_FINITE, Array, Stop, dense, shaped
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """One constraint: low <= fun(x) <= high."""
 
     name: str
@@ -22,78 +24,81 @@ class Part(NamedTuple):
     low: Any
     high: Any
 
+    def values(self, x: Array, size: int) -> Array:
+        """What fun returns, as many numbers as at the start."""
+        return shaped(self.name, np.atleast_1d(self.fun(x.copy())), (size,))
+
+    def jacobian(self, x: Array, size: int, differences: Differences) -> Array:
+        """The derivatives of the values, a row for each."""
+        if self.jac is None:
+            found = differences(lambda y: self.values(y, size), x)
+        else:
+            found = dense(self.jac(x.copy()), x.size)
+        return shaped(f"{self.name}, jac", np.atleast_2d(found), (size, x.size))
+
+    def hessian(self, x: Array, weights: Array, differences: Differences) -> Array:
+        """The Hessian of the sum of the values, each times its weight."""
+        shape = x.size, x.size
+        if self.hess is not None:
+            return shaped(f"{self.name}, hess", dense(self.hess(x.copy(), weights), x.size), shape)
+        if not weights.any():
+            return np.zeros(shape)
+        found = differences(lambda y: weights @ self.jacobian(y, weights.size, differences), x)
+        symmetric: Array = (found + found.T) / 2
+        return symmetric
+
+    def bound(self, ends: Any, size: int) -> Array:
+        """One of the bounds, for each of the values."""
+        try:
+            return np.broadcast_to(np.asarray(ends, float), size)
+        except ValueError:
+            shape = np.shape(ends)
+            raise ValueError(
+                f"{self.name}: bounds of shape {shape}, but it returns {size} numbers"
+            ) from None
+
 
 class Constraints:
     """All constraints together: low <= c(x) <= high, in the order in which they were given."""
 
-    def __init__(self, given: list[Any], p: Problem) -> None:
-        self.p = p
-        self.parts = [part(f"constraints[{i}]", c, p.n) for i, c in enumerate(given)]
-        self.sizes = [np.atleast_1d(c.fun(p.x0.copy())).size for c in self.parts]
-        ends = []
-        for which in ("low", "high"):
-            bounds = []
-            for c, size in zip(self.parts, self.sizes, strict=True):
-                try:
-                    bounds.append(np.broadcast_to(np.asarray(getattr(c, which), float), size))
-                except ValueError:
-                    shape = np.shape(getattr(c, which))
-                    raise ValueError(
-                        f"{c.name}: bounds of shape {shape}, but it returns {size} numbers"
-                    ) from None
-            ends.append(np.concatenate([np.zeros(0), *bounds]))
-        self.low, self.high = ends
+    def __init__(self, given: Sequence[Any], x0: Array, differences: Differences) -> None:
+        self.n, self.differences = x0.size, differences
+        parts = [part(f"constraints[{i}]", c, x0.size) for i, c in enumerate(given)]
+        self.parts = [(c, np.atleast_1d(c.fun(x0.copy())).size) for c in parts]
+        self.low = joined(c.bound(c.low, size) for c, size in self.parts)
+        self.high = joined(c.bound(c.high, size) for c, size in self.parts)
         if not (self.low <= self.high).all():
             raise ValueError(f"constraints: low {self.low} is not below high {self.high}")
 
     def values(self, x: Array, finite: bool = True) -> Array:
         """c(x); raises Stop where it has to be finite and is not."""
-        found = [self._value(c, n, x) for c, n in zip(self.parts, self.sizes, strict=True)]
-        values = np.concatenate([np.zeros(0), *found])
+        values = joined(c.values(x, size) for c, size in self.parts)
         if finite and not np.isfinite(values).all():
             raise Stop(NOT_FINITE, f"constraints: returned {values} at x = {x}")
         return values
 
-    def _value(self, c: Part, size: int, x: Array) -> Array:
-        return shaped(c.name, np.atleast_1d(c.fun(x.copy())), (size,))
-
     def jacobian(self, x: Array) -> Array:
         """The derivatives of c, one row for each number in it."""
-        rows = [np.zeros((0, self.p.n))]
-        for c, size in zip(self.parts, self.sizes, strict=True):
-            if c.jac is None:
-                found = self.p.differences(partial(self._value, c, size), x)
-            else:
-                found = dense(c.jac(x.copy()), self.p.n)
-            rows.append(shaped(f"{c.name}, jac", np.atleast_2d(found), (size, self.p.n)))
-        return np.concatenate(rows)
+        rows = [c.jacobian(x, size, self.differences) for c, size in self.parts]
+        return np.concatenate([np.zeros((0, self.n)), *rows])
 
     def hessian(self, x: Array, weights: Array) -> Array:
         """The Hessian of the sum of c's numbers, each times its weight."""
-        total = np.zeros((self.p.n, self.p.n))
-        first = 0
-        for c, size in zip(self.parts, self.sizes, strict=True):
-            own = weights[first : first + size]
+        total, first = np.zeros((self.n, self.n)), 0
+        for c, size in self.parts:
+            total += c.hessian(x, weights[first : first + size], self.differences)
             first += size
-            if c.hess is not None:
-                found = dense(c.hess(x.copy(), own), self.p.n)
-                total += shaped(f"{c.name}, hess", found, total.shape)
-            elif own.any():
-                alone = Constraints.__new__(Constraints)
-                alone.p, alone.parts, alone.sizes = self.p, [c], [size]
-
-                def slope(y: Array, alone: Constraints = alone, own: Array = own) -> Array:
-                    weighted: Array = own @ alone.jacobian(y)
-                    return weighted
-
-                found = np.atleast_2d(self.p.differences(slope, x))
-                total += (found + found.T) / 2
         return total
 
     def violation(self, values: Array) -> float:
         """How far the values are from their bounds, at most."""
         outside = np.abs(values - np.clip(values, self.low, self.high))
         return float(outside.max(initial=0.0))
+
+
+def joined(pieces: Iterable[Array]) -> Array:
+    """One after the other, of none, too."""
+    return np.concatenate([np.zeros(0), *pieces])
 
 
 def part(name: str, given: Any, columns: int) -> Part:

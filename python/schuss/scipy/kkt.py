@@ -9,7 +9,8 @@ import scipy.linalg  # type: ignore[import-untyped]
 
 from schuss.scipy.method import Method
 from schuss.scipy.newton import curved
-from schuss.scipy.problem import EPS, NO_STEP, Array, Point, Problem, Stop, solve
+from schuss.scipy.problem import Point, Problem
+from schuss.scipy.values import EPS, NO_STEP, Array, Stop, solve
 
 
 class KKT(Method):

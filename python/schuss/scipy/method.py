@@ -10,19 +10,11 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 import scipy.optimize  # type: ignore[import-untyped]
 
-from schuss.checks import Interval, check_int
-from schuss.scipy.constraints import Constraints
-from schuss.scipy.problem import (
-    CALLBACK,
-    CONVERGED,
-    MAXITER,
-    Array,
-    Point,
-    Problem,
-    Stop,
-)
+from schuss.checks import Interval, check_int, unknown
+from schuss.scipy.problem import Point, Problem
+from schuss.scipy.values import CALLBACK, CONVERGED, MAXITER, Array, Stop
 
-OPTIONS = "gtol, ftol, xtol, maxiter, eps, disp or return_all"
+OPTIONS = ("gtol", "ftol", "xtol", "maxiter", "eps", "disp", "return_all")
 NOT_NEGATIVE = Interval("[0, inf)")
 
 
@@ -110,6 +102,9 @@ class Method:
     def __new__(cls, *arguments: Any, **options: Any) -> Self:
         if len(arguments) > 1:  # fun and x0
             raise TypeError(f"method: SciPy wants an object of the class, such as {cls.__name__}()")
+        for option in OPTIONS:
+            if option in options and not cls.takes(option):
+                raise TypeError(f"{option}: belongs to minimize, in options={{{option!r}: ...}}")
         return super().__new__(cls)
 
     def __call__(
@@ -132,23 +127,20 @@ class Method:
         eps: Any = None,
         disp: bool = False,
         return_all: bool = False,
-        **unknown: Any,
+        **others: Any,
     ) -> Any:
         """Minimises; the arguments as SciPy passes them, its options by keyword."""
         name = type(self).__name__
-        for option in unknown:
+        for option in others:
             own = f"; what {name} takes is passed to it, as {name}({option}=...)"
-            raise TypeError(
-                f"options: {option!r} is unknown; wanted {OPTIONS}{own * self.takes(option)}"
-            )
+            raise TypeError(f"options: {unknown(option, OPTIONS)}{own * self.takes(option)}")
         if not (callback is None or callable(callback)):
             raise TypeError(f"callback: {callback!r} is no function")
-        problem = Problem(fun, x0, args, jac, hess, hessp, bounds, eps)
-        if problem.bounded and not self.takes_bounds:
-            raise ValueError(f"bounds: {name} takes none; the rules do, as do methods of SciPy")
         if listed(constraints) and not self.takes_constraints:
             raise ValueError(f"constraints: {name} takes none; AugmentedLagrangian and KKT do")
-        problem.constraints = Constraints(listed(constraints), problem)
+        problem = Problem(fun, x0, args, jac, hess, hessp, bounds, listed(constraints), eps)
+        if problem.bounded and not self.takes_bounds:
+            raise ValueError(f"bounds: {name} takes none; the rules do, as do methods of SciPy")
         tolerance = {"tol": tol, "gtol": gtol, "ftol": ftol, "xtol": xtol}
         given = {k: NOT_NEGATIVE.check(k, v) for k, v in tolerance.items() if v is not None}
         limits = Limits(

@@ -8,17 +8,8 @@ import numpy as np
 
 from schuss.checks import Interval
 from schuss.scipy.method import Method
-from schuss.scipy.problem import (
-    EPS,
-    NO_MINIMUM,
-    NO_STEP,
-    SINGULAR,
-    Array,
-    Point,
-    Problem,
-    Stop,
-    solve,
-)
+from schuss.scipy.problem import Point, Problem
+from schuss.scipy.values import EPS, NO_MINIMUM, NO_STEP, SINGULAR, Array, Stop, solve
 
 
 class Newton(Method):

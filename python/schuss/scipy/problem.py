@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import scipy.optimize  # type: ignore[import-untyped]
-import scipy.sparse  # type: ignore[import-untyped]
-from scipy.optimize._numdiff import approx_derivative  # type: ignore[import-untyped]
 
-if TYPE_CHECKING:
-    from schuss.scipy.constraints import Constraints
-
-Array = np.ndarray
-DIFFERENCES = ("2-point", "3-point", "cs")
-EPS = float(np.finfo(np.float64).eps)
-
-# Why a run ended, as numbers; SciPy's where it has them.
-CONVERGED, MAXITER, NO_STEP, NOT_FINITE, SINGULAR, NO_MINIMUM, CALLBACK = 0, 1, 2, 3, 4, 5, 99
-
-
-class Stop(Exception):  # noqa: N818  it ends a run, and never leaves it
-    """The run can't go on, for this reason."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
+from schuss.scipy.constraints import Constraints
+from schuss.scipy.differences import KINDS, Differences, step_sizes
+from schuss.scipy.values import EPS, NOT_FINITE, Array, Stop, dense, real, same, shaped
 
 
 @dataclass
@@ -43,13 +27,11 @@ class Point:
 
 
 class Problem:
-    """A function of n numbers, its gradient and its Hessian at x.
+    """A function of n numbers, its gradient and its Hessian at x, and the constraints.
 
     Each of them remembers its last point, since methods and line searches ask twice. x may be
     complex, for differences with an imaginary step.
     """
-
-    constraints: Constraints
 
     def __init__(
         self,
@@ -60,6 +42,7 @@ class Problem:
         hess: Any = None,
         hessp: Any = None,
         bounds: Any = None,
+        constraints: Sequence[Any] = (),
         eps: Any = None,
     ) -> None:
         self.low, self.high = box(bounds, np.size(x0))
@@ -69,15 +52,17 @@ class Problem:
         self.args = args if isinstance(args, tuple) else (args,)
         self.fun, self.jac, self.hess, self.hessp = fun, jac, hess, hessp
         self.eps = None if eps is None else step_sizes(eps, self.n)
+        self.differences = Differences(self.low, self.high, self.eps)
         if not callable(fun):
             raise TypeError(f"fun: {fun!r} is no function")
-        if not (callable(jac) or jac is None or isinstance(jac, bool) or jac in DIFFERENCES):
-            raise ValueError(f"jac: {jac!r} is neither a function nor True nor in {DIFFERENCES}")
-        if not (callable(hess) or hess is None or hess in DIFFERENCES):
-            raise TypeError(f"hess: {hess!r} is neither a function nor in {DIFFERENCES}")
+        if not (callable(jac) or jac is None or isinstance(jac, bool) or jac in KINDS):
+            raise ValueError(f"jac: {jac!r} is neither a function nor True nor in {KINDS}")
+        if not (callable(hess) or hess is None or hess in KINDS):
+            raise TypeError(f"hess: {hess!r} is neither a function nor in {KINDS}")
         self.nfev = self.njev = self.nhev = 0
         self._value: tuple[Array, float] | None = None
         self._gradient: tuple[Array, Array] | None = None
+        self.constraints = Constraints(constraints, self.x0, self.differences)
 
     def value(self, x: Array) -> float:
         """The function at x, whatever it is."""
@@ -148,32 +133,6 @@ class Problem:
         difference: Array = self.gradient(x + p) - at
         return difference
 
-    def differences(
-        self,
-        f: Callable[[Array], Any],
-        x: Array,
-        kind: str = "3-point",
-        *,
-        f0: Any = None,
-        step: Any = None,
-    ) -> Array:
-        """The derivatives of f by SciPy's differences, which stay within the bounds."""
-        step = self.eps if step is None else step
-        free = self.low < self.high  # the others can't be moved, and nobody wants to know
-
-        def moved(part: Array) -> Any:
-            whole = x.astype(part.dtype)
-            whole[free] = part
-            return f(whole)
-
-        found = approx_derivative(
-            moved, x[free], method=kind, f0=f0, bounds=(self.low[free], self.high[free]),
-            abs_step=step[free] if np.ndim(step) else step,
-        )  # fmt: skip
-        derivatives = np.zeros((*np.shape(found)[:-1], self.n))
-        derivatives[..., free] = found
-        return derivatives
-
     def point(self, x: Array) -> Point:
         """Function and gradient at x; raises Stop where they are not finite."""
         value, gradient = self.finite_value(x), self.finite_gradient(x)
@@ -226,49 +185,3 @@ def box(bounds: Any, n: int) -> tuple[Array, Array]:
     if not (low <= high).all():
         raise ValueError(f"bounds: low {low} is not below high {high} everywhere")
     return low, high
-
-
-def same(a: Array, b: Array) -> bool:
-    """Whether two points are one."""
-    return bool((a == b).all())
-
-
-def shaped(name: str, value: Any, shape: tuple[int, ...], dtype: Any = np.float64) -> Array:
-    """A copy of an array, which has to have this shape."""
-    if np.shape(value) != shape:
-        raise ValueError(f"{name}: returned shape {np.shape(value)}; wanted {shape}")
-    return real(name, value, np.dtype(dtype))
-
-
-def real(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
-    """A copy of numbers, which have to be real ones, unless complex ones are asked for."""
-    found = np.array(value)
-    if value is None or found.dtype.kind not in "biufO" + "c" * (dtype.kind == "c"):
-        raise TypeError(f"{name}: returned {value!r}; wanted real numbers")
-    return found.astype(dtype)
-
-
-def step_sizes(eps: Any, n: int) -> Array:
-    """Steps of the differences, checked."""
-    steps = np.asarray(eps)
-    if steps.shape not in ((), (n,)):
-        raise ValueError(f"eps: shape {steps.shape}; wanted a number, or {n} of them")
-    if steps.dtype.kind not in "fiu" or not ((steps > 0) & (steps < np.inf)).all():
-        raise ValueError(f"eps: {eps!r} is out of range, wanted (0, inf)")
-    return steps.astype(np.float64)
-
-
-def dense(matrix: Any, columns: int) -> Any:
-    """A matrix that may be sparse or an operator, with all its elements."""
-    if scipy.sparse.issparse(matrix):
-        return matrix.toarray()
-    return matrix @ np.eye(columns) if hasattr(matrix, "matvec") else matrix
-
-
-def solve(matrix: Array, right: Array, why: str) -> Array:
-    """The solution of a system of equations; raises Stop, which says why, where it is singular."""
-    rank = np.linalg.matrix_rank(matrix)
-    if rank < len(matrix):
-        raise Stop(SINGULAR, f"singular matrix: rank {rank} of {len(matrix)}; {why}")
-    solution: Array = np.linalg.solve(matrix, right)
-    return solution

@@ -13,7 +13,8 @@ from schuss.engine.optimizer import Optimizer, signature
 from schuss.engine.points import asked, reached
 from schuss.scipy.augmented import AugmentedLagrangian
 from schuss.scipy.method import Method, listed
-from schuss.scipy.problem import Array, Point, Problem, same
+from schuss.scipy.problem import Point, Problem
+from schuss.scipy.values import Array, same
 
 # Options of every optimizer that mean nothing here, or would change what the result is said to be.
 NOT_HERE = {

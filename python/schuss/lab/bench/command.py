@@ -10,8 +10,9 @@ from dataclasses import asdict
 import numpy as np
 
 import schuss
+from schuss.lab import options
 from schuss.lab.bench.contestants import versions
-from schuss.lab.bench.measure import Result, measure, room
+from schuss.lab.bench.measure import Result, hindrance, measure
 from schuss.lab.bench.report import HEAD, absent, picture, processor, ratios, row
 from schuss.lab.bench.workloads import (
     CURVES,
@@ -24,32 +25,32 @@ from schuss.lab.bench.workloads import (
     WORKLOADS,
     Case,
 )
-from schuss.lab.demo import NAMED, number, png
-from schuss.lab.files import writable
 from schuss.rules import RULES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--full", action="store_true", help="all workloads and rules, 1 and 2 threads, for an hour")
-    add("--rule", type=str.lower, choices=NAMED, help="this one alone; default: AdamW")
     names = ", ".join(repr(name) for name in SHAPES)
-    add("--workload", nargs="+", choices=SHAPES, metavar="NAME", help=f"of {names}")
-    add("--threads", type=number(int, "[1, 4096]"), help="of everyone; default: 1")
-    add("--seconds", type=number(float, "[0, inf)"), help="a case; default: 0.5, 3 with --full")
-    add("--json", type=writable, metavar="FILE", help="writes all numbers")
-    add("--plot", type=png, metavar="FILE.png", help="draws cost against size and number of arrays")
+    shape = options.one_of(SHAPES, "--help lists them")
+    add("--rule", type=options.elementwise, metavar="RULE", help="this one alone; default: AdamW")
+    add("--workload", nargs="+", type=shape, metavar="NAME", help=f"of {names}")
+    add("--threads", type=options.whole("[1, 4096]"), help="of everyone; default: 1")
+    add("--seconds", type=options.number("[0, inf)"), help="a case; default: 0.5, 3 with --full")
+    add("--json", type=options.writable, metavar="FILE", help="writes all numbers")
+    add("--plot", type=options.picture, metavar="FILE", help="draws cost against size and arrays")
+    options.add_force(parser)
 
 
 def cases(args: argparse.Namespace) -> Iterator[Case]:
     """The rule on the workloads, AdamW's variants, and every other rule on a million elements."""
-    rule = NAMED[args.rule or "adamw"]
+    rule = args.rule or schuss.AdamW
     names = args.workload or [*WORKLOADS, *(CURVES if args.plot else ())]
     for name in dict.fromkeys(names):
         case = Case(rule, name)
         if args.workload or args.full or case.elements <= QUICK:
             yield case
-    if args.workload or args.rule not in {None, "adamw"}:
+    if args.workload or rule is not schuss.AdamW:
         return
     for variant in (STAGES, HALVES):
         for name in ("1000 arrays of 1000", MILLION, TEN_MILLION):
@@ -65,8 +66,8 @@ def results(args: argparse.Namespace, threads: int) -> Iterator[Result]:
     budget = args.seconds if args.seconds is not None else 3.0 if args.full else 0.5
     print(f"\n{f'schuss, {threads} thread' + 's' * (threads > 1):<40}{HEAD}")
     for case in cases(args):
-        if not room(case):
-            print(f"{case!s:<40}left out: not enough memory")
+        if why := hindrance(case):
+            print(f"{case!s:<40}left out: {why}")
             continue
         result = measure(case, threads, budget)
         print(row(result), flush=True)

@@ -16,11 +16,10 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from schuss.lab.bench import adamw
 from schuss.lab.bench.roofline import place_state
 from schuss.lab.bench.workloads import HALVES, PLAIN, STAGES, Case, Memory, staggered
 from schuss.lab.catalogue import looked_at
-from schuss.lab.demo import PythonAdamW
-from schuss.rules import Eve
 
 
 class Absent(Exception):  # noqa: N818  it's no error
@@ -97,7 +96,7 @@ class Schuss:
         self.state = place_state(opt)
         self.params = memory.params
         self.step: Callable[[], object] = opt.step
-        if issubclass(case.rule, Eve):
+        if case.rule.reads_loss(opt.param_groups[0]):
             self.step = partial(opt.step, loss=1.0)
         read = sum(a.nbytes for a in (*memory.params, *self.state))
         gradients = sum(g.nbytes for g in memory.grads)
@@ -111,10 +110,34 @@ class Schuss:
 
 
 class NumPy(Schuss):
-    """The same class on its NumPy reference."""
+    """The same class on its NumPy reference, which is written to be read."""
 
     name: ClassVar[str] = "numpy"
     backend = "numpy"
+
+
+class InPlace:
+    """AdamW in place in NumPy, as people write it."""
+
+    name: ClassVar[str] = "in place"
+
+    def __init__(self, case: Case, memory: Memory) -> None:
+        require_plain_adamw(case)
+        self.params = memory.params
+        self.opt = adamw.InPlace(memory.params, memory.grads)
+        self.step = self.opt.step
+
+    def place(self) -> None:
+        """Lays the state out as schuss's, and the room for temporary arrays beside it."""
+        shapes = [x.shape for x in self.params]
+        for place, name in enumerate(("m", "v", "room"), 2):
+            new = staggered(shapes, np.float32, place)
+            for before, after in zip(getattr(self.opt, name), new, strict=True):
+                after[...] = before
+            setattr(self.opt, name, new)
+
+    def answer(self) -> list[np.ndarray]:
+        return self.params
 
 
 class Python:
@@ -124,12 +147,11 @@ class Python:
     most = 70_000  # elements
 
     def __init__(self, case: Case, memory: Memory) -> None:
-        if case.rule.__name__ != "AdamW" or case.variant != PLAIN:
-            raise Absent("has a plain AdamW only")
+        require_plain_adamw(case)
         if case.elements > self.most:
             raise Absent(f"too slow for more than {self.most} elements")
         flat = [np.concatenate([a.ravel() for a in s]) for s in (memory.params, memory.grads)]
-        self.opt = PythonAdamW(flat[0].tolist(), flat[1].tolist())
+        self.opt = adamw.Python(flat[0].tolist(), flat[1].tolist())
         self.step = self.opt.step
         self.shapes = case.shapes
 
@@ -137,6 +159,11 @@ class Python:
         ends = np.cumsum([math.prod(shape) for shape in self.shapes])[:-1]
         pieces = np.split(np.array(self.opt.x), ends)
         return [piece.reshape(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
+
+
+def require_plain_adamw(case: Case) -> None:
+    if case.rule.__name__ != "AdamW" or case.variant != PLAIN:
+        raise Absent("has a plain AdamW only")
 
 
 class Torch:
@@ -297,7 +324,16 @@ class Optax:
         return [np.asarray(p) for p in self.params]
 
 
-PEERS: tuple[type[Contestant], ...] = (NumPy, Python, Torch, Foreach, Fused, DeepSpeed, Optax)
+PEERS: tuple[type[Contestant], ...] = (
+    NumPy,
+    InPlace,
+    Python,
+    Torch,
+    Foreach,
+    Fused,
+    DeepSpeed,
+    Optax,
+)
 NAMES = tuple(peer.name for peer in PEERS)
 
 

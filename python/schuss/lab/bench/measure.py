@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,15 @@ import numpy as np
 import schuss
 from schuss.lab.bench import roofline
 from schuss.lab.bench.clock import ROUNDS, Timed, processors, take_turns
-from schuss.lab.bench.contestants import PEERS, Absent, Contestant, Schuss, Torch, torch_threads
+from schuss.lab.bench.contestants import (
+    PEERS,
+    Absent,
+    Contestant,
+    InPlace,
+    Schuss,
+    Torch,
+    torch_threads,
+)
 from schuss.lab.bench.workloads import HALVES, Case, Memory
 
 STEPS = 3  # before the clock starts: they touch the memory, compile, and give the answer
@@ -56,7 +65,7 @@ def first_steps(team: Contestant, memory: Memory) -> list[np.ndarray]:
     for done in range(STEPS):
         memory.refill()
         team.step()
-        if done == 0 and isinstance(team, Torch):
+        if done == 0 and isinstance(team, InPlace | Torch):
             team.place()
     return team.answer()
 
@@ -141,10 +150,13 @@ def entries(result: Result, timed: Mapping[str, Timed]) -> dict[str, Entry]:
     return found
 
 
-def room(case: Case) -> bool:
-    """Whether the memory is likely to hold a case: arrays of everyone, and NumPy's temporaries."""
+def hindrance(case: Case) -> str:
+    """Why a case can't be measured here, if so: everyone has arrays, and NumPy temporaries."""
+    if case.variant == HALVES and not find_spec("ml_dtypes"):
+        return "ml_dtypes is not installed"
     info = Path("/proc/meminfo")
-    if not info.exists():
-        return True
-    facts = dict(line.split(":") for line in info.read_text().splitlines())
-    return 112 * case.elements < 1024 * int(facts["MemAvailable"].split()[0])
+    if info.exists():
+        facts = dict(line.split(":") for line in info.read_text().splitlines())
+        if 112 * case.elements >= 1024 * int(facts["MemAvailable"].split()[0]):
+            return "not enough memory"
+    return ""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from schuss.lab.bench.contestants import NAMES, Schuss
 from schuss.lab.bench.measure import Result
 from schuss.lab.bench.workloads import CURVES, PLAIN
+from schuss.lab.options import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, YELLOW
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 HEAD = (
     f"{'us':>10}{'spread':>8}{'cold us':>10}{'ns/elem':>10}{'GB/s':>7}{'roofline':>10}"
@@ -47,7 +50,7 @@ def ratios(results: Sequence[Result]) -> Iterator[str]:
 
 
 def width(name: str) -> int:
-    return max(8, len(name) + 1)
+    return max(7, len(name) + 1)
 
 
 def absent(results: Sequence[Result]) -> Iterator[str]:
@@ -59,6 +62,8 @@ def absent(results: Sequence[Result]) -> Iterator[str]:
     for (name, why), cases in reasons.items():
         where = "" if len(cases) == len(results) else f" ({cases[0]}{more(len(cases) - 1)})"
         yield f"{name} left out: {why}{where}"
+    if any(why.endswith("is not installed") for _, why in reasons):
+        yield "pip install 'schuss[bench]' has those that are not installed"
 
 
 def more(number: int) -> str:
@@ -73,12 +78,13 @@ def processor() -> str:
 
 # ---- The picture
 
-COLOURS = ("#0072b2", "#000000", "#999999", "#e69f00", "#cc79a7", "#d55e00", "#009e73", "#56b4e9")
+# Ours, and the others in their order.
+TEAMS = (BLUE, BLACK, YELLOW, GREY, ORANGE, PURPLE, VERMILION, GREEN, SKY)
 
 
 def curves(axes: Axes, results: Sequence[Result], by: str) -> None:
     """A line for each contestant: ns per element against the cases' elements or arrays."""
-    for name, colour in zip((Schuss.name, *NAMES), COLOURS, strict=True):
+    for name, colour in zip((Schuss.name, *NAMES), TEAMS, strict=True):
         points = sorted(
             (getattr(r, by), r.contestants[name].ns_per_element)
             for r in results
@@ -94,6 +100,8 @@ def curves(axes: Axes, results: Sequence[Result], by: str) -> None:
 
 def picture(results: Sequence[Result], title: str) -> Figure:
     """The cost of a plain step against its size, and against the number of arrays."""
+    from matplotlib.figure import Figure  # noqa: PLC0415  an optional package
+
     first = results[0]
     shown = [
         r for r in results

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import schuss
-from schuss.engine.optimizer import Optimizer
 from schuss.lab.bench.clock import Timed
 from schuss.lab.bench.workloads import staggered
 
@@ -24,7 +23,7 @@ class Traffic(NamedTuple):
     bytes: int
 
 
-def place_state(opt: Optimizer) -> list[np.ndarray]:
+def place_state(opt: schuss.Optimizer) -> list[np.ndarray]:
     """Lays an optimizer's state out like everyone's, and returns what is saved of it."""
     held = opt._parameters
     kept = [arrays for p in held for arrays in (p.state, p.beside)]

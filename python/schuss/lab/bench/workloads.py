@@ -10,9 +10,8 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from ml_dtypes import bfloat16
 
-from schuss.engine.optimizer import Optimizer
+import schuss
 
 Shapes = list[tuple[int, ...]]
 
@@ -84,7 +83,7 @@ PLAIN, STAGES, HALVES = "", "with stages", "16 bits"
 class Case:
     """A rule on a workload: plain, with stages of the step, or with storage in 16 bits."""
 
-    rule: type[Optimizer]
+    rule: type[schuss.Optimizer]
     workload: str
     variant: str = PLAIN
 
@@ -99,6 +98,14 @@ class Case:
     @property
     def elements(self) -> int:
         return sum(map(math.prod, self.shapes))
+
+    @property
+    def gradient_dtype(self) -> Any:
+        if self.variant != HALVES:
+            return np.float32
+        from ml_dtypes import bfloat16  # noqa: PLC0415  an optional package
+
+        return bfloat16
 
     @property
     def options(self) -> dict[str, Any]:
@@ -139,7 +146,7 @@ class Memory:
     def __init__(self, case: Case) -> None:
         rng = np.random.default_rng(0)
         self.params = staggered(case.shapes, np.float32, 0)
-        self.grads = staggered(case.shapes, bfloat16 if case.variant == HALVES else np.float32, 1)
+        self.grads = staggered(case.shapes, case.gradient_dtype, 1)
         self.start = staggered(case.shapes, np.float32, 0)
         for start, grad in zip(self.start, self.grads, strict=True):
             rng.random(out=start, dtype=np.float32)

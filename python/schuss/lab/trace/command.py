@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,22 +10,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-import schuss
+from schuss.lab import options
 from schuss.lab.catalogue import table
-from schuss.lab.files import writable
+from schuss.lab.options import COLOURS, Rule
+from schuss.lab.trace.adaptive import adaptive
 from schuss.lab.trace.constrained import constrained
-from schuss.lab.trace.courses import courses
-from schuss.lab.trace.descent import adaptive, curves, minima, surfaces, zigzag
-from schuss.lab.trace.intervals import intervals
+from schuss.lab.trace.curves import curves
+from schuss.lab.trace.eve import eve
+from schuss.lab.trace.minima import minima
 from schuss.lab.trace.objectives import OBJECTIVES
 from schuss.lab.trace.own import own
 from schuss.lab.trace.race import race
 from schuss.lab.trace.regression import regression
-from schuss.lab.trace.result import COLOURS, Result
+from schuss.lab.trace.result import Result
+from schuss.lab.trace.schedules import schedules
 from schuss.lab.trace.shrinkage import shrinkage
-from schuss.rules import RULES
-
-NAMED = {rule.__name__.lower(): rule for rule in RULES}
+from schuss.lab.trace.surfaces import surfaces
+from schuss.lab.trace.zigzag import zigzag
 
 
 class Experiment(NamedTuple):
@@ -35,26 +35,23 @@ class Experiment(NamedTuple):
     run: Callable[..., Result]
     add_arguments: Callable[[argparse.ArgumentParser], None]
     arguments: Callable[[argparse.Namespace], Sequence[object]]  # of run, from the options
-    suffixes: tuple[str, ...] = (".png",)
+    picture: Callable[[str], Path] = options.picture  # reads the name of its file
+    suffix: str = ".png"
 
 
 # ---- Options
 
+finite = options.number("(-inf, inf)")
 
-def number(text: str) -> float:
-    """Reads a finite number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number")
-    return value
+
+def animation(text: str) -> Path:
+    """Reads the name of a GIF, or of a picture of the end."""
+    return options.writable(text) if text.lower().endswith(".gif") else options.picture(text)
 
 
 def pair(text: str) -> tuple[float, float]:
     """Reads two numbers."""
-    values = [number(part) for part in text.split(",")]
+    values = [finite(part) for part in text.split(",")]
     if len(values) != 2:
         raise argparse.ArgumentTypeError(f"{text!r} is not two numbers, such as -1,2")
     return values[0], values[1]
@@ -70,42 +67,15 @@ def thresholds(text: str) -> tuple[float, float]:
 
 def rates(text: str) -> list[float]:
     """Reads learning rates."""
-    values = [number(part) for part in text.split(",")]
-    if min(values) < 0:
-        raise argparse.ArgumentTypeError(f"{text!r}: a learning rate is 0 or more")
-    return values
+    return [options.number("[0, inf)")(part) for part in text.split(",")]
 
 
-def rules(text: str) -> list[type[schuss.Optimizer]]:
+def rules(text: str) -> list[Rule]:
     """Reads names of rules, as many as there are colours to tell them apart."""
-    names = text.lower().split(",")
-    if unknown := [name for name in names if name not in NAMED]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is unknown; schuss rules lists them")
+    names = text.split(",")
     if len(names) > len(COLOURS):
         raise argparse.ArgumentTypeError(f"{len(names)} rules; at most {len(COLOURS)}")
-    return [NAMED[name] for name in names]
-
-
-def whole(least: int, most: int) -> Callable[[str], int]:
-    """Reads a whole number between two."""
-
-    def read(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number in [{least}, {most}]")
-        return int(text)
-
-    return read
-
-
-def picture(suffixes: tuple[str, ...]) -> Callable[[str], Path]:
-    """Reads the name of a picture, and finds out before the work whether it can be written."""
-
-    def read(text: str) -> Path:
-        if Path(text).suffix.lower() not in suffixes:
-            raise argparse.ArgumentTypeError(f"{text!r} does not end in {' or '.join(suffixes)}")
-        return writable(text)
-
-    return read
+    return [options.elementwise(name) for name in names]
 
 
 def nothing(parser: argparse.ArgumentParser) -> None:
@@ -113,7 +83,8 @@ def nothing(parser: argparse.ArgumentParser) -> None:
 
 
 def seeded(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help="default: %(default)s")
+    seed = options.whole("[0, 4294967295]")
+    parser.add_argument("--seed", type=seed, default=0, help="default: %(default)s")
 
 
 def bounded(parser: argparse.ArgumentParser) -> None:
@@ -132,7 +103,7 @@ def chosen(parser: argparse.ArgumentParser) -> None:
     add("--lr", type=rates, metavar="LR,...", help="one for all, or one for each rule; default: "
         "0.01, or the rule's own where that is larger")  # fmt: skip
     add("--start", type=pair, metavar="X,Y", help="default: one that suits the objective")
-    add("--steps", type=whole(1, 100_000), default=500, help="default: %(default)s")
+    add("--steps", type=options.whole("[1, 100000]"), default=500, help="default: %(default)s")
 
 
 def choice(args: argparse.Namespace) -> Sequence[object]:
@@ -154,9 +125,9 @@ def choice(args: argparse.Namespace) -> Sequence[object]:
 # ---- The experiments, and the command
 
 
-def fixed(run: Callable[[], Result], *suffixes: str) -> Experiment:
+def fixed(run: Callable[[], Result]) -> Experiment:
     """One without numbers to choose."""
-    return Experiment(run, nothing, lambda args: (), suffixes or (".png",))
+    return Experiment(run, nothing, lambda args: ())
 
 
 EXPERIMENTS = {
@@ -165,40 +136,37 @@ EXPERIMENTS = {
     "surfaces": fixed(surfaces),
     "zigzag": fixed(zigzag),
     "adaptive": fixed(adaptive),
-    "race": fixed(race, ".gif", ".png"),
+    "race": fixed(race)._replace(picture=animation, suffix=".gif"),
     "regression": Experiment(regression, seeded, lambda args: (args.seed,)),
-    "eve": Experiment(intervals, bounded, lambda args: args.thresholds),
+    "eve": Experiment(eve, bounded, lambda args: args.thresholds),
     "shrinkage": Experiment(shrinkage, seeded, lambda args: (args.seed,)),
     "constrained": fixed(constrained),
-    "schedules": fixed(courses),
+    "schedules": fixed(schedules),
     "own": Experiment(own, chosen, choice),
 }
-
-
-def about(experiment: Experiment) -> str:
-    """What an experiment shows, in one line."""
-    return (experiment.run.__doc__ or "").partition("\n")[0]
+# What each shows, in one line.
+TEXTS = {name: (e.run.__doc__ or "").partition("\n")[0] for name, e in EXPERIMENTS.items()}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    names = parser.add_subparsers(dest="name", metavar="name")
-    for name, experiment in EXPERIMENTS.items():
-        text = about(experiment)
-        own = names.add_parser(name, help=text, description=text)
-        experiment.add_arguments(own)
-        own.add_argument(
-            "--out", type=picture(experiment.suffixes), default=name + experiment.suffixes[0],
-            metavar="FILE", help=f"in {' or '.join(experiment.suffixes)}; default: %(default)s",
-        )  # fmt: skip
+    options.add_names(parser, "experiment", TEXTS)
 
 
 def run(args: argparse.Namespace) -> None:
     """Lists the experiments, or runs one, prints its numbers and draws them."""
     if args.name is None:
-        print(*table([(name, about(e)) for name, e in EXPERIMENTS.items()]), sep="\n")
+        print(*table(list(TEXTS.items())), sep="\n")
         return
     experiment = EXPERIMENTS[args.name]
-    result = experiment.run(*experiment.arguments(args))
+    parser = options.Parser(prog=f"schuss trace {args.name}", description=TEXTS[args.name])
+    experiment.add_arguments(parser)
+    parser.add_argument(
+        "--out", type=experiment.picture, default=args.name + experiment.suffix, metavar="FILE",
+        help="default: %(default)s",
+    )  # fmt: skip
+    options.add_force(parser)
+    own_args = options.parsed(parser, args.rest)
+    result = experiment.run(*experiment.arguments(own_args))
     print(*table(list(result.rows())), sep="\n")
-    result.save(args.out)
-    print(f"\ndrawn into {args.out}")
+    result.save(own_args.out)
+    print(f"\ndrawn into {own_args.out}")

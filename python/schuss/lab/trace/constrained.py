@@ -1,4 +1,4 @@
-"""The lecture's maxima under a constraint, with their multipliers."""
+"""Maxima under a constraint, with their multipliers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from schuss.lab.trace.result import COLOURS, FUNCTION, TRACE, Array, Result, figure, numbers
+from schuss.lab.options import BLUE, GREEN, PURPLE
+from schuss.lab.trace.result import FUNCTION, TRACE, Array, Result, figure, numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -104,9 +105,9 @@ class Constrained(Result):
             across = np.array(xs)
             axes.plot(across, (example.total - a * across) / b, color="black", label="g = 0")
             axes.plot(*s.path.T, "-o", color=TRACE, markersize=5, label="Newton's steps")
-            axes.plot(*s.rounds.T, "-D", color=COLOURS[3], markersize=4, label=ROUNDS)
-            axes.plot(*example.free, "^", color=COLOURS[2], markersize=9, label="free maximum")
-            axes.plot(*s.x, "*", color=COLOURS[1], markersize=15, label="maximum on g = 0")
+            axes.plot(*s.rounds.T, "-D", color=PURPLE, markersize=4, label=ROUNDS)
+            axes.plot(*example.free, "^", color=GREEN, markersize=9, label="free maximum")
+            axes.plot(*s.x, "*", color=BLUE, markersize=15, label="maximum on g = 0")
             arrow = s.multiplier * example.normal * length
             axes.annotate("", s.x + arrow, s.x, arrowprops=ARROW, zorder=1)
             axes.annotate("grad f", s.x + arrow, beside, textcoords="offset points")
@@ -117,7 +118,7 @@ class Constrained(Result):
         bars, s = grid[2], self.solutions[2]
         states = np.arange(len(s.x)) + 1
         bars.bar(states - 0.2, s.path[0], 0.4, color=TRACE, label="start")
-        bars.bar(states + 0.2, s.x, 0.4, color=COLOURS[1], label="maximum: 1/5 each")
+        bars.bar(states + 0.2, s.x, 0.4, color=BLUE, label="maximum: 1/5 each")
         bars.set(xlabel="state", ylabel="probability", title=titled(EXAMPLES[2].name, s))
         bars.legend()
         return picture

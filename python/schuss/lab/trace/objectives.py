@@ -142,8 +142,7 @@ OBJECTIVES = {
         ),
         Objective(
             "himmelblau",
-            "(x^2 + y - 11)^2 + "
-            "(x + y^2 - 7)^2",
+            "(x^2 + y - 11)^2 + (x + y^2 - 7)^2",
             himmelblau, himmelblau_gradient,
             (
                 (3.0, 2.0), (-2.805118086953, 3.131312518250),
@@ -153,21 +152,17 @@ OBJECTIVES = {
         ),
         Objective(
             "rosenbrock",
-            "(1 - x)^2 + "
-            "100(y - x^2)^2",
+            "(1 - x)^2 + 100(y - x^2)^2",
             rosenbrock, rosenbrock_gradient, ((1.0, 1.0),), (-1.2, 1.0), (-2.0, 2.0), (-1.0, 3.0),
         ),
         Objective(
             "beale",
-            "(1.5 - x + xy)^2 + (2.25 - x + "
-            "xy^2)^2 + (2.625 - x + "
-            "xy^3)^2",
+            "(1.5 - x + xy)^2 + (2.25 - x + xy^2)^2 + (2.625 - x + xy^3)^2",
             beale, beale_gradient, ((3.0, 0.5),), (1.0, 1.5), (-1.0, 4.5), (-1.5, 2.0),
         ),
         Objective(
             "booth",
-            "(x + 2y - 7)^2 + "
-            "(2x + y - 5)^2",
+            "(x + 2y - 7)^2 + (2x + y - 5)^2",
             booth, booth_gradient, ((1.0, 3.0),), (-8.0, 6.0), (-10.0, 10.0), (-10.0, 10.0),
         ),
         Objective(

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import schuss
+from schuss.lab.options import COLOURS, MARKERS
 from schuss.lab.trace.objectives import Objective
 from schuss.lab.trace.paths import walk
-from schuss.lab.trace.result import COLOURS, MARKERS, Array, Result, drawn, figure, numbers, plain
+from schuss.lab.trace.result import LEVELS, STAR, Array, Result, drawn, figure, numbers, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,9 +57,9 @@ class Own(Result):
         plane, curve = picture.subplots(1, 2, width_ratios=(5, 4))
         xlim, ylim = self.ranges()
         plane.set(xlim=xlim, ylim=ylim, xlabel="x", ylabel="y", title=self.objective.name)
-        self.objective.contours(plane, "#a0a0a0")
+        self.objective.contours(plane, LEVELS)
         for point in self.objective.minima:
-            plane.plot(*point, "*", color="#ffd700", markeredgecolor="black", markersize=15)
+            plane.plot(*point, "*", color=STAR, markeredgecolor="black", markersize=15)
         values = self.values()
         least = min(self.objective.least, *(along.min() for along in values))  # some have no end
         lines = zip(self.names, self.paths, values, COLOURS, MARKERS, strict=False)

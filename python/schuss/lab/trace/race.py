@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import schuss
+from schuss.lab.options import MARKERS
 from schuss.lab.trace.objectives import OBJECTIVES
 from schuss.lab.trace.paths import walk
-from schuss.lab.trace.result import MARKERS, Array, Result, drawn, figure, numbers
+from schuss.lab.trace.result import STAR, Array, Result, drawn, figure, numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
 STEPS, EVERY = 120, 2  # of the animation every second step is a frame
-BACKGROUND, LEVELS, MINIMUM = "#2b2b2b", "#8a8a8a", "#ffd700"
+BACKGROUND, LEVELS = "#2b2b2b", "#8a8a8a"
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Racer:
     options: dict[str, Any]
 
 
-# The lecture's cyan, magenta, white, green and blue, in shades that a dark background lets be seen.
+# In shades that a dark background lets be seen.
 RACERS = (
     Racer("gradient descent", schuss.SGD, "#00e5ff", {"lr": 0.03}),
     Racer("momentum", schuss.Momentum, "#ff3dff", {"lr": 0.03, "momentum": 0.8}),
@@ -87,7 +88,7 @@ class Race(Result):
             axes.set(xlim=track.x, ylim=track.y)
             track.contours(axes, LEVELS)
             for point in track.minima:
-                axes.plot(*point, "*", color=MINIMUM, markersize=14)
+                axes.plot(*point, "*", color=STAR, markersize=14)
             for racer, marker, path in zip(RACERS, MARKERS, self.paths[name], strict=False):
                 (line,) = axes.plot(*path.T, color=racer.colour, linewidth=1.5)
                 (head,) = axes.plot(*path[-1:].T, marker, color=racer.colour, markersize=10,
@@ -103,7 +104,7 @@ class Race(Result):
         return picture, artists
 
     def save(self, path: Path) -> None:
-        if path.suffix.lower() == ".png":
+        if path.suffix.lower() != ".gif":
             super().save(path)
             return
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  optional
@@ -115,12 +116,14 @@ class Race(Result):
         for line, head, _ in artists:
             line.set_animated(True)
             head.set_animated(True)
+        counter = picture.text(0.5, 0.965, "", color="white", ha="center", animated=True)
         canvas.draw()
         empty = canvas.copy_from_bbox(picture.bbox)
         frames = []
         for n in range(0, STEPS + 1, EVERY):
             canvas.restore_region(empty)
-            for artist in show(artists, n):
+            counter.set_text(f"step {n}")
+            for artist in (*show(artists, n), counter):
                 picture.draw_artist(artist)
             frames.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))
         palette = Image.new("P", (1, 1))
@@ -135,7 +138,7 @@ def shades() -> list[int]:
 
     A palette that were found from the frames would take paths for their neighbours' colour.
     """
-    colours = [racer.colour for racer in RACERS] + [LEVELS, MINIMUM, "#000000"]
+    colours = [racer.colour for racer in RACERS] + [LEVELS, STAR, "#000000"]
     dark, *ends = (np.array(list(bytes.fromhex(c[1:])), float) for c in (BACKGROUND, *colours))
     mixed = [dark + (end - dark) * k / 24 for end in ends for k in range(1, 25)]
     return [int(part) for colour in (dark, *mixed) for part in np.round(colour)]
@@ -150,7 +153,7 @@ def show(artists: Sequence[tuple[Line2D, Line2D, Array]], n: int) -> list[Line2D
 
 
 def race() -> Race:
-    """Five rules over a saddle and through a valley, in the lecture's colours; animated."""
+    """Five rules over a saddle and through a valley; animated."""
     return Race(
         {
             name: tuple(

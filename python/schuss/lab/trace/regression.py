@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import schuss
-from schuss.lab.trace.result import COLOURS, TRACE, Array, Result, drawn, figure, numbers, plain
+from schuss.lab.options import BLUE
+from schuss.lab.trace.result import TRACE, Array, Result, drawn, figure, numbers, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,12 +49,12 @@ class Regression(Result):
                    label=f"solutions: {drawn('a = c - 1, b = 1 - 2c')}")  # fmt: skip
         space.plot(*self.ends.T, "o", color=TRACE, markersize=4, alpha=0.6,
                    label=f"descents from {len(self.ends)} starts")  # fmt: skip
-        space.plot(*self.package[:, None], "*", color=COLOURS[1], markersize=18, zorder=10,
+        space.plot(*self.package[:, None], "*", color=BLUE, markersize=18, zorder=10,
                    label="scikit-learn")  # fmt: skip
         space.set(xlabel="a", ylabel="b", zlabel="c")
         space.view_init(elev=30, azim=45)
         space.set_box_aspect(None, zoom=0.88)
-        picture.legend(*space.get_legend_handles_labels(), loc="outside lower left", ncols=3)
+        picture.legend(*space.get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
         curve = picture.add_subplot(1, 2, 2)
         curve.plot(self.losses, color=TRACE)

@@ -14,11 +14,8 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 
-# The document's two colours for a descent: the trace, and the function or its contours.
-TRACE, FUNCTION = "#ff7f0e", "#1f77b4"
-# Okabe and Ito's, for all eyes; each line has a marker of its own beside.
-COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# One descent, the function that it descends on, level lines behind several, and a minimum.
+TRACE, FUNCTION, LEVELS, STAR = "#ff7f0e", "#1f77b4", "#a0a0a0", "#ffd700"
 
 
 class Result:

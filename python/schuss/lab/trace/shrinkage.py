@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import schuss
-from schuss.lab.trace.result import COLOURS, MARKERS, Array, Result, figure, plain
+from schuss.lab.options import COLOURS, MARKERS
+from schuss.lab.trace.result import Array, Result, figure, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

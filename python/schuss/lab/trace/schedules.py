@@ -8,31 +8,31 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from schuss import schedules
+from schuss import schedules as library
 from schuss.lab.trace.result import FUNCTION, Array, Result, figure, numbers, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STEPS = 100
-SCHEDULES: tuple[schedules.Schedule, ...] = (
-    schedules.inverse_time(1.0, 0.05),
-    schedules.inverse_sqrt(1.0, 0.05),
-    schedules.exponential(1.0, 0.03),
-    schedules.step(1.0, 25, 0.5),
-    schedules.piecewise([1.0, 0.3, 0.1], [30, 60]),
-    schedules.linear(1.0, 100),
-    schedules.polynomial(1.0, 100, power=2),
-    schedules.cosine(1.0, 100),
-    schedules.cosine_restarts(1.0, 25),
-    schedules.one_cycle(1.0, 100),
-    schedules.warmup(schedules.cosine(1.0, 80), 20),
-    schedules.warmup(schedules.inverse_sqrt(1.0, 0.05), 20),
+SCHEDULES: tuple[library.Schedule, ...] = (
+    library.inverse_time(1.0, 0.05),
+    library.inverse_sqrt(1.0, 0.05),
+    library.exponential(1.0, 0.03),
+    library.step(1.0, 25, 0.5),
+    library.piecewise([1.0, 0.3, 0.1], [30, 60]),
+    library.linear(1.0, 100),
+    library.polynomial(1.0, 100, power=2),
+    library.cosine(1.0, 100),
+    library.cosine_restarts(1.0, 25),
+    library.one_cycle(1.0, 100),
+    library.warmup(library.cosine(1.0, 80), 20),
+    library.warmup(library.inverse_sqrt(1.0, 0.05), 20),
 )
 
 
 @dataclass(frozen=True)
-class Courses(Result):
+class Schedules(Result):
     """The value of each schedule after every number of finished steps."""
 
     values: Array  # (schedules, STEPS)
@@ -46,7 +46,7 @@ class Courses(Result):
     def draw(self) -> Figure:
         picture = figure(13, 8)
         for axes, schedule in zip(picture.subplots(3, 4).flat, SCHEDULES, strict=True):
-            schedules.draw(schedule, STEPS, ax=axes)
+            library.draw(schedule, STEPS, ax=axes)
             axes.lines[0].set_color(FUNCTION)
             axes.get_legend().remove()
             axes.set(title=short(schedule), ylim=(-0.03, 1.05), xlabel="finished steps")
@@ -56,12 +56,12 @@ class Courses(Result):
         return picture
 
 
-def short(schedule: schedules.Schedule) -> str:
+def short(schedule: library.Schedule) -> str:
     """Its name, and that of what it warms up to."""
-    parts = [short(part) for part in schedule.parts if isinstance(part, schedules.Schedule)]
+    parts = [short(part) for part in schedule.parts if isinstance(part, library.Schedule)]
     return " to ".join([type(schedule).__name__, *parts])
 
 
-def courses() -> Courses:
+def schedules() -> Schedules:
     """Twelve schedules over a hundred steps."""
-    return Courses(np.array([[schedule(n) for n in range(STEPS)] for schedule in SCHEDULES]))
+    return Schedules(np.array([[schedule(n) for n in range(STEPS)] for schedule in SCHEDULES]))

@@ -10,14 +10,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import schuss
-from schuss.lab.trace.result import FUNCTION, TRACE, Array, Result, figure, numbers, plain
+from schuss.lab.trace.result import FUNCTION, LEVELS, TRACE, Array, Result, figure, numbers, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# What becomes of a loss in each interval.
+WORDS = (
+    "fell far:\nheld at 1/(1 + K)",
+    "fell:\nas it is",
+    "hardly fell:\ntaken for 1/(1 + k)",
+    "hardly rose:\ntaken for 1 + k",
+    "rose:\nas it is",
+    "rose far:\nheld at 1 + K",
+)
+
 
 @dataclass(frozen=True)
-class Intervals(Result):
+class Eve(Result):
     """What the rule makes of a loss after one of 1."""
 
     thresholds: tuple[float, float]  # k, K
@@ -45,25 +55,27 @@ class Intervals(Result):
         return found
 
     def draw(self) -> Figure:
-        picture = figure(9, 7)
+        picture = figure(11, 7)
         above, below = picture.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         for side in (self.loss <= 1, self.loss > 1):  # it jumps over 1
             x = self.places(self.loss[side])
-            above.plot(x, self.places(self.tracked[side]), color=TRACE)
-            below.plot(x, self.r[side], color=TRACE)
+            above.plot(x, self.places(self.tracked[side]), color=TRACE, linewidth=2)
+            below.plot(x, self.r[side], color=TRACE, linewidth=2)
+        above.plot([0, 6], [0, 6], "--", color=LEVELS, zorder=1)
+        above.text(3.2, 2.8, "the loss itself", color="#606060")
         for axes in (above, below):
             for i in range(1, 6, 2):
                 axes.axvspan(i, i + 1, color=FUNCTION, alpha=0.15, linewidth=0)
             plain(axes)
         for i, sample in enumerate(self.samples):
             above.plot(*self.places(np.array(sample[:2])), "o", color=FUNCTION)
-            above.text(i + 0.5, 1.02, str(i + 1), ha="center", fontsize=13,
+            above.text(i + 0.5, 1.02, f"{i + 1}\n{WORDS[i]}", ha="center",
                        transform=above.get_xaxis_transform())  # fmt: skip
         k, most = self.thresholds
-        above.set(ylabel="tracked loss", xlim=(0, 6), ylim=(0.6, 5.4))
+        above.set(ylabel="the loss that Eve remembers", xlim=(0, 6), ylim=(0.6, 5.4))
         below.set(
-            xlabel="loss, after one of 1; each interval as wide",
-            ylabel="r, which lies in [k, K]",
+            xlabel="the loss of this step, after one of 1; not to scale: each interval is as wide",
+            ylabel="r: by its running mean\nthe step is divided",
             ylim=(0, None),
         )
         ticks = range(1, 6)
@@ -72,7 +84,7 @@ class Intervals(Result):
         below.set_xticks(ticks, [f"{n}\n{v}" for n, v in zip(names, values, strict=True)])
         above.set_yticks(ticks, names)
         below.set_yticks([k, most], [f"k = {k:g}", f"K = {most:g}"])
-        picture.suptitle("Eve's six intervals: in 2 and 5 a loss is tracked as it is")
+        picture.suptitle("Eve follows the loss, and slows down where it jumps: six intervals")
         return picture
 
 
@@ -86,7 +98,7 @@ def followed(loss: float, thresholds: tuple[float, float]) -> tuple[float, float
     return shared["fhat"], shared["d"]  # with beta3 = 0, d is r
 
 
-def intervals(k: float = 0.5, most: float = 3.0) -> Intervals:
+def eve(k: float = 0.5, most: float = 3.0) -> Eve:
     """Eve's six intervals: how its first version bounds the change of a loss."""
     thresholds = (k, most)
     ends = [0.5 / (1 + most), 1 / (1 + most), 1 / (1 + k), 1.0, 1 + k, 1 + most, 2 * (1 + most)]
@@ -95,4 +107,4 @@ def intervals(k: float = 0.5, most: float = 3.0) -> Intervals:
     tracked, r = np.array([followed(f, thresholds) for f in loss]).T
     middles = [float(np.sqrt(low * high)) for low, high in pairwise(ends)]
     samples = tuple((f, *followed(f, thresholds)) for f in middles)
-    return Intervals(thresholds, loss, tracked, r, samples)
+    return Eve(thresholds, loss, tracked, r, samples)
