@@ -222,3 +222,16 @@ def test_readme_is_a_front_door() -> None:
     first_screen = "".join(text.splitlines()[:40])
     assert all(way in first_screen for way in ("W[...] =", "W = W", "rebind"))
     assert all(fact in text for fact in ("CPython 3.11", "NumPy 2.0", "Linux", "PyPI", "docs/cost"))
+
+
+def test_the_house_is_described() -> None:
+    """Every room has a line in the plan of the architecture."""
+    (plan,) = [
+        b.code
+        for b in blocks((ROOT / "docs" / "architecture.md").read_text())
+        if "cpp/core/" in b.code
+    ]
+    rooms = [f.stem for f in (ROOT / "cpp").glob("*/*")]
+    rooms += [f.name for f in (ROOT / "python" / "schuss").iterdir() if not f.name.startswith("_")]
+    missing = {room for room in rooms if not re.search(rf"\b{re.escape(room)}\b", plan)}
+    assert missing <= {"py.typed"}
