@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -331,12 +330,3 @@ def test_the_penalty_stops_growing_where_it_would_hinder() -> None:
     )  # fmt: skip
     assert r.success, r
     np.testing.assert_allclose([*r.x, *r.multipliers], [1.5, 1.5, 1], atol=1e-5)
-
-
-def test_the_readmes_example(capsys: pytest.CaptureFixture[str]) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (example,) = [b for b in readme.split("```python\n")[1:] if "schuss.minimize(" in b[:900]]
-    exec(example.split("```")[0], {})
-    shown = capsys.readouterr().out
-    assert shown.startswith("Optimization terminated successfully")
-    assert "-0.6094" in shown

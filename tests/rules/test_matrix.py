@@ -24,7 +24,7 @@ from schuss.rules import matrix
 from schuss.rules.matrix import MatrixRule
 
 F4 = np.float32
-README = (Path(__file__).parents[2] / "README.md").read_text()
+LIST = (Path(__file__).parents[2] / "docs" / "rules.md").read_text()
 SHAPES = [(4, 7), (7, 4), (5, 5), (1, 6), (6, 1)]
 
 
@@ -664,5 +664,5 @@ def test_documented(rule: type[MatrixRule]) -> None:
     assert all(name in text for name in (*rule.kept, *rule.presets.keys() - {"torch"}))
     assert "zero gradient" in " ".join(text.lower().split())
     assert "Outside the bit promise" in (MatrixRule.__doc__ or "")
-    assert f"| {' | '.join(catalogue.matrix_row(rule))} |" in README.replace("`", "")
+    assert f"| {' | '.join(catalogue.matrix_row(rule))} |" in LIST.replace("`", "")
     assert "\n".join(catalogue.described(rule)).count("schuss.MatrixRule") == 1

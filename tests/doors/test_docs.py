@@ -1,0 +1,238 @@
+"""What the documentation says: its code runs, its commands parse, its links and names exist.
+
+Every ```python block of a page runs, in order and in one namespace. What a comment behind a `print`
+says is what it has to print, with "..." for anything. A block under `<!-- later -->` waits for what
+isn't there yet, as does a link before it; one that needs a package that is missing is left out, and
+the test says so.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import doctest
+import importlib
+import io
+import re
+import shlex
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.util import find_spec
+from itertools import dropwhile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import schuss
+from schuss.lab import command
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LATER = "<!-- later -->"
+BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+COMMENT = re.compile(r"^ *print\(.*\)  # (.*)$")
+
+
+@pytest.fixture(params=PAGES, ids=lambda page: page.stem)
+def page(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.param
+    return found
+
+
+class Block(NamedTuple):
+    """Code between fences, and the number of its first line."""
+
+    language: str
+    code: str
+    line: int
+    later: bool
+
+    @property
+    def missing(self) -> list[str]:
+        """The packages that it imports and that are not installed."""
+        nodes = list(ast.walk(ast.parse(self.code)))
+        names = [a.name for n in nodes if isinstance(n, ast.Import) for a in n.names]
+        names += [n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)]
+        packages = dict.fromkeys(name.split(".")[0] for name in names)
+        return [name for name in packages if find_spec(name) is None]
+
+
+def blocks(text: str) -> Iterator[Block]:
+    for match in BLOCK.finditer(text):
+        before = text[: match.start()]
+        later = before.rstrip().endswith(LATER)
+        yield Block(match[2], match[3], before.count("\n") + 2, later)
+
+
+def prose(text: str) -> str:
+    return BLOCK.sub("", text)
+
+
+# ---- Python
+
+
+def run(block: Block, name: str, namespace: dict[str, Any]) -> list[str]:
+    """Executes a block; returns where a print said something else than its comment, or nothing."""
+    wanted = {
+        block.line + i: found[1]
+        for i, line in enumerate(block.code.splitlines())
+        if (found := COMMENT.match(line))
+    }
+    wrong = []
+
+    def checked_print(*values: object, **options: Any) -> None:
+        at = sys._getframe(1).f_lineno
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            print(*values, **options)
+        want = wanted.get(at)
+        seen.add(at)
+        got = printed.getvalue()
+        if want is not None and not same(want + "\n", got):
+            wrong.append(f"{name}:{at}: says {want!r}, prints {got!r}")
+
+    seen: set[int] = set()
+    namespace["print"] = checked_print
+    # Empty lines in front: a traceback names the line of the page.
+    exec(compile("\n" * (block.line - 1) + block.code, name, "exec"), namespace)
+    return wrong + [f"{name}:{at}: prints nothing" for at in wanted.keys() - seen]
+
+
+def same(want: str, got: str) -> bool:
+    return doctest.OutputChecker().check_output(want, got, doctest.ELLIPSIS)
+
+
+def test_code(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": page.stem}
+    wrong, left_out = [], []
+    with schuss.threads(schuss.get_num_threads()):
+        for block in blocks(page.read_text()):
+            if block.language != "python" or block.later:
+                continue
+            if block.missing:
+                left_out.append(f"line {block.line} needs {', '.join(block.missing)}")
+            else:
+                wrong += run(block, page.name, namespace)
+    assert not wrong, "\n".join(wrong)
+    if left_out:
+        pytest.skip(f"{page.name}: {'; '.join(left_out)}")
+
+
+def test_later(page: Path) -> None:
+    """What waits has the syntax of its language, and is counted."""
+    text = page.read_text()
+    waiting = [block for block in blocks(text) if block.later]
+    assert len(re.findall(rf"^{LATER}$", text, re.MULTILINE)) == len(waiting)
+    for block in waiting:
+        ast.parse(block.code)
+    if waiting:
+        pytest.skip(f"{page.name}: {len(waiting)} blocks wait for what they show")
+
+
+def test_a_wrong_comment_is_noticed() -> None:
+    code = "print(1)  # 1\nprint(2)  # 3\nprint(4, 5)  # 4 ...\nif 0:\n    print(6)  # 6\n"
+    (block,) = blocks(f"\n```python\n{code}```\n")
+    assert run(block, "page", {}) == ["page:4: says '3', prints '2\\n'", "page:7: prints nothing"]
+    (block,) = blocks("```python\nimport no_such_package, numpy\n```\n")
+    assert block.missing == ["no_such_package"]
+
+
+# ---- The shell
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The commands in blocks of shell: one a line, or with && between them."""
+    for block in blocks(text):
+        if block.language == "sh" and not block.later:
+            for line in block.code.replace("\\\n", "").splitlines():
+                for part in line.split("&&"):
+                    words = shlex.split(part, comments=True)
+                    yield [*dropwhile(lambda word: re.match(r"\w+=", word), words)]
+
+
+def exit_status(argv: list[str]) -> object:
+    try:
+        return command.main(argv)
+    except SystemExit as stop:
+        return stop.code
+
+
+def test_commands(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ours, the parser takes every argument: `--help` behind them is the last that it reads."""
+    monkeypatch.chdir(tmp_path)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    for words in commands(page.read_text()):
+        shown = shlex.join(words)
+        program, *arguments = words
+        assert program in {"schuss", "python", "pip", "pytest"}, shown
+        if program == "schuss":
+            assert exit_status([*arguments, "--help"]) == 0, shown
+        for word in arguments:
+            if program in {"python", "pytest"} and word.endswith(".py"):
+                assert (ROOT / word).exists(), shown
+            if program == "pip" and (extra := re.search(r"\[(.*)\]", word)):
+                assert {*extra[1].split(",")} <= extras.keys(), shown
+
+
+# ---- Links and names
+
+
+def anchors(path: Path) -> set[str]:
+    """What the headings of a page are called in links to them."""
+    headings = re.findall(r"^#+ (.*)$", prose(path.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+def test_links(page: Path) -> None:
+    for target, rest in re.findall(r"\]\(([^)\s]+)\)(.*)$", prose(page.read_text()), re.MULTILINE):
+        if re.match(r"https?://", target) or rest.endswith(LATER):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.is_relative_to(ROOT), target
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+def test_every_page_is_listed(page: Path) -> None:
+    listed = (ROOT / "docs" / "index.md").read_text()
+    assert page.parent == ROOT or page.name == "index.md" or f"]({page.name})" in listed
+
+
+def test_names(page: Path) -> None:
+    """Every `schuss.name` between backticks."""
+    for code in re.findall(r"`([^`]+)`", prose(page.read_text())):
+        for name in re.findall(r"(?<![\w/.])schuss((?:\.[A-Za-z_]\w*)+)", code):
+            found: Any = schuss
+            for part in name[1:].split("."):
+                if not hasattr(found, part):
+                    with contextlib.suppress(ImportError):
+                        importlib.import_module(f"{found.__name__}.{part}")
+                assert hasattr(found, part), f"schuss{name}"
+                found = getattr(found, part)
+
+
+def test_readme_is_a_front_door() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    first_screen = "".join(text.splitlines()[:40])
+    assert all(way in first_screen for way in ("W[...] =", "W = W", "rebind"))
+    assert all(fact in text for fact in ("CPython 3.11", "NumPy 2.0", "Linux", "PyPI", "docs/cost"))
+
+
+def test_the_house_is_described() -> None:
+    """Every room has a line in the plan of the architecture."""
+    (plan,) = [
+        b.code
+        for b in blocks((ROOT / "docs" / "architecture.md").read_text())
+        if "cpp/core/" in b.code
+    ]
+    rooms = [f.stem for f in (ROOT / "cpp").glob("*/*")]
+    own = ROOT / "python" / "schuss"
+    rooms += [f.stem for f in own.iterdir() if f.is_dir() or f.suffix == ".py"]
+    missing = {room for room in rooms if not re.search(rf"\b{re.escape(room)}\b", plan)}
+    assert {room for room in missing if not room.startswith("_")} == set()
