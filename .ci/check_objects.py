@@ -109,7 +109,7 @@ def homes(rules: dict[str, bool]) -> dict[str, list[tuple[str, str]]]:
         "add_lanes": [
             *((home, "measure add_own") for home in own),
             *((home, "measure") for home in others),
-            *((f"::operator()<{t}>({t})", "add_squares") for t in types),
+            *((f"::squares_of<{t}>(", "squares_of") for t in types),
         ],
         **{
             f"{way}_{kind}": [(f"::{way}_{kind}(", "")]

@@ -8,8 +8,9 @@
 
 namespace schuss {
 
-// How the elements of a stream are stored. Kinds narrower than the compute type are brought to it,
-// block by block: each is an entry of storage.hpp's table. `none` is a stream that isn't there.
+// How the elements of a stream are stored. Kinds narrower than the compute type, those from float16
+// on, are brought to it block by block: each is an entry of storage.hpp's table. `none` is a stream
+// that isn't there.
 enum class kind : unsigned char { none, float32, float64, float16, bfloat16 };
 
 // One array of a span. The compute type is that of the parameter: float64, or else float32.

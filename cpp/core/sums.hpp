@@ -27,7 +27,8 @@ template <class Value, class... In>
   for (int l = 0; i + l < n; ++l) lanes[l] += value(in[i + l]...);
 }
 
-double folded(double* lanes) {
+// The sum of the lanes, as a tree.
+double fold(double* lanes) {
   for (int half = 8; half > 0; half /= 2)
     for (int l = 0; l < half; ++l) lanes[l] = lanes[l] + lanes[l + half];
   return lanes[0];
@@ -101,7 +102,7 @@ template <class T, class Rule, std::size_t... S>
       if constexpr (measures<Rule>(0))
         if ((wanted & measured::own) != 0) add_own(rule, scale, n, x, g, lanes, state[S]...);
     }
-    for (double* own : lanes) *sums++ = folded(own);
+    for (double* own : lanes) *sums++ = fold(own);
   }
 }
 
@@ -109,29 +110,31 @@ template <class T, class Rule, std::size_t... S>
 
 // Writes the sum of the squares of each chunk, returns whether all is finite. A sum of finite
 // doubles may still overflow, so that only then each element is asked.
-bool add_squares(const stream& s, std::ptrdiff_t first, std::ptrdiff_t last, double* sums) {
-  const auto over = [&](auto zero) {
-    using T = decltype(zero);
-    bool finite = true;
-    for (std::ptrdiff_t from = first; from < last; from += chunk) {
-      const std::ptrdiff_t to = last - from < chunk ? last : from + chunk;
-      double lanes[16] = {};
-      T buffer[block];
-      for (std::ptrdiff_t i = from; i < to; i += block) {
-        const std::ptrdiff_t n = to - i < block ? to - i : block;
-        add_lanes(n, lanes, square<T>, static_cast<const T*>(open(s, i, n, buffer)));
-      }
-      const double sum = folded(lanes);
-      if (sum - sum != 0)
-        for (std::ptrdiff_t i = from; i < to; ++i) {
-          const T d = *open(s, i, 1, buffer);
-          finite = finite && d - d == 0;
-        }
-      *sums++ = sum;
+template <class T> [[gnu::noinline]] bool squares_of(const stream& s, std::ptrdiff_t first,
+                                                     std::ptrdiff_t last, double* sums) {
+  bool finite = true;
+  for (std::ptrdiff_t from = first; from < last; from += chunk) {
+    const std::ptrdiff_t to = last - from < chunk ? last : from + chunk;
+    double lanes[16] = {};
+    T buffer[block];
+    for (std::ptrdiff_t i = from; i < to; i += block) {
+      const std::ptrdiff_t n = to - i < block ? to - i : block;
+      add_lanes(n, lanes, square<T>, static_cast<const T*>(open(s, i, n, buffer)));
     }
-    return finite;
-  };
-  return s.kind == kind::float64 ? over(double()) : over(float());
+    const double sum = fold(lanes);
+    if (sum - sum != 0)
+      for (std::ptrdiff_t i = from; i < to; ++i) {
+        const T d = *open(s, i, 1, buffer);
+        finite = finite && d - d == 0;
+      }
+    *sums++ = sum;
+  }
+  return finite;
+}
+
+bool add_squares(const stream& s, std::ptrdiff_t first, std::ptrdiff_t last, double* sums) {
+  return s.kind == kind::float64 ? squares_of<double>(s, first, last, sums)
+                                 : squares_of<float>(s, first, last, sums);
 }
 
 }  // namespace
