@@ -5,7 +5,8 @@ BUILD holds a build of CMakeLists.txt, configured with -DCMAKE_EXPORT_COMPILE_CO
 
 loops          Each loop over elements is vectorised, in full width, in each of its copies for
                every rule, stage and type: a scalar one gives the same bits, several times slower,
-               so that no test would tell. float16 takes F16C instructions where there are any.
+               so that no test would tell. float16 and bfloat16 take the instructions of the set
+               for them where there are any.
 symbols        An object exports its table and nothing else. A weak copy of a function, which the
                linker picks for all, would be an illegal instruction on an older processor.
 instructions   An object stays within its set; it fuses no product with a sum and estimates no
