@@ -5,7 +5,8 @@ BUILD holds a build of CMakeLists.txt, configured with -DCMAKE_EXPORT_COMPILE_CO
 
 loops          Each loop over elements is vectorised, in full width, in each of its copies for
                every rule, stage and type: a scalar one gives the same bits, several times slower,
-               so that no test would tell. float16 takes F16C instructions where there are any.
+               so that no test would tell. float16 and bfloat16 take the instructions of the set
+               for them where there are any.
 symbols        An object exports its table and nothing else. A weak copy of a function, which the
                linker picks for all, would be an illegal instruction on an older processor.
 instructions   An object stays within its set; it fuses no product with a sum and estimates no
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 CORE = Path(__file__).parent.parent / "cpp" / "core"
-SOURCES = (CORE / "kernels.cpp", CORE / "storage.hpp")  # what a kernel's loops are in
+SOURCES = [CORE / f"{name}.hpp" for name in ("stages", "sums", "storage")]  # that have loops
 WIDTH = {"sse2": 16, "avx2": 32, "avx512": 64, "neon": 16}  # bytes, unless flags prefer others
 
 # What a compiler calls without being asked: all in the C library, where no set leaks from us.
@@ -38,6 +39,11 @@ INEXACT = re.compile(r"\tv?(fn?m(add|sub)|r(cp|sqrt)(14|28)?[ps][sd])")
 BEYOND = {
     "sse2": re.compile(r"\tv\w+|%[yz]mm"),  # VEX encoding: AVX and later
     "avx2": re.compile(r"%zmm|%[xy]mm(1[6-9]|2\d|3[01])|%k[0-7]"),  # EVEX encoding: AVX-512
+    "avx512": re.compile(r"\tv(cvtne2?ps2?bf16|dpbf16)"),  # AVX-512 with BF16
+}
+CONVERSIONS = {
+    "-mf16c": ("vcvtph2ps .*%[yz]mm", "vcvtps2ph .*%[yz]mm"),
+    "-mavx512bf16": ("vcvtne2ps2bf16 .*%zmm",),
 }
 FAST_MATH = re.compile(r"-(Ofast|ffast-math|funsafe-math-optimizations|fassociative-math)")
 
@@ -90,25 +96,28 @@ def element_loops() -> list[Loop]:
 def homes(rules: dict[str, bool]) -> dict[str, list[tuple[str, str]]]:
     """Where each function with such a loop ends up: compiled function, and who calls it there.
 
-    rules has of each whether it has a look of its own.
+    rules has of each whether it measures something of its own.
     """
     types = ("float", "double")
-    looks = {r: [f"::{r}>::look<{t}>(" for t in types] for r in rules}
-    own = [home for r, its in rules.items() if its for home in looks[r]]
-    others = [home for r, its in rules.items() if not its for home in looks[r]]
+    sweeps = {r: [f"::{r}>::measure<{t}>(" for t in types] for r in rules}
+    own = [home for r, its in rules.items() if its for home in sweeps[r]]
+    others = [home for r, its in rules.items() if not its for home in sweeps[r]]
     return {
-        "foresee": [(home, "look_at") for home in (*own, *others)],
-        "regard": [(home, "look_at") for home in own],
+        "updates": [(home, "measure") for home in (*own, *others)],
+        "add_own": [(home, "measure") for home in own],
         "apply": [(f"::{rule}>::run<{t}>(", "blocks") for rule in rules for t in types],
         "each": [(f"::stages<{t}>::{f}(", f) for f in ("prepare", "finish") for t in types],
-        "dithered": [("::stages<float>::finish(", "finish")],
         "add_lanes": [
-            *((home, "look_at regard") for home in own),
-            *((home, "look_at") for home in others),
-            *((f"::operator()<{t}>({t})", "add_squares") for t in types),
+            *((home, "measure add_own") for home in own),
+            *((home, "measure") for home in others),
+            *((f"::squares_of<{t}>(", "squares_of") for t in types),
         ],
-        "widen_block": [("::widen_block(", "")],
-        "narrow_block": [("::narrow_block(", "")],
+        **{
+            f"{way}_{kind}": [(f"::{way}_{kind}(", "")]
+            for way in ("open", "close")
+            for kind in ("float16", "bfloat16")
+        },
+        "dither_block": [(f"::dither_block<{half}>(", "") for half in ("true", "false")],
     }
 
 
@@ -139,12 +148,12 @@ def check_loops(report: str, width: int, rules: dict[str, bool], f16c: bool) -> 
                 )
 
 
-def check_f16c(built: Path) -> Iterator[str]:
-    """The instructions that convert many float16 at once, for elements that lie in memory."""
+def check_conversions(built: Path, flag: str) -> Iterator[str]:
+    """The instructions that convert many elements in memory at once."""
     code = "\n".join(lines("objdump", "--disassemble", "--no-show-raw-insn", built))
-    for wanted in ("vcvtph2ps .*%[yz]mm", "vcvtps2ph .*%[yz]mm"):
+    for wanted in CONVERSIONS[flag]:
         if not re.search(wanted, code):
-            yield f"compiled with F16C, but there is no {wanted!r} in the object"
+            yield f"compiled with {flag}, but there is no {wanted!r} in the object"
 
 
 def check_symbols(built: Path, isa: str) -> Iterator[str]:
@@ -175,7 +184,7 @@ def check_instructions(built: Path, isa: str) -> Iterator[str]:
 def check(build: Path) -> Iterator[str]:
     sys.path.insert(0, str(build))
     core = importlib.import_module("_core")
-    rules, isas = {name: looks for name, _, _, looks in core.rules()}, core.compiled_isas()
+    rules, isas = {name: own for name, _, _, own in core.rules()}, core.compiled_isas()
     loops = ", ".join(f"{loop.function} ({loop.at})" for loop in element_loops())
     print(f"{len(rules)} rules; {', '.join(isas)}; loops over elements: {loops}")
 
@@ -189,14 +198,14 @@ def check(build: Path) -> Iterator[str]:
         yield from check_instructions(built, isa)
         if kernels:
             checked.append(isa)
-            f16c = " -mf16c " in entry["command"]
+            flags = entry["command"].split()
             dumps = built.parent.glob("kernels.cpp*.vect")
             report = demangled("".join(dump.read_text() for dump in dumps))
             preferred = re.search(r"-mprefer-vector-width=(\d+)", entry["command"])
             width = int(preferred[1]) // 8 if preferred else WIDTH[isa]
-            yield from (f"{isa}: {w}" for w in check_loops(report, width, rules, f16c))
-            if f16c:
-                yield from (f"{isa}: {w}" for w in check_f16c(built))
+            yield from (f"{isa}: {w}" for w in check_loops(report, width, rules, "-mf16c" in flags))
+            for flag in CONVERSIONS.keys() & flags:
+                yield from (f"{isa}: {w}" for w in check_conversions(built, flag))
             yield from check_symbols(built, isa)
     if sorted(checked) != sorted(isas):
         yield f"kernels were compiled for {checked}, the module has {isas}"

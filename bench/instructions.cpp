@@ -21,6 +21,7 @@ namespace {
 
 constexpr std::ptrdiff_t n = chunk + 13;  // whole blocks and an odd tail, in two chunks
 constexpr std::ptrdiff_t arrays = 1000;   // of one element, for the driver
+constexpr unsigned all_sums = measured::xx | measured::gg | measured::uu | measured::agree;
 
 std::string name(kind type) {
   constexpr const char* names[] = {"none", "float32", "float64", "float16", "bfloat16"};
@@ -36,6 +37,8 @@ template <class Work> void count(const std::string& what, std::ptrdiff_t per, co
   CALLGRIND_DUMP_STATS_AT(label.c_str());
 }
 
+const storage& storage_of(kind type) { return kernels().storages[static_cast<int>(type)]; }
+
 // n elements that are all 1/2, in one of the memories.
 stream halves(kind type, int memory) {
   static double memories[most_states + 3][n];
@@ -48,8 +51,9 @@ stream halves(kind type, int memory) {
     std::fill_n(static_cast<float*>(data), n, 0.5f);
     return {data, type, 4};
   }
-  kernels().narrow(type, std::vector<float>(n, 0.5f).data(), n, data);
-  return {data, type, 2};
+  const stream narrow{data, type, 2};
+  storage_of(type).close(narrow, 0, n, std::vector<float>(n, 0.5f).data());
+  return narrow;
 }
 
 stream parameter(kind type) { return halves(type, 0); }
@@ -86,20 +90,20 @@ void count_step(const rule& r, kind type, const std::string& stage, const Change
   count(r.name + (" " + name(type)) + stage, n, [&] { update(&a, &a + 1, 0, n, c); });
 }
 
-void count_look(const rule& r, kind type, const std::string& what, int wanted) {
+void count_measure(const rule& r, kind type, const std::string& what, unsigned wanted) {
   const span a = array_of(type);
   const scalars c = plain_step();
-  const looking at = type == kind::float64 ? r.look64 : r.look32;
+  const measure_kernel measure = type == kind::float64 ? r.measure64 : r.measure32;
   double sums[2 * most_sums];
-  count(r.name + (" " + name(type)) + what, n, [&] { at(a, 0, n, c, wanted, sums); });
+  count(r.name + (" " + name(type)) + what, n, [&] { measure(a, 0, n, c, wanted, sums); });
 }
 
 void count_rule(const rule& r, kind type) {
   count_step(r, type, "", [](span&, scalars&) {});
-  if (r.looks) count_look(r, type, ", own look", 16);
+  if (r.measures) count_measure(r, type, ", own sums", measured::own);
 }
 
-// Each stage of a step alone, and all that a look at any rule can give.
+// Each stage of a step alone, and all that can be measured of any rule.
 void count_stages(const rule& r, kind type) {
   const auto by_scalar = [&](const char* stage, double scalars::* asked) {
     count_step(r, type, stage, [&](span&, scalars& c) { c.*asked = 0.5; });
@@ -117,7 +121,7 @@ void count_stages(const rule& r, kind type) {
              [&](span& a, scalars&) { a.low = a.high = beside(type); });
   count_step(r, type, ", average", [&](span& a, scalars&) { a.average = beside(type); });
   by_scalar(", zero_grad", &scalars::zero_grad);
-  count_look(r, type, ", sums of a look", 15);
+  count_measure(r, type, ", sums", all_sums);
 }
 
 void count_storage(const rule& r, kind half) {
@@ -147,9 +151,9 @@ void count_shared(const table& t) {
   }
   std::vector<float> wide(n);
   for (const kind half : {kind::float16, kind::bfloat16}) {
-    void* const data = gradient(half).data;
-    count("widen " + name(half), n, [&] { t.widen(half, data, n, wide.data()); });
-    count("narrow " + name(half), n, [&] { t.narrow(half, wide.data(), n, data); });
+    const stream s = gradient(half);
+    count("open " + name(half), n, [&] { storage_of(half).open(s, 0, n, wide.data()); });
+    count("close " + name(half), n, [&] { storage_of(half).close(s, 0, n, wide.data()); });
   }
 }
 
@@ -164,7 +168,7 @@ void count_driver(const table& t, int rule) {
   std::vector<double> sums(most_sums);
   count("run, an array", arrays, [&] { run(t, spans, sets); });
   count("norm, an array", arrays, [&] { norm(t, spans, sums); });
-  count("look, an array", arrays, [&] { look(t, spans, sets, 15, sums); });
+  count("measure, an array", arrays, [&] { measure(t, spans, sets, all_sums, sums); });
 }
 
 void count_all(const table& t) {

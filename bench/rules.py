@@ -24,8 +24,10 @@ from schuss.lab.bench.contestants import Schuss
 from schuss.lab.bench.workloads import Case, Memory, label
 from schuss.rules import RULES
 
+AVX512 = ["-mavx512f", "-mprefer-vector-width=512"]
 FLAGS = {
-    "avx512": ["-mavx512f", "-mprefer-vector-width=512"],
+    "avx512bf16": AVX512,
+    "avx512": AVX512,
     "avx2": ["-mavx2"],
     "sse2": [],
     "neon": [],

@@ -104,8 +104,8 @@ void run(const table& kernels, const std::vector<span>& spans,
 
 std::ptrdiff_t chunks(std::ptrdiff_t size) noexcept { return (size + chunk - 1) / chunk; }
 
-measure norm(const table& kernels, const std::vector<span>& spans,
-             std::vector<double>& sums) noexcept {
+squared_norm norm(const table& kernels, const std::vector<span>& spans,
+                  std::vector<double>& sums) noexcept {
   std::atomic<bool> finite{true};
   const auto bytes_per_element = [](const span& a) { return a.g.width; };
   const auto add = [&](const span& a, std::ptrdiff_t first, std::ptrdiff_t last) {
@@ -121,14 +121,14 @@ measure norm(const table& kernels, const std::vector<span>& spans,
   return {total, finite};
 }
 
-void look(const table& kernels, const std::vector<span>& spans, const std::vector<scalars>& sets,
-          int wanted, std::vector<double>& sums) noexcept {
-  const auto regard = [&](const span& a, std::ptrdiff_t first, std::ptrdiff_t last) {
+void measure(const table& kernels, const std::vector<span>& spans, const std::vector<scalars>& sets,
+             unsigned wanted, std::vector<double>& sums) noexcept {
+  const auto add = [&](const span& a, std::ptrdiff_t first, std::ptrdiff_t last) {
     const rule& own = rule_of(kernels, a, sets);
-    const looking at = computes_double(a) ? own.look64 : own.look32;
-    at(a, first, last, sets[a.set], wanted, sums.data() + most_sums * (a.chunk + first / chunk));
+    const measure_kernel sum = computes_double(a) ? own.measure64 : own.measure32;
+    sum(a, first, last, sets[a.set], wanted, sums.data() + most_sums * (a.chunk + first / chunk));
   };
-  over(spans, width, one_by_one(regard));
+  over(spans, width, one_by_one(add));
   for (const span& a : spans)
     for (int s = 0; s < most_sums; ++s)
       fold(sums.data() + most_sums * a.chunk + s, chunks(a.size), most_sums);

@@ -19,18 +19,19 @@ void run(const table& kernels, const std::vector<span>& spans,
 // The squared norm of all gradients of the spans, in double and in an order of its own: blocks of
 // `chunk` elements fold pairwise by index, then arrays are added in their order. `sums` is
 // room for the chunks of all spans.
-struct measure {
+struct squared_norm {
   double squares;
   bool finite;
 };
-measure norm(const table& kernels, const std::vector<span>& spans,
-             std::vector<double>& sums) noexcept;
+squared_norm norm(const table& kernels, const std::vector<span>& spans,
+                  std::vector<double>& sums) noexcept;
 std::ptrdiff_t chunks(std::ptrdiff_t size) noexcept;
 
-// What a step would do: the sums of every span (kernel.hpp, looking), in the order of the norm, at
-// most_sums times the number of its first chunk. `sums` is room for most_sums of each chunk.
-void look(const table& kernels, const std::vector<span>& spans, const std::vector<scalars>& sets,
-          int wanted, std::vector<double>& sums) noexcept;
+// What a step would do: the sums of every span (kernel.hpp, measure_kernel), in the order of the
+// norm, at most_sums times the number of its first chunk. `sums` is room for most_sums of each
+// chunk.
+void measure(const table& kernels, const std::vector<span>& spans, const std::vector<scalars>& sets,
+             unsigned wanted, std::vector<double>& sums) noexcept;
 
 // Where the share of thread `rank` begins among a step's bytes, and that of the one before it ends.
 std::ptrdiff_t cut(std::ptrdiff_t total, int rank, int team) noexcept;

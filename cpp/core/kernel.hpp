@@ -4,11 +4,13 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace schuss {
 
-// How the elements of a stream are stored. Kinds narrower than the compute type are brought to it,
-// block by block. `none` is a stream that isn't there.
+// How the elements of a stream are stored. Kinds narrower than the compute type, those from float16
+// on, are brought to it block by block: each is an entry of storage.hpp's table. `none` is a stream
+// that isn't there.
 enum class kind : unsigned char { none, float32, float64, float16, bfloat16 };
 
 // One array of a span. The compute type is that of the parameter: float64, or else float32.
@@ -20,7 +22,7 @@ struct stream {
 
 constexpr int most_states = 4;    // state arrays of one rule
 constexpr int most_scalars = 16;  // members of one rule
-constexpr int most_sums = 6;      // what a look at an array returns
+constexpr int most_sums = 6;      // what is measured of an array
 
 // The stages in the order of a step, each with the value that changes nothing and is passed over.
 // Python compares names and values with its own.
@@ -86,28 +88,38 @@ struct span {
 using kernel = void (*)(const span* begin, const span* end, std::ptrdiff_t first,
                         std::ptrdiff_t last, const scalars&);
 
+// What the first sweep measures of each element: the squares of x, of the gradient that the rule is
+// to see and of the update that it would return, whether these two have the same sign, and two
+// numbers of the rule's own.
+enum measured : unsigned { xx = 1, gg = 2, uu = 4, agree = 8, own = 16 };
+
 // Writes most_sums sums of each chunk of a span, one after another, of the elements first <= i <
-// last: of x*x, g*g, u*u, whether u and g have the same sign, and of what the rule's own look at an
-// element gives. g and u are what the rule is to see and would return. Those of which `wanted` has
-// the bit, 1, 2, 4, 8 and 16 for both of the look; 0 for the others. Nothing is changed.
-using looking = void (*)(const span&, std::ptrdiff_t first, std::ptrdiff_t last, const scalars&,
-                         int wanted, double* sums);
+// last: those of which `wanted` has the bit, in the order of `measured`; 0 for the others. Nothing
+// is changed.
+using measure_kernel = void (*)(const span&, std::ptrdiff_t first, std::ptrdiff_t last,
+                                const scalars&, unsigned wanted, double* sums);
 
 struct rule {
   const char* name;
   int states, scalars;
-  bool looks;  // whether it has a look of its own
+  bool measures;  // whether it measures something of its own
   kernel float32, float64;
-  looking look32, look64;
+  measure_kernel measure32, measure64;
 };
 
 // Writes the sum of the squares of each chunk of a stream, of the elements first <= i < last;
 // returns whether all of them are finite.
 using squares = bool (*)(const stream&, std::ptrdiff_t first, std::ptrdiff_t last, double* sum);
 
-// Brings n elements of float16 or bfloat16 to float, and back.
-using widening = void (*)(kind from, const void* data, std::ptrdiff_t n, float* out);
-using narrowing = void (*)(kind to, const float* in, std::ptrdiff_t n, void* data);
+// A kind narrower than the compute type; no function where it is as wide.
+struct storage {
+  // Brings n elements of a stream, from element `from` on, to float, and back.
+  void (*open)(const stream&, std::ptrdiff_t from, std::ptrdiff_t n, float* out);
+  void (*close)(const stream&, std::ptrdiff_t from, std::ptrdiff_t n, const float* in);
+  // Rounds x stochastically to what closing then leaves as it is.
+  void (*dither)(const float* x, std::ptrdiff_t n, std::uint32_t position, std::uint32_t key,
+                 float* out);
+};
 
 // All rules of one instruction set, in the order of rules.hpp, and what all of them share.
 struct table {
@@ -115,8 +127,7 @@ struct table {
   const rule* rules;
   int size;
   squares add_squares;
-  widening widen;  // these two for proofs: the kernels call them by themselves
-  narrowing narrow;
+  const storage* storages;  // by kind; for proofs: the kernels call them by themselves
 };
 
 // Elements of a block, counted from the array's start: they cost nothing against a direct loop. In

@@ -3,33 +3,23 @@
 // A rule is a struct of scalars, all of type T. Its call operator takes the parameter x, the
 // gradient g and one reference for each state array, updates the state and returns the update u;
 // the block loop then stores x = keep*x - u. It knows no loop, pointer, thread, instruction set,
-// decay or storage type. Letters and order of operations are those of python/schuss/reference.py,
-// the specification, and nothing is contracted, so both end on the same bits. One select a
-// statement: a nested ?: stays scalar on SSE2.
+// decay or storage type. Letters and order of operations are those of the specification,
+// python/schuss/reference/rules.py, and nothing is contracted, so both end on the same bits. One
+// select a statement: a nested ?: stays scalar on SSE2.
 #pragma once
 
 #include <cmath>
 
+#include "elements.hpp"
+
 namespace schuss {
 namespace {
 
-// The larger one; a NaN on either side comes through, as std::max and maxps do not promise.
-template <class T> T maximum(T a, T b) {
-  const T larger = a > b ? a : b;
-  return a != a ? a : larger;
-}
-
-// 1, -1, or the number itself where it is 0 or NaN.
-template <class T> T sign(T a) {
-  const T below = a < 0 ? T(-1) : a;
-  return a > 0 ? T(1) : below;
-}
-
-// The number, or the bound that it is beyond; a NaN comes through.
-template <class T> T clamp(T a, T low, T high) {
-  const T above = a < low ? low : a;
-  return above > high ? high : above;
-}
+// What a rule measures of an element, where its step depends on sums over the array: two numbers,
+// of the state as it is before the step.
+template <class T> struct measurement {
+  T p, q;
+};
 
 // Above 0 where g and its predecessor p agree in sign, below where they don't. Their product, as
 // others compute it, is 0 where it is too small for its type.
@@ -43,12 +33,6 @@ template <class T> T scaled(T s, T q, T minus, T plus) {
   const T smaller = q < 0 ? minus * s : s;
   return q > 0 ? plus * s : smaller;
 }
-
-// What a rule's own look at an element gives, where its step depends on sums over the array: two
-// numbers, of the state as it is before the step.
-template <class T> struct look {
-  T p, q;
-};
 
 // A gain after agreement q: it grows by a sum and shrinks by a factor.
 template <class T> T gained(T k, T q, T add, T mul) {
@@ -155,7 +139,7 @@ template <class T> struct adam {
     v = beta2 * v + w2 * (g * g);
     return step * (m / (denom * std::sqrt(v) + eps));
   }
-  schuss::look<T> look(T, T g, T, T v) const {
+  measurement<T> measure(T, T g, T, T v) const {
     const T square = g * g;
     return {square / maximum(beta2 * v + w2 * square, eps * eps), T(0)};
   }
@@ -386,7 +370,7 @@ template <class T> struct lars {
     b = mu * b + w * (g + decay * x);
     return s * b + a * (g + decay * x);
   }
-  schuss::look<T> look(T x, T g, T) const {
+  measurement<T> measure(T x, T g, T) const {
     const T d = g + decay * x;
     return {d * d, T(0)};
   }
@@ -410,7 +394,7 @@ template <class T> struct mars {
     v = beta2 * v + w2 * (c * c);
     return step * (m / (denom * std::sqrt(v) + eps));
   }
-  schuss::look<T> look(T, T g, T, T, T p) const {
+  measurement<T> measure(T, T g, T, T, T p) const {
     const T c = g + ahead * (g - p);
     return {c * c, T(0)};
   }
@@ -428,7 +412,7 @@ template <class T> struct prodigy {
     o = first > 0 ? x : old;
     return step * (m / (std::sqrt(v) + eps));
   }
-  schuss::look<T> look(T x, T g, T, T, T s, T o) const {
+  measurement<T> measure(T x, T g, T, T, T s, T o) const {
     const T start = first > 0 ? x : o;
     return {g * (start - x), std::fabs(beta3 * s + k * g)};
   }
@@ -442,7 +426,7 @@ template <class T> struct dadapt_adam {
     s = beta3 * s + k * g;
     return m / (std::sqrt(v) + eps);
   }
-  schuss::look<T> look(T, T g, T, T v, T s) const {
+  measurement<T> measure(T, T g, T, T v, T s) const {
     return {g * (s / (std::sqrt(v) + eps)), std::fabs(beta3 * s + k * g)};
   }
 };
@@ -452,13 +436,43 @@ template <class T> struct dadapt_adam {
 
 // The list of rules: a rule that is not on it does not exist, one that is on it is tested, timed
 // and documented.
-#define SCHUSS_RULES(rule)                                                                        \
-  rule(sgd) rule(momentum) rule(nesterov) rule(adagrad) rule(rmsprop) rule(rmsprop_momentum)      \
-      rule(rmsprop_centered) rule(rmsprop_centered_momentum) rule(adadelta) rule(ftrl) rule(adam) \
-          rule(general_adam) rule(decayed_adam) rule(amsgrad) rule(adamax) rule(adabelief)        \
-              rule(yogi) rule(adopt) rule(grams) rule(ademamix) rule(adan) rule(sophia)           \
-                  rule(signsgd) rule(lion) rule(rprop) rule(rprop_backtracking)                   \
-                      rule(delta_bar_delta) rule(delta_bar_delta_velocity)                        \
-                          rule(delta_bar_delta_momentum) rule(asgd) rule(schedule_free)           \
-                              rule(schedule_free_adam) rule(lars) rule(lamb) rule(mars)           \
-                                  rule(prodigy) rule(dadapt_adam)
+// clang-format off
+#define SCHUSS_RULES(rule)         \
+  rule(sgd)                        \
+  rule(momentum)                   \
+  rule(nesterov)                   \
+  rule(adagrad)                    \
+  rule(rmsprop)                    \
+  rule(rmsprop_momentum)           \
+  rule(rmsprop_centered)           \
+  rule(rmsprop_centered_momentum)  \
+  rule(adadelta)                   \
+  rule(ftrl)                       \
+  rule(adam)                       \
+  rule(general_adam)               \
+  rule(decayed_adam)               \
+  rule(amsgrad)                    \
+  rule(adamax)                     \
+  rule(adabelief)                  \
+  rule(yogi)                       \
+  rule(adopt)                      \
+  rule(grams)                      \
+  rule(ademamix)                   \
+  rule(adan)                       \
+  rule(sophia)                     \
+  rule(signsgd)                    \
+  rule(lion)                       \
+  rule(rprop)                      \
+  rule(rprop_backtracking)         \
+  rule(delta_bar_delta)            \
+  rule(delta_bar_delta_velocity)   \
+  rule(delta_bar_delta_momentum)   \
+  rule(asgd)                       \
+  rule(schedule_free)              \
+  rule(schedule_free_adam)         \
+  rule(lars)                       \
+  rule(lamb)                       \
+  rule(mars)                       \
+  rule(prodigy)                    \
+  rule(dadapt_adam)
+// clang-format on

@@ -1,11 +1,14 @@
 // The binding: what of all this Python sees.
+#include <map>
+
 #include "plan.hpp"
 #include "threads.hpp"
 
 namespace schuss {
 namespace {
 
-// ---- The conversions of the table in use, for the proof over all numbers (tests/test_storage.py).
+// ---- The conversions of the table in use, for the proof over all numbers
+// (tests/exact/test_storage.py).
 
 kind half_named(const std::string& name) {
   if (name == "float16") return kind::float16;
@@ -13,17 +16,21 @@ kind half_named(const std::string& name) {
   throw py::value_error("kind: '" + name + "', wanted float16 or bfloat16");
 }
 
+const storage& storage_of(const stream& s) { return kernels().storages[static_cast<int>(s.kind)]; }
+
 py::array_t<float> widen(const std::string& from,
                          const py::array_t<std::uint16_t, py::array::c_style>& in) {
+  const stream bits{const_cast<std::uint16_t*>(in.data()), half_named(from), 2};
   py::array_t<float> out(in.size());
-  kernels().widen(half_named(from), in.data(), in.size(), out.mutable_data());
+  storage_of(bits).open(bits, 0, in.size(), out.mutable_data());
   return out;
 }
 
 py::array_t<std::uint16_t> narrow(const std::string& to,
                                   const py::array_t<float, py::array::c_style>& in) {
   py::array_t<std::uint16_t> out(in.size());
-  kernels().narrow(half_named(to), in.data(), in.size(), out.mutable_data());
+  const stream bits{out.mutable_data(), half_named(to), 2};
+  storage_of(bits).close(bits, 0, in.size(), in.data());
   return out;
 }
 
@@ -89,6 +96,13 @@ PYBIND11_MODULE(_core, m) {
     for (const stage& s : stages()) all.emplace_back(s.name, s.idle);
     return all;
   });
+  m.def("measured", [] {
+    return std::map<std::string, unsigned>{{"x", measured::xx},
+                                           {"g", measured::gg},
+                                           {"u", measured::uu},
+                                           {"agree", measured::agree},
+                                           {"own", measured::own}};
+  });
   m.def("require_parameter", &require_parameter, py::arg("x"), py::arg("label"));
   m.def(
       "no_array",
@@ -98,7 +112,7 @@ PYBIND11_MODULE(_core, m) {
     std::vector<std::tuple<std::string, int, int, bool>> all;
     for (int i = 0; i < kernels().size; ++i)
       all.emplace_back(kernels().rules[i].name, kernels().rules[i].states,
-                       kernels().rules[i].scalars, kernels().rules[i].looks);
+                       kernels().rules[i].scalars, kernels().rules[i].measures);
     return all;
   });
   m.def("compiled_isas", &compiled_isas);

@@ -152,7 +152,7 @@ plan::outcome plan::attempt(const py::object& grads, const py::object& lr, const
 
   double scale = scale_of(grad_scale);
   if (recipe_->measures_norm) {
-    const measure found = norm_of_gradients();
+    const squared_norm found = norm_of_gradients();
     const double length = std::sqrt(found.squares) * scale;
     grad_norm_ = length;
     if (!found.finite && !recipe_->propagates) {
@@ -507,7 +507,7 @@ void plan::check_masters() const {
 
 // ---- Measure
 
-measure plan::norm_of_gradients() {
+squared_norm plan::norm_of_gradients() {
   check();
   if (!recipe_->backend.is_none()) {
     const auto [squares, finite] =
@@ -515,7 +515,7 @@ measure plan::norm_of_gradients() {
     return {squares, finite};
   }
   sums_.resize(registry_.all_chunks());
-  measure found{};
+  squared_norm found{};
   freely([&] { found = norm(kernels(), spans_, sums_); });
   return found;
 }
@@ -532,7 +532,7 @@ std::vector<py::object> plan::measured() {
                      .cast<std::array<double, most_sums>>();
   } else {
     measurements_.resize(registry_.all_chunks() * most_sums);
-    freely([&] { look(kernels(), spans_, sets_, recipe_->wanted, measurements_); });
+    freely([&] { schuss::measure(kernels(), spans_, sets_, recipe_->wanted, measurements_); });
     for (std::size_t k = 0; k < active_.size(); ++k)
       if (spans_[k].size > 0)
         std::copy_n(measurements_.data() + most_sums * spans_[k].chunk, most_sums,

@@ -109,7 +109,7 @@ class plan {
   void require_gradients_apart() const;
 
   // measure
-  measure norm_of_gradients();
+  squared_norm norm_of_gradients();
   std::vector<py::object> measured();
 
   // scalars

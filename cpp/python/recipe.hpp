@@ -60,7 +60,7 @@ struct recipe {
   std::vector<py::object> remembered, shared;  // names of the numbers beside arrays, beside all
   double limit;                                // of the norm
   bool measures_norm, propagates, reads_loss, totals, adapts, zero_grad;
-  int wanted;  // sums of the arrays that a step has to know first
+  unsigned wanted;  // sums of the arrays that a step has to know first
 
   recipe(const py::object& from, const py::object& settings_name);
 };

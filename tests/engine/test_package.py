@@ -154,6 +154,7 @@ def test_the_best_one_is_the_default() -> None:
         flags = Path("/proc/cpuinfo").read_text()
         assert ("avx2" in isa["found"]) == (" avx2 " in flags)
         assert ("avx512" in isa["found"]) == (" avx512vl " in flags and " avx512dq " in flags)
+        assert ("avx512bf16" in isa["found"]) == (" avx512_bf16 " in flags)
 
 
 def test_an_unknown_set_is_an_error() -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, get_args
 from schuss import _core, reference
 from schuss.engine.declare import DecayMode, Pair
 from schuss.engine.groups import Settings
-from schuss.reference.sums import Sums
+from schuss.reference.sums import WANTED, Sums
 
 DECAY_MODES: tuple[str, ...] = get_args(DecayMode)
 
@@ -27,6 +27,8 @@ NAMES = {kernel: scalar_names(kernel) for kernel in KERNELS}
 
 if _core.stages() != [(k, float(v)) for k, v in reference.Stages._field_defaults.items()]:
     raise ImportError("the stages of kernels and reference differ in names, order or idle values")
+if _core.measured() != WANTED:
+    raise ImportError("the sums that kernels and reference measure differ in names or bits")
 
 
 class Options(NamedTuple):

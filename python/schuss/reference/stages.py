@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from schuss.reference.elements import clamp, shrink, sign
-from schuss.reference.storage import dither, random_bits
+from schuss.reference.storage import dither, is_narrow, random_bits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -109,7 +109,7 @@ def step(
             average[...] = np.where(np.abs(moved) < tiny, number(0), moved)
         if master is not None:
             master[...] = w
-        if around.stochastic and x.dtype.itemsize == 2:
+        if around.stochastic and is_narrow(x.dtype):
             w = dither(w, random_bits(w.shape, position, around.key, x), x.dtype.name == "float16")
         x[...] = w
     if around.zero_grad:
