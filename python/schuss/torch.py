@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from schuss.engine.groups import Group, Parameter
+from schuss.engine.saved import FORMATS
 from schuss.engine.structure import listing
 from schuss.reference.storage import is_narrow
 
@@ -265,3 +266,6 @@ def tensor(torch: Any, value: Any) -> Any:
     if own.dtype.name == "bfloat16":  # NumPy has no such type
         return torch.from_numpy(own.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(own)
+
+
+FORMATS.append((is_torch, from_torch))

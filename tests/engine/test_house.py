@@ -29,18 +29,10 @@ DOORS = 3
 
 # Arrows that run up or close a circle. The list can only become shorter: one that is no longer
 # there has to leave it.
-KNOWN = {
-    ("schuss.engine.declare", "schuss.engine.optimizer"),  # a live hyperparameter takes its lock
-    ("schuss.engine.groups", "schuss.engine.optimizer"),  # for type checkers: whose rule it is
-    ("schuss.engine.saved", "schuss.engine.optimizer"),  # for type checkers: what is saved
-    ("schuss.engine.declare", "schuss.loss_scale"),  # grad_scale may be a LossScale
-    ("schuss.engine.optimizer", "schuss.loss_scale"),  # the same, in a step
-    ("schuss.engine.saved", "schuss.torch"),  # load_state_dict reads PyTorch's format, too
-}
+KNOWN: set[tuple[str, str]] = set()
 
 # What the lab takes from the engine, since users have no other way to it.
 BEHIND_THE_DOORS = {
-    ("schuss.lab.bench.roofline", "schuss.engine.optimizer"),  # lays out the state
     ("schuss.lab.catalogue", "schuss.engine.declare"),  # what presets leave to be given
     ("schuss.lab.trace.paths", "schuss.engine.points"),  # where to take a gradient
 }

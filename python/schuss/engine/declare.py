@@ -13,12 +13,11 @@ import inspect
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
 from schuss.checks import Interval, check_int, unpacked
-from schuss.loss_scale import LossScale
 
 # A callable takes the number of finished steps and returns the value of the coming one.
 Number = float | Callable[[int], float]
@@ -326,11 +325,19 @@ class Whole(Hyperparameter):
         return check_int(self.name, value, self.least, 2**63 - 1)
 
 
-class LossScaleOrNumber(Bounded):
-    """A number in an interval, or a LossScale."""
+@runtime_checkable
+class Scale(Protocol):
+    """A number that follows the steps, such as schuss.LossScale."""
+
+    def __float__(self) -> float: ...
+    def update(self, stepped: bool) -> None: ...
+
+
+class ScaleOrNumber(Bounded):
+    """A number in an interval, or one that follows the steps."""
 
     def check(self, value: Any) -> Any:
-        return value if isinstance(value, LossScale) else super().check(value)
+        return value if isinstance(value, Scale) else super().check(value)
 
 
 class Option:

@@ -23,11 +23,12 @@ from schuss.engine.declare import (
     Choice,
     Flag,
     Hyperparameter,
-    LossScaleOrNumber,
     Number,
     Option,
     Pair,
     Preset,
+    Scale,
+    ScaleOrNumber,
     Storage,
     Whole,
     check_state_dtype,
@@ -61,7 +62,6 @@ from schuss.engine.structure import (
     label,
     listed,
 )
-from schuss.loss_scale import LossScale
 from schuss.reference.storage import is_narrow
 
 NoDecay = Callable[[str, np.ndarray], bool]
@@ -187,7 +187,7 @@ class Optimizer(Rule, Declared):
     l1: Number = number("[0, inf)", default=0.0)
     l1_mode: Literal["coupled", "prox"] = choice(default="coupled")
     bounds: tuple[Any, Any] | None = pair(default=None)
-    grad_scale: float | LossScale = option(LossScaleOrNumber, "(0, inf)", default=1.0)
+    grad_scale: float | Scale = option(ScaleOrNumber, "(0, inf)", default=1.0)
     clip_norm: float = option(Bounded, "(0, inf]", default=math.inf)
     nonfinite: Literal["propagate", "skip", "raise"] = option(Choice, default="propagate")
     ema_decay = option(Bounded, "[0, 1)", default=None, fixed=True, argument="ema")
@@ -244,7 +244,7 @@ class Optimizer(Rule, Declared):
         self._bound = any(p.g is not None for p in self._parameters)
         if self.master and self.stochastic_rounding:
             raise ValueError("stochastic_rounding: not with master, which needs no chance")
-        if isinstance(self.grad_scale, LossScale) and self.nonfinite != "skip":
+        if isinstance(self.grad_scale, Scale) and self.nonfinite != "skip":
             raise ValueError('grad_scale: a LossScale needs nonfinite="skip"')
         self._register(self._parameters)
         self._restore(0, [0] * len(self._parameters), self._memories(), self.shared)
@@ -331,7 +331,7 @@ class Optimizer(Rule, Declared):
     if not TYPE_CHECKING:  # which know the declared ones by themselves
 
         def __setattr__(self, name: str, value: Any) -> None:
-            """Sets a hyperparameter of all groups, or an option; an error where neither is meant."""
+            """Sets a hyperparameter of all groups, or an option; else it is an error."""
             if name in self.options:  # which a method may be named after
                 self.options[name].__set__(self, value)
             elif name.startswith("_") or is_settable(type(self), name):
@@ -616,7 +616,7 @@ class Optimizer(Rule, Declared):
                 self.zeroes_grad,
             ),
             scale=scale,
-            told=scale.update if isinstance(scale, LossScale) else None,
+            told=scale.update if isinstance(scale, Scale) else None,
             limit=self.clip_norm,
             propagates=self.nonfinite == "propagate",
             undone=self._leave_undone,
@@ -785,7 +785,7 @@ class Optimizer(Rule, Declared):
             "shared": dict(zip(self.shared, self._plan.shared, strict=True)),
             "skipped_steps": self.skipped_steps,
             "schedules": saved(self._observers()),
-            "loss_scale": dict(vars(scale)) if isinstance(scale, LossScale) else None,
+            "loss_scale": dict(vars(scale)) if isinstance(scale, Scale) else None,
         }
 
     @one_at_a_time
@@ -815,7 +815,7 @@ class Optimizer(Rule, Declared):
             array[...] = value
         self._restore(found.iterations, found.counts, found.memories, found.shared)
         self._skipped_steps = found.skipped_steps
-        if isinstance(self.grad_scale, LossScale) and found.loss_scale:
+        if isinstance(self.grad_scale, Scale) and found.loss_scale:
             vars(self.grad_scale).update(found.loss_scale)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from schuss.checks import Interval, check_int
 from schuss.engine.groups import Settings
 from schuss.engine.structure import described, listing
-from schuss.torch import from_torch, is_torch
 
-if TYPE_CHECKING:
-    from schuss.engine.optimizer import Optimizer
+# Formats of other libraries: what recognizes a state dictionary, and what makes ours of it for an
+# optimizer. Whoever knows one adds it here.
+FORMATS: list[tuple[Callable[[Any], bool], Callable[[Any, Any], dict[str, Any]]]] = []
 
 MOST = 2**62  # steps that a saved counter may say: it has room for as many again
 
@@ -79,15 +79,16 @@ class Saved(NamedTuple):
     loss_scale: Mapping[str, Any] | None
 
 
-def read(opt: Optimizer, state_dict: Mapping[str, Any]) -> Saved:
+def read(opt: Any, state_dict: Mapping[str, Any]) -> Saved:
     """What a state dictionary, ours or PyTorch's, says; changes nothing, raises what is wrong."""
     entries = state_dict if isinstance(state_dict, Mapping) else {}
     state, groups = entries.get("state"), entries.get("param_groups")
     if not isinstance(state, Mapping) or not isinstance(groups, list | tuple):
         raise TypeError('state_dict: wanted a mapping with "state", "param_groups", "iterations"')
-    if is_torch(state_dict):
-        state_dict = from_torch(opt, state_dict)
-        state, groups = state_dict["state"], state_dict["param_groups"]
+    for recognized, translated in FORMATS:
+        if recognized(state_dict):
+            state_dict = translated(opt, state_dict)
+            state, groups = state_dict["state"], state_dict["param_groups"]
     wrong = differences(opt.state, state)
     theirs = [list(g["params"]) for g in groups]
     ours = [g["param_names"] for g in opt.param_groups]
@@ -129,7 +130,7 @@ def read(opt: Optimizer, state_dict: Mapping[str, Any]) -> Saved:
 CARRIED = ("clip_norm", "nonfinite", "zero_grad", "stochastic_rounding", "seed", "subnormals")
 
 
-def read_options(opt: Optimizer, saved: Any) -> dict[str, Any]:
+def read_options(opt: Any, saved: Any) -> dict[str, Any]:
     """The options that a state dictionary brings; raises where one is fixed here and another."""
     if not isinstance(saved, Mapping):
         raise TypeError(f"options: {saved!r} is not a mapping")

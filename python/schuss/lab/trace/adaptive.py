@@ -49,5 +49,5 @@ def adaptive() -> Adaptive:
     ]
     runs += [Run("Adam, lr 0.1", "bowl", schuss.Adam, n, {"lr": 0.1}) for n in (20, 100, 200)]
     for run in runs:
-        run.options["preset"] = "seed001"
+        run.options["preset"] = "tutorial"
     return Adaptive(*descend(runs))
