@@ -38,6 +38,8 @@ class tree {
   // it. False where the structure is another one, or asks for more than a look into it.
   bool gather(PyObject* values, std::vector<py::object>& found) const {
     if (shape_ == shape::leaf) {
+      if (PyList_Check(values) != 0 || PyTuple_Check(values) != 0 || PyDict_Check(values) != 0)
+        return false;
       found[number_] = py::reinterpret_borrow<py::object>(values);
       return true;
     }

@@ -63,8 +63,8 @@ def make_call(
     param, grad, *kept = arrays
     names = [*form.states, *(["master"] if has_master else [])]
     if len(kept) != len(names):
-        given = f"{len(kept) - has_master} state arrays given"
-        raise TypeError(f"{name}: {given}; these options take {form.states}")
+        given = len(kept) - has_master
+        raise TypeError(f"{name}: state: {given} arrays given; these options take {form.states}")
     state = dict(zip(form.states, kept, strict=False))
     beside = {"master": kept[-1]} if has_master else {}
     p = Parameter(name, param, grad, state, beside, group=0, decays=True, position=0)

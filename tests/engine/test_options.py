@@ -95,7 +95,7 @@ def test_range_and_value_are_named() -> None:
         schuss.SGD(np.zeros(1), lr=-0.1)
     with pytest.raises(ValueError, match=r"betas\[1\]: 1\.0 is out of range, wanted \[0, 1\)"):
         schuss.Adam(np.zeros(1), betas=(0.9, 1.0))
-    with pytest.raises(TypeError, match=r"lrr: unknown; SGD has lr, momentum"):
+    with pytest.raises(TypeError, match=r"lrr: unknown; did you mean lr, an option of a group"):
         schuss.SGD(np.zeros(1), lrr=0.1)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="decay_mode: 'l1' is unknown; wanted 'l2' or 'decoupled'"):
         schuss.SGD(np.zeros(1), decay_mode="l1")  # type: ignore[arg-type]

@@ -45,7 +45,7 @@ def looked_at(rule: type[Optimizer], kernel: str) -> set[str]:
     arrays, sums = set(code.co_varnames[: code.co_argcount]), set(rule.sums(rule.defaults()))
     if "u" in sums:
         return arrays
-    own = inspect.getsource(getattr(reference, f"{kernel}_look")) if "look" in sums else ""
+    own = inspect.getsource(getattr(reference, f"{kernel}_look")) if "own" in sums else ""
     names = {node.id for node in ast.walk(ast.parse(own)) if isinstance(node, ast.Name)}
     return arrays & (sums | names)
 
