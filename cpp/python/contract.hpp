@@ -130,6 +130,7 @@ inline std::string description(py::handle a) {
 // A masked array is an ndarray whose mask nothing here would heed. The class is only looked up
 // where it has been imported: else there is none.
 inline bool is_masked(py::handle a) {
+  if (reinterpret_cast<PyObject*>(Py_TYPE(a.ptr())) == ndarray()) return false;
   const py::dict modules = py::module_::import("sys").attr("modules");
   return modules.contains("numpy.ma.core") &&
          py::isinstance(a, modules["numpy.ma.core"].attr("MaskedArray"));

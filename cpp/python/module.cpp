@@ -74,6 +74,7 @@ PYBIND11_MODULE(_core, m) {
       .def("require_disjoint", &plan::require_disjoint)
       .def("expect", &plan::expect, py::arg("structures"))
       .def("watch", &plan::watch, py::arg("containers"))
+      .def("gather", &plan::gather, py::arg("values"))
       .def("serve", &plan::serve, py::arg("lock"), py::arg("make"), py::arg("match"))
       .def("step", &plan::step, py::arg("grads"), py::arg("lr"), py::arg("loss"),
            py::arg("grad_scale"))

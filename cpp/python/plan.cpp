@@ -9,6 +9,18 @@ namespace schuss {
 
 namespace {
 
+double number(py::handle value) {
+  const double found = PyFloat_AsDouble(value.ptr());
+  if (found == -1.0 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return found;
+}
+
+// An empty dict that nobody writes to.
+py::dict nothing() {
+  static const auto& empty = *new py::dict();
+  return empty;
+}
+
 const storage& storage_of(const stream& s) {
   return kernels().storages[static_cast<std::size_t>(s.kind)];
 }
@@ -80,6 +92,13 @@ void plan::expect(const std::vector<py::object>& structures) {
   for (const py::object& s : structures) structures_.emplace_back(s);
 }
 
+py::object plan::gather(const py::object& values) const {
+  std::vector<py::object> found(registry_.members().size());
+  for (const tree& s : structures_)
+    if (s.gather(values.ptr(), found)) return py::cast(found);
+  return py::none();
+}
+
 void plan::watch(const std::vector<std::pair<py::object, py::object>>& containers) {
   containers_.clear();
   for (const auto& [container, structure] : containers)
@@ -144,7 +163,8 @@ plan::outcome plan::attempt(const py::object& grads, const py::object& lr, const
 
   if (shared_.size() != recipe_->shared.size())
     throw py::value_error("shared: a number for each name");
-  py::dict shared;
+  const bool follows = recipe_->reads_loss || recipe_->totals;
+  py::dict shared = recipe_->shared.empty() && !follows ? nothing() : py::dict();
   for (std::size_t k = 0; k < recipe_->shared.size(); ++k)
     shared[recipe_->shared[k]] = py::float_(shared_[k]);
   const auto follow = [&](const py::object& totals) {
@@ -181,12 +201,12 @@ plan::outcome plan::attempt(const py::object& grads, const py::object& lr, const
     if (!last && !as_read()) return outcome::again;
   }
   check();
-  check_masters();
+  if (has_copies_) check_masters();
   if (!recipe_->direct.is_none()) direct();
   next_shared_.clear();
   for (const py::object& name : recipe_->shared)
     next_shared_.push_back(shared[name].cast<double>());
-  start_copies();
+  if (has_copies_) start_copies();
   run();
   count();
   if (recipe_->zero_grad)
@@ -227,6 +247,7 @@ bool plan::read_settings() {
   for (std::size_t i = 0; i < recipe_->groups.size(); ++i) {
     group_settings& own = recipe_->groups[i];
     own.kind = numbers.emplace(own.settings.ptr(), numbers.size()).first->second;
+    own.before = py::object();
     if (kinds_[i] == own.kind) continue;
     kinds_[i] = own.kind;
     keyed_right_ = false;
@@ -238,14 +259,22 @@ bool plan::read_settings() {
 // The hyperparameters of each kind of group in this step; the user's callables run here.
 void plan::begin_groups(const py::object& lr) {
   std::size_t next = 0;
-  for (const group_settings& own : recipe_->groups) {
+  for (group_settings& own : recipe_->groups) {
     if (own.kind != next) continue;  // each kind comes first where its number does
     ++next;
     py::object& h = values_[own.kind];
-    h = own.at.is_none() ? own.values : call(own.at, py::int_(iterations_));
-    if (lr.is_none()) continue;
-    h = py::reinterpret_steal<py::object>(PyDict_Copy(h.ptr()));
-    h["lr"] = lr;
+    py::object now = own.at.is_none() ? own.values : call(own.at, py::int_(iterations_));
+    if (!lr.is_none()) {
+      const double rate = number(lr);
+      if (now.is(own.before) && rate == own.rate) continue;  // as in the step before
+      own.before = now;
+      own.rate = rate;
+      now = py::reinterpret_steal<py::object>(PyDict_Copy(now.ptr()));
+      now["lr"] = lr;
+    } else {
+      own.before = py::object();
+    }
+    h = std::move(now);
   }
 }
 
@@ -283,7 +312,8 @@ void plan::begin_gradients(const py::object& grads) {
     others = others || active_[found] != i;
     active_[found++] = i;
     member& m = members[i];
-    if (!py::isinstance<py::array>(g)) g = as_array(m, g);
+    const bool plain = reinterpret_cast<PyObject*>(Py_TYPE(g.ptr())) == ndarray();
+    if (!plain && !py::isinstance<py::array>(g)) g = as_array(m, g);
     if (!recipe_->convert.is_none() &&
         !(py::isinstance<py::array>(g) && m.fits(g, aligned) && goes_with(kind_of(g), m.type))) {
       py::object stands = recipe_->convert(i, g);
@@ -314,6 +344,7 @@ void plan::begin_sets() {
         s.f = s.part.attr("f");
         s.names = s.part.attr("names");
         s.adapt = s.part.attr("adapt");
+        s.is_cautious = s.part.attr("is_cautious").cast<bool>();
         s.shared = std::move(own);
         keyed_.push_back(std::move(s));
       }
@@ -340,9 +371,7 @@ void plan::begin_sets() {
 // 1/grad_scale: this step's, or the optimizer's.
 double plan::scale_of(const py::object& grad_scale) const {
   const py::object& found = grad_scale.is_none() ? recipe_->scale : grad_scale;
-  const double scale = PyFloat_AsDouble(found.ptr());
-  if (scale == -1.0 && PyErr_Occurred() != nullptr) throw py::error_already_set();
-  return 1.0 / scale;
+  return 1.0 / number(found);
 }
 
 // Whether all that was read at the beginning is still so.
@@ -350,7 +379,11 @@ bool plan::as_read() const {
   static const auto& settings_name = *new py::object(interned("settings"));
   if (stale_) return false;
   for (const group_settings& own : recipe_->groups)
-    if (!py::object(own.group.attr(settings_name)).is(own.settings)) return false;
+    if (!py::reinterpret_steal<py::object>(PyObject_GetAttr(own.group.ptr(), settings_name.ptr()))
+             .is(own.settings)) {
+      PyErr_Clear();
+      return false;
+    }
   return true;
 }
 
@@ -374,7 +407,7 @@ void plan::check() {
 
 // Fills the spans from the arrays as they are now; false where one doesn't fit.
 bool plan::fill() {
-  filled_ = false;
+  filled_ = has_copies_ = false;
   spans_.clear();
   seen_.clear();
   seen_gradients_.clear();
@@ -398,6 +431,7 @@ bool plan::fill() {
       a.width += place.width;
       seen_.emplace_back(beside.array, m.shape);
     }
+    has_copies_ = has_copies_ || a.master.kind != kind::none || a.average.kind != kind::none;
     if (!fill_gradient(a, m, k)) return false;
     seen_gradients_.emplace_back(gradients_[k], m.shape);
     spans_.push_back(a);
@@ -548,15 +582,19 @@ std::vector<py::object> plan::measured() {
     for (std::size_t s = 0; s < most_sums; ++s) total[s] += found[k][s];
   std::ptrdiff_t elements = 0;
   std::vector<py::object> all;
+  // A named tuple of Python's takes four times as long by its own constructor.
   const auto made = [&](const std::array<double, most_sums>& s, std::ptrdiff_t size) {
-    all.push_back(call(recipe_->sums, py::float_(s[0]), py::float_(s[1]), py::float_(s[2]),
-                       py::float_(s[3]), py::float_(s[4]), py::float_(s[5]), py::int_(size)));
+    const py::tuple fields = py::make_tuple(s[0], s[1], s[2], s[3], s[4], s[5], size);
+    auto* const named = reinterpret_cast<PyTypeObject*>(recipe_->sums.ptr());
+    PyObject* const one = PyTuple_Type.tp_new(named, py::make_tuple(fields).ptr(), nullptr);
+    if (one == nullptr) throw py::error_already_set();
+    all.push_back(py::reinterpret_steal<py::object>(one));
   };
   for (std::size_t k = 0; k < found.size(); ++k) {
     elements += spans_[k].size;
     made(found[k], spans_[k].size);
   }
-  made(total, elements);
+  if (recipe_->totals) made(total, elements);
   return all;
 }
 
@@ -577,44 +615,73 @@ py::object plan::memory_of(const set_of_scalars& s, const py::dict& shared) cons
 void plan::compute_scalars(double scale, const py::dict& shared) {
   for (std::size_t i = 0; i < keyed_.size(); ++i) {
     set_of_scalars& s = keyed_[i];
-    const auto& [kind, decays, finished, memory] = s.shared;
-    const py::int_ t(finished + 1);
+    const std::size_t kind = std::get<0>(s.shared);
+    const py::int_ t(std::get<2>(s.shared) + 1);
+    const py::object memory = memory_of(s, shared);
     if (s.steady && values_[kind].is(s.h)) {
-      const py::object found = call(s.f, s.own_h, t, py::none());
+      const py::object found = call(s.f, s.own_h, t, memory);
       if (PyDict_Size(found.ptr()) == s.entries) {
-        read_rule(sets_[i], s.names, py::reinterpret_borrow<py::dict>(found));
+        const auto rule = py::reinterpret_borrow<py::dict>(found);
+        read_rule(sets_[i], s.names, rule);
+        remember(s, rule);
         sets_[i].scale = std::copysign(scale, sets_[i].scale);
         continue;
       }
     }
-    const py::object found =
-        call(s.part, values_[kind], t, py::float_(scale), memory_of(s, shared));
-    const auto rule = py::reinterpret_borrow<py::dict>(PyTuple_GET_ITEM(found.ptr(), 0));
-    read_part(sets_[i], s.names, rule,
-              py::reinterpret_borrow<py::dict>(PyTuple_GET_ITEM(found.ptr(), 1)));
-    s.steady = PyTuple_GET_ITEM(found.ptr(), 2) == Py_True;
+    const py::object found = call(s.part, values_[kind], t, py::float_(scale), memory);
+    const auto member = [&](Py_ssize_t place) { return PyTuple_GET_ITEM(found.ptr(), place); };
+    const auto rule = py::reinterpret_borrow<py::dict>(member(0));
+    read_part(sets_[i], s.names, rule, py::reinterpret_borrow<py::dict>(member(1)));
+    remember(s, rule);
+    s.steady = member(2) == Py_True;
     s.entries = PyDict_Size(rule.ptr());
     s.h = values_[kind];
-    s.own_h = py::reinterpret_borrow<py::object>(PyTuple_GET_ITEM(found.ptr(), 3));
-    s.next_memory = memory;
-    for (std::size_t k = 0; k < memory.size() && k < recipe_->remembered.size(); ++k)
-      if (rule.contains(recipe_->remembered[k]))
-        s.next_memory[k] = rule[recipe_->remembered[k]].cast<double>();
+    s.own_h = py::reinterpret_borrow<py::object>(member(3));
   }
+  if (!std::exchange(spread_, false)) return;
   for (std::size_t k = 0; k < spans_.size() && k < set_of_.size(); ++k) spans_[k].set = set_of_[k];
+}
+
+// What a rule remembers beside the arrays of a set, as it is after the step.
+void plan::remember(set_of_scalars& s, const py::dict& rule) const {
+  s.next_memory = std::get<3>(s.shared);
+  for (std::size_t k = 0; k < s.next_memory.size() && k < recipe_->remembered.size(); ++k) {
+    PyObject* const value = PyDict_GetItemWithError(rule.ptr(), recipe_->remembered[k].ptr());
+    if (value != nullptr) s.next_memory[k] = number(value);
+    if (value == nullptr && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  }
 }
 
 // From here on each array has a set of its own, with what its sums change.
 void plan::adapt_scalars(const std::vector<py::object>& sums) {
+  static const auto& decay_rate = *new py::object(interned("decay_rate"));
+  static const auto& decay = *new py::object(interned("decay"));
+  static const auto& caution = *new py::object(interned("caution"));
   std::vector<scalars> own;
   for (std::size_t k = 0; k < active_.size(); ++k) {
     const set_of_scalars& s = keyed_[set_of_[k]];
     own.push_back(sets_[set_of_[k]]);
-    const auto& [kind, decays, finished, memory] = s.shared;
-    const py::object found = call(s.adapt, s.own_h, py::int_(finished + 1), sums[k]);
-    adapt(own.back(), s.names, py::reinterpret_borrow<py::tuple>(found));
+    scalars& c = own.back();
+    if (!s.adapt.is_none()) {
+      py::object found = call(s.adapt, s.own_h, py::int_(std::get<2>(s.shared) + 1), sums[k]);
+      // Another rate than the one that the weight decay went by.
+      if (PyDict_Contains(found.ptr(), decay_rate.ptr()) == 1) {
+        const py::object rate = found.attr("pop")(decay_rate);
+        override_stages(c, s.part.attr(decay)(s.own_h, rate));
+      }
+      override_rule(c, s.names, found);
+    }
+    if (s.is_cautious) {
+      c.agree = number(s.part.attr(caution)(s.own_h, sums[k]));
+      c.oppose = 0;
+    }
   }
   adapted_ = std::move(own);
+  spread();
+}
+
+void plan::spread() {
+  spread_ = true;
   for (std::size_t k = 0; k < spans_.size(); ++k) spans_[k].set = k;
 }
 
@@ -632,7 +699,7 @@ void plan::direct() {
   const auto found = recipe_->direct(all).cast<std::vector<py::object>>();
   if (adapted_.empty()) {
     for (std::size_t k = 0; k < active_.size(); ++k) adapted_.push_back(sets_[set_of_[k]]);
-    for (std::size_t k = 0; k < spans_.size(); ++k) spans_[k].set = k;
+    spread();
   }
   const scalars idle = idle_scalars(0);
   for (std::size_t k = 0; k < found.size(); ++k) {
@@ -702,8 +769,12 @@ void plan::count() noexcept {
 void plan::once(py::object x, py::object g, const std::vector<py::object>& keeps,
                 std::int64_t finished, std::vector<double> memory, std::vector<double> shared,
                 const py::object& lr, const py::object& loss) {
-  registry_.replace(std::move(x), std::move(g), keeps, finished, std::move(memory));
-  keyed_right_ = filled_ = false;
+  registry_.replace(std::move(x), std::move(g), keeps, finished, memory);
+  filled_ = false;
+  if (keyed_.size() == 1) {
+    std::get<2>(keyed_[0].shared) = finished;
+    std::get<3>(keyed_[0].shared) = std::move(memory);
+  }
   iterations_ = finished;
   shared_ = std::move(shared);
   const struct after {

@@ -26,6 +26,9 @@ class plan {
   void expect(const std::vector<py::object>& structures);
   void watch(const std::vector<std::pair<py::object, py::object>>& containers);
 
+  // Arrays in the parameters' order; None where they come in a structure that is not known.
+  py::object gather(const py::object& values) const;
+
   // ---- A step
 
   // Who steps, and where: `make` returns a recipe, `match` gradients in a structure that is not
@@ -114,6 +117,8 @@ class plan {
 
   // scalars
   void compute_scalars(double scale, const py::dict& shared);
+  void remember(set_of_scalars& s, const py::dict& rule) const;
+  void spread();
   void adapt_scalars(const std::vector<py::object>& sums);
   py::object memory_of(const set_of_scalars& s, const py::dict& shared) const;
 
@@ -157,6 +162,8 @@ class plan {
   std::vector<double> next_shared_;  // what is shared becomes by the step
   bool keyed_right_ = false;
   bool filled_ = false;
+  bool has_copies_ = false;  // a span has a master or an average
+  bool spread_ = false;      // each span has a set of its own
   std::vector<span> spans_;
   std::vector<sighting> seen_, seen_gradients_;  // of each active member x and what is kept
   std::vector<double> sums_, measurements_;      // room for those of the chunks

@@ -40,8 +40,14 @@ recipe::recipe(const py::object& from, const py::object& settings_name)
       zero_grad(from.attr("zero_grad").cast<bool>()),
       wanted(from.attr("wanted").cast<unsigned>()) {
   for (const py::handle& group : from.attr("groups"))
-    groups.push_back({py::reinterpret_borrow<py::object>(group), py::none(),
-                      group.attr(settings_name).attr("form"), py::none(), py::none()});
+    groups.push_back({py::reinterpret_borrow<py::object>(group),
+                      py::none(),
+                      group.attr(settings_name).attr("form"),
+                      py::none(),
+                      py::none(),
+                      {},
+                      0,
+                      0});
 }
 
 namespace {
@@ -96,15 +102,18 @@ void read_rule(scalars& c, const py::object& names, const py::dict& rule) {
   }
 }
 
-void adapt(scalars& c, const py::object& names, const py::tuple& values) {
-  set_each(values[0], [&](PyObject* name) { return scalar_named(c, names, name); });
-  set_each(values[1], [&](PyObject* name) { return stage_named(c, name); });
+void override_rule(scalars& c, const py::object& names, const py::handle& values) {
+  set_each(values, [&](PyObject* name) { return scalar_named(c, names, name); });
+}
+
+void override_stages(scalars& c, const py::handle& values) {
+  set_each(values, [&](PyObject* name) { return stage_named(c, name); });
 }
 
 void read_part(scalars& c, const py::object& names, const py::dict& rule, const py::dict& around) {
   c = idle_scalars(c.rule);
   read_rule(c, names, rule);
-  set_each(around, [&](PyObject* name) { return stage_named(c, name); });
+  override_stages(c, around);
 }
 
 }  // namespace schuss

@@ -30,17 +30,20 @@ scalars idle_scalars(int rule);
 // replaced as a whole when something is set. Settings of the same form differ in numbers alone.
 struct group_settings {
   py::object group, settings, form, values, at;
+  py::object before;  // the values that a step's own rate stood in for, and that rate
+  double rate = 0;
   std::size_t kind = 0;  // groups with the same settings are of one kind
 };
 
 // How the scalars of the arrays that share a key are had. part(h, t, scale, memory) returns a dict
-// of the kernel's, one of the stages that are not idle, whether f(h, t, None) is enough while h
+// of the kernel's, one of the stages that are not idle, whether f(h, t, memory) is enough while h
 // stays the same, and that h. Where a sweep over the arrays comes first, adapt(h, t, sums) is a
-// dict of what an array's sums change.
+// dict of what an array's sums change, and part.caution(h, sums) the share of the cautious.
 struct set_of_scalars {
   key shared;
   py::object part, f, adapt, names;  // what Python gives once
-  py::object h, own_h;               // the hyperparameters, and what the part made of them
+  bool is_cautious = false;
+  py::object h, own_h;  // the hyperparameters, and what the part made of them
   bool steady = false;
   Py_ssize_t entries = 0;           // of the dict that f returned when all was computed
   std::vector<double> next_memory;  // what it becomes by the step
@@ -68,6 +71,7 @@ struct recipe {
 // Reads what a part has returned into a set: by name, the rest idle.
 void read_part(scalars& c, const py::object& names, const py::dict& rule, const py::dict& around);
 void read_rule(scalars& c, const py::object& names, const py::dict& rule);
-void adapt(scalars& c, const py::object& names, const py::tuple& values);
+void override_rule(scalars& c, const py::object& names, const py::handle& values);
+void override_stages(scalars& c, const py::handle& values);
 
 }  // namespace schuss

@@ -31,24 +31,24 @@ class tree {
     }
     if (shape_ == shape::leaf) return;
     leaves_ = 0;
-    for (const tree& inner : inner_) leaves_ += inner.leaves();
+    flat_ = true;
+    for (const tree& inner : inner_) {
+      leaves_ += inner.leaves();
+      flat_ = flat_ && inner.shape_ == shape::leaf;
+      numbers_.push_back(inner.number_);
+    }
   }
 
   // Puts each array of `values` to its number in `found`; None in place of a part stands for all of
   // it. False where the structure is another one, or asks for more than a look into it.
   bool gather(PyObject* values, std::vector<py::object>& found) const {
-    if (shape_ == shape::leaf) {
-      if (PyList_Check(values) != 0 || PyTuple_Check(values) != 0 || PyDict_Check(values) != 0)
-        return false;
-      found[number_] = py::reinterpret_borrow<py::object>(values);
-      return true;
-    }
-    const std::size_t size = inner_.size();
+    if (shape_ == shape::leaf) return put(values, number_, found);
     const bool none = values == Py_None;
     if (!none && !fits(values)) return false;
-    for (std::size_t i = 0; i < size; ++i) {
+    for (std::size_t i = 0; i < inner_.size(); ++i) {
       PyObject* const value = none ? values : member(values, i);
-      if (value == nullptr || !inner_[i].gather(value, found)) return false;
+      if (value == nullptr) return false;
+      if (!(flat_ ? put(value, numbers_[i], found) : inner_[i].gather(value, found))) return false;
     }
     return true;
   }
@@ -67,7 +67,7 @@ class tree {
   // The number of the leaf that comes `place` after the first one, and what lies there.
   std::pair<std::size_t, PyObject*> at(PyObject* values, std::size_t place) const {
     if (shape_ == shape::leaf) return {number_, values};
-    std::size_t i = 0;
+    std::size_t i = flat_ ? std::exchange(place, 0) : 0;
     for (; place >= inner_[i].leaves(); ++i) place -= inner_[i].leaves();
     const bool there = values != nullptr && of_shape(values);
     return inner_[i].at(there ? member(values, i) : nullptr, place);
@@ -91,6 +91,15 @@ class tree {
     return size == static_cast<Py_ssize_t>(inner_.size());
   }
 
+  // A container where an array is expected is another structure.
+  static bool put(PyObject* value, std::size_t number, std::vector<py::object>& found) {
+    constexpr unsigned long containers =
+        Py_TPFLAGS_LIST_SUBCLASS | Py_TPFLAGS_TUPLE_SUBCLASS | Py_TPFLAGS_DICT_SUBCLASS;
+    if ((Py_TYPE(value)->tp_flags & containers) != 0) return false;
+    found[number] = py::reinterpret_borrow<py::object>(value);
+    return true;
+  }
+
   // The member of a container of this shape, null where there is none.
   PyObject* member(PyObject* values, std::size_t i) const {
     if (shape_ == shape::mapping) {
@@ -106,6 +115,8 @@ class tree {
   shape shape_ = shape::leaf;
   std::size_t number_ = 0;
   std::size_t leaves_ = 1;
+  bool flat_ = false;                 // nothing but arrays lies in it
+  std::vector<std::size_t> numbers_;  // theirs, in one row
   std::vector<py::object> keys_;
   std::vector<tree> inner_;
 };

@@ -337,7 +337,8 @@ class ScaleOrNumber(Bounded):
     """A number in an interval, or one that follows the steps."""
 
     def check(self, value: Any) -> Any:
-        return value if isinstance(value, Scale) else super().check(value)
+        number = type(value) is float  # nearly always, and a protocol is slow to ask
+        return value if not number and isinstance(value, Scale) else super().check(value)
 
 
 class Option:

@@ -35,9 +35,12 @@ class Parameter:
     matrices: dict[str, np.ndarray] = field(default_factory=dict)  # state that no kernel sees
     converted: np.ndarray | None = None  # room for a gradient of another type or order
     kind: str = field(init=False)  # what an array in its place has to be
+    copies: list[np.ndarray] = field(init=False)  # what was taken from the parameter at the start
 
     def __post_init__(self) -> None:
         self.kind = described(self.x)
+        beside = [a for role, a in self.beside.items() if role in ("master", "average")]
+        self.copies = [*beside, *(self.state[key] for key in self.starting if key in self.state)]
 
     @property
     def saved(self) -> dict[str, np.ndarray]:
@@ -46,18 +49,10 @@ class Parameter:
         beside = {names[k]: a for k, a in self.beside.items() if k in names}
         return self.state | self.matrices | beside
 
-    @property
-    def has_copies(self) -> bool:
-        """Whether something beside the parameter was taken from it."""
-        names = self.beside.keys() | self.state.keys()
-        return not names.isdisjoint({"master", "average", *self.starting})
-
     def refresh(self) -> None:
         """Takes what was taken from the parameter at the start anew."""
-        for role in {"master", "average"} & self.beside.keys():
-            self.beside[role][...] = self.x
-        for key in {*self.starting} & self.state.keys():
-            self.state[key][...] = self.x
+        for a in self.copies:
+            a[...] = self.x
 
     def keeps(self) -> list[tuple[str, np.ndarray]]:
         """All arrays beside x and its gradient, each with its role in a step."""
@@ -148,7 +143,8 @@ class Settings(NamedTuple):
         value = declared.check(value)
         if declared.scheduled(value):
             return None
-        return Settings(rule, {**values, name: value}, scheduled, kernel, states, form)
+        own = rule, {**values, name: value}, scheduled, kernel, states, form
+        return tuple.__new__(Settings, own)  # half as long as by the name of its class
 
     def at(self, iterations: int) -> dict[str, Any]:
         """The plain value of each hyperparameter after so many finished steps."""
@@ -246,14 +242,14 @@ class Group(MutableMapping[str, Any]):
                 raise TypeError(f"{name}: {nearest(rule, name)}")
         return {name: rule.hyperparameters[name].check(value) for name, value in values.items()}
 
-    def changed(self, values: Mapping[str, Any]) -> Settings:
+    def changed(self, name: str, value: Any) -> Settings:
+        """The settings with this value; raises and changes nothing where it can't be."""
+        settings = self.settings
+        quick = settings.with_number(name, value) if name in settings.values else None
+        return self.with_values({name: value}) if quick is None else quick
+
+    def with_values(self, values: Mapping[str, Any]) -> Settings:
         """The settings with these values; raises and changes nothing where they can't be."""
-        if len(values) == 1:
-            (name,) = values
-            if name in self.settings.values:
-                quick = self.settings.with_number(name, values[name])
-                if quick is not None:
-                    return quick
         rule, old, states = self.settings.rule, self.settings.values, self.settings.states
         new = self.read(rule, values)
         for name, value in new.items():
@@ -271,10 +267,11 @@ class Group(MutableMapping[str, Any]):
     def update(self, *values: Any, **more: Any) -> None:
         """Sets several values: all of them or none."""
         with self.lock:
-            self.settings = self.changed(dict(*values, **more))
+            self.settings = self.with_values(dict(*values, **more))
 
     def __setitem__(self, name: str, value: Any) -> None:
-        self.update({name: value})
+        with self.lock:
+            self.settings = self.changed(name, value)
 
     def __getitem__(self, name: str) -> Any:
         if name == "params":

@@ -229,7 +229,7 @@ class Optimizer(Rule, Declared):
         self._trees: list[Tree] = []
         self._containers: list[Any] = []
         self._parameters: list[Parameter] = []
-        self._names: set[str] = set()
+        self._names: dict[str, int] = {}  # the number of each parameter
         self._start = {"no_decay": no_decay, **hyperparameters}  # what added groups begin with
         self._has_converted = False
         params = listed(params)
@@ -313,15 +313,16 @@ class Optimizer(Rule, Declared):
         name = declared.name
         with self._lock:
             changed: dict[int, Settings] = {}  # groups with the same settings keep the same
-            groups = [
-                g for g in self._groups if g.settings.rule.hyperparameters.get(name) is declared
-            ]
-            for group in groups:
+            pairs: list[tuple[Group, Settings]] = []
+            for group in self._groups:
                 old = group.settings
-                if id(old) not in changed:
-                    changed[id(old)] = group.changed({name: value})
-            for group in groups:
-                group.settings = changed[id(group.settings)]
+                if old.rule.hyperparameters.get(name) is declared:
+                    new = changed.get(id(old))
+                    if new is None:
+                        new = changed[id(old)] = group.changed(name, value)
+                    pairs.append((group, new))
+            for group, new in pairs:
+                group.settings = new
 
     def _set_option(self, key: str, value: Any) -> None:
         with self._lock:
@@ -332,7 +333,9 @@ class Optimizer(Rule, Declared):
 
         def __setattr__(self, name: str, value: Any) -> None:
             """Sets a hyperparameter of all groups, or an option; else it is an error."""
-            if name in self.options:  # which a method may be named after
+            if name in self.hyperparameters:
+                self._set_hyperparameter(self.hyperparameters[name], value)
+            elif name in self.options:  # which a method may be named after
                 self.options[name].__set__(self, value)
             elif name.startswith("_") or is_settable(type(self), name):
                 object.__setattr__(self, name, value)
@@ -369,7 +372,7 @@ class Optimizer(Rule, Declared):
             self._register(added)
         except BaseException:
             for p in self._parameters[size:]:
-                self._names.discard(p.name)
+                self._names.pop(p.name, None)
             self._groups, self._trees, self._containers, self._parameters, self._grouped = before
             raise
         for own in self._groups:
@@ -391,9 +394,10 @@ class Optimizer(Rule, Declared):
     def _rebind(self, arrays: list[Any]) -> None:
         self._plan.rebind(arrays)
         for p, x in zip(self._parameters, arrays, strict=True):
-            old, p.x = p.x, x
-            if x is not old and p.has_copies and x.tobytes() != old.tobytes():
+            if p.copies and x is not p.x and x.tobytes() != p.x.tobytes():
+                p.x = x
                 p.refresh()
+            p.x = x
 
     @one_at_a_time
     def refresh(self) -> None:
@@ -470,7 +474,7 @@ class Optimizer(Rule, Declared):
         self._trees = [*self._trees, tree]
         self._containers = [*self._containers, group["params"]]
         self._parameters = [*self._parameters, *added]
-        self._names.update(arrays)
+        self._names |= {name: len(self._names) + i for i, name in enumerate(arrays)}
         return added
 
     def _divided(
@@ -533,9 +537,10 @@ class Optimizer(Rule, Declared):
             values = [group["params"] for group in values]
         tree: Any = self._trees if self._grouped else self._trees[0]
         try:
-            return gather(tree, values, role), tree
+            found = self._plan.gather(values)
+            return (gather(tree, values, role) if found is None else found), tree
         except ValueError:
-            names: Any = {p.name: i for i, p in enumerate(self._parameters)}
+            names: Any = self._names
             missing = self.missing if role == "grads" else "raise"
             found = by_name(names, values, role, missing == "skip")
             if found is not None:
@@ -714,7 +719,7 @@ class Optimizer(Rule, Declared):
     @property
     def state(self) -> States:
         """Each parameter's finished steps and its live state: `opt.state["w1"]["exp_avg"]`."""
-        return States({p.name: i for i, p in enumerate(self._parameters)}, self._state_of)
+        return States(self._names, self._state_of)
 
     def _state_of(self, number: int) -> dict[str, Any]:
         """The state of one parameter."""

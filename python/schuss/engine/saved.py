@@ -103,7 +103,7 @@ def read(opt: Any, state_dict: Mapping[str, Any]) -> Saved:
         declared = own.settings.rule.hyperparameters
         known = given.keys() & declared.keys()
         given |= {k: declared[k].loaded(given[k], own[k]) for k in known}
-        settings.append(own.changed(given))
+        settings.append(own.with_values(given))
     options = read_options(opt, state_dict.get("options", {}))
     finite = Interval("[-inf, inf]")
     given_shared = {**opt.shared, **state_dict.get("shared", {})}

@@ -61,12 +61,14 @@ class Part:
         rule = settings.rule
         self.rule = rule
         self.f: Callable[..., dict[str, float]] = rule.scalars
+        self.adapt = rule.adapt if settings.form.sums else None
+        self.is_cautious = bool(settings.values["cautious"])
         self.kernel = NUMBERS[settings.kernel]
         self.names = NAMES[settings.kernel]
         self.lr = settings.values["lr"]
         self.decays = decays
         self.options = options
-        self.steady = not (options.stochastic_rounding or rule.memory or rule.shared)
+        self.steady = not options.stochastic_rounding
         self.constant: dict[str, float] = {}
         if options.ema is not None:
             self.constant["average"] = 1.0 - options.ema
@@ -120,15 +122,11 @@ class Part:
             rate = share if mode == "decoupled_unscaled" else lr * share
         return DECAYS[mode](h, rate, decay)
 
-    def adapt(
-        self, h: dict[str, Any], t: int, sums: Sums
-    ) -> tuple[dict[str, float], dict[str, float]]:
-        """What the sums of one array change: of the rule's scalars, and of the stages'."""
-        own = self.rule.adapt(h, t, sums)
-        stages = self.decay(h, own.pop("decay_rate")) if "decay_rate" in own else {}
-        if h["cautious"]:
-            stages["agree"], stages["oppose"] = caution(h["cautious"], sums), 0.0
-        return own, stages
+    def caution(self, h: dict[str, Any], sums: Sums) -> float:
+        """The factor of an update's elements whose sign is the gradient's; the others become 0."""
+        if h["cautious"] == "plus1":
+            return sums.size / (sums.agree + 1.0)
+        return 1.0 / max(sums.agree / sums.size, 1e-3) if sums.size else 1.0
 
 
 class Fixed:
@@ -138,16 +136,10 @@ class Fixed:
         self.kernel, self.names = NUMBERS[kernel], NAMES[kernel]
         self.own, self.stages = own, stages
         self.f = self.adapt = None
+        self.is_cautious = False
 
     def __call__(self, h: Any, t: int, scale: float, memory: Any) -> tuple[Any, ...]:
         return self.own, self.stages, False, h
-
-
-def caution(mode: str | bool, sums: Sums) -> float:
-    """The factor of an update's elements whose sign is the gradient's."""
-    if mode == "plus1":
-        return sums.size / (sums.agree + 1.0)
-    return 1.0 / max(sums.agree / sums.size, 1e-3) if sums.size else 1.0
 
 
 def peak(lr: Any) -> float:

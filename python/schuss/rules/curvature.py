@@ -110,9 +110,16 @@ class Sophia(Optimizer):
             labels = [f'{label("state", p.name)}["hessian"]', label("hhat", p.name)]
             plan.add(labels, p.x, [], None, p.group, p.decays, [])
         plan.require_disjoint()
-        plan.serve(None, lambda: Mean(self._groups, Options(), backend=backend, betas=betas), None)
+        plan.serve(
+            None, lambda: Mean(self._groups, Options(), backend=backend, betas=betas), in_order
+        )
         plan.expect([list(range(len(means)))])
         plan.step(self._gather(hhat, "hhat"), None, None, None)
+
+
+def in_order(values: Any) -> tuple[Any, None]:
+    """Estimates as they are, which the step then finds fault with."""
+    return values, None
 
 
 @dataclass
