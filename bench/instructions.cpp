@@ -37,8 +37,6 @@ template <class Work> void count(const std::string& what, std::ptrdiff_t per, co
   CALLGRIND_DUMP_STATS_AT(label.c_str());
 }
 
-const storage& storage_of(kind type) { return kernels().storages[static_cast<int>(type)]; }
-
 // n elements that are all 1/2, in one of the memories.
 stream halves(kind type, int memory) {
   static double memories[most_states + 3][n];

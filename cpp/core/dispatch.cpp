@@ -83,6 +83,8 @@ std::vector<std::string> found_isas() {
 
 const table& kernels() { return *chosen(); }
 
+const storage& storage_of(kind k) { return kernels().storages[static_cast<int>(k)]; }
+
 void use_isa(const std::string& name) {
   for (const candidate& c : candidates) {
     if (name != c.kernels->isa) continue;

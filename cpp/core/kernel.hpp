@@ -127,7 +127,7 @@ struct table {
   const rule* rules;
   int size;
   squares add_squares;
-  const storage* storages;  // by kind; for proofs: the kernels call them by themselves
+  const storage* storages;  // by kind
 };
 
 // Elements of a block, counted from the array's start: they cost nothing against a direct loop. In

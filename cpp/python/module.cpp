@@ -16,13 +16,11 @@ kind half_named(const std::string& name) {
   throw py::value_error("kind: '" + name + "', wanted float16 or bfloat16");
 }
 
-const storage& storage_of(const stream& s) { return kernels().storages[static_cast<int>(s.kind)]; }
-
 py::array_t<float> widen(const std::string& from,
                          const py::array_t<std::uint16_t, py::array::c_style>& in) {
   const stream bits{const_cast<std::uint16_t*>(in.data()), half_named(from), 2};
   py::array_t<float> out(in.size());
-  storage_of(bits).open(bits, 0, in.size(), out.mutable_data());
+  storage_of(bits.kind).open(bits, 0, in.size(), out.mutable_data());
   return out;
 }
 
@@ -30,7 +28,7 @@ py::array_t<std::uint16_t> narrow(const std::string& to,
                                   const py::array_t<float, py::array::c_style>& in) {
   py::array_t<std::uint16_t> out(in.size());
   const stream bits{out.mutable_data(), half_named(to), 2};
-  storage_of(bits).close(bits, 0, in.size(), in.data());
+  storage_of(bits.kind).close(bits, 0, in.size(), in.data());
   return out;
 }
 

@@ -21,10 +21,6 @@ py::dict nothing() {
   return empty;
 }
 
-const storage& storage_of(const stream& s) {
-  return kernels().storages[static_cast<std::size_t>(s.kind)];
-}
-
 bool is_nan(kind k, std::uint16_t bits) {
   return (bits & 0x7fff) > (k == kind::float16 ? 0x7c00 : 0x7f80);
 }
@@ -534,7 +530,7 @@ void plan::check_masters() const {
       std::uint16_t rounded = 0;
       const std::uint16_t there = static_cast<const std::uint16_t*>(a.x.data)[i];
       const stream one{&rounded, a.x.kind, a.x.width};
-      storage_of(a.x).close(one, 0, 1, static_cast<const float*>(a.master.data) + i);
+      storage_of(a.x.kind).close(one, 0, 1, static_cast<const float*>(a.master.data) + i);
       if (rounded == there || is_nan(a.x.kind, there)) continue;
       wrong_value(m.labels[0],
                   "no longer what its master was rounded to: it was written to from outside, "
@@ -724,7 +720,7 @@ void plan::start_copies() const {
       if (a.x.kind == copy->kind)
         std::memcpy(copy->data, a.x.data, static_cast<std::size_t>(a.size * a.x.width));
       else
-        storage_of(a.x).open(a.x, 0, a.size, static_cast<float*>(copy->data));
+        storage_of(a.x.kind).open(a.x, 0, a.size, static_cast<float*>(copy->data));
     }
   }
 }

@@ -38,7 +38,7 @@ class Call:
     """What calls with the same options have in common."""
 
     plan: _core.Plan  # its only parameter is that of the call at hand
-    parameter: Parameter
+    numpy: Numpy | None  # the backend, where it is not the kernels
     states: tuple[str, ...]
     remembers: tuple[str, ...]  # numbers that are read, and written
     shared: list[float]  # where none of these are of all arrays: what they are at the start
@@ -65,9 +65,7 @@ def make_call(
     if len(kept) != len(names):
         given = len(kept) - has_master
         raise TypeError(f"{name}: state: {given} arrays given; these options take {form.states}")
-    state = dict(zip(form.states, kept, strict=False))
-    beside = {"master": kept[-1]} if has_master else {}
-    p = Parameter(name, param, grad, state, beside, group=0, decays=True, position=0)
+    p = parameter(param, grad, kept, form.states)
     recipe = Recipe(
         [group],
         Options(
@@ -86,7 +84,14 @@ def make_call(
     plan.serve(None, lambda: recipe, None)
     shared = tuple(rule.shared) if follows else ()
     start = [] if follows else list(rule.shared.values())
-    return Call(plan, p, form.states, (*rule.memory, *shared), start)
+    return Call(plan, recipe.backend, form.states, (*rule.memory, *shared), start)
+
+
+def parameter(param: Any, grad: Any, kept: Sequence[Any], states: Sequence[str]) -> Parameter:
+    """The arrays of a call: those of the rule, and a master where there is one more."""
+    state = dict(zip(states, kept, strict=False))
+    beside = {"master": kept[-1]} if len(kept) > len(states) else {}
+    return Parameter("", param, grad, state, beside, group=0, decays=True, position=0)
 
 
 def stateless(rule: type[Optimizer]) -> Callable[..., None]:
@@ -140,6 +145,8 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:
                 remembered(name, key, array, written)
                 for key, array in zip(call.remembers, numbers, strict=False)
             ]
+        if call.numpy is not None:
+            call.numpy.parameters = [parameter(param, grad, kept, call.states)]
         own = len(rule.memory)
         shared = memory[own:] or call.shared
         call.plan.once(param, grad, kept, step - 1, memory[:own], shared, lr, loss)
