@@ -1,4 +1,4 @@
-"""What the compiler made of cpp/, read from its own reports: `check_objects.py BUILD`.
+"""What the compiler made of cpp/core/, read from its own reports: `check_objects.py BUILD`.
 
 BUILD holds a build of CMakeLists.txt, configured with -DCMAKE_EXPORT_COMPILE_COMMANDS=ON and
 -DCMAKE_CXX_FLAGS=-fdump-tree-vect-optimized. For every instruction set:
@@ -27,8 +27,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-CPP = Path(__file__).parent.parent / "cpp"
-SOURCES = (CPP / "kernels.cpp", CPP / "storage.hpp")  # what a kernel's loops are in
+CORE = Path(__file__).parent.parent / "cpp" / "core"
+SOURCES = (CORE / "kernels.cpp", CORE / "storage.hpp")  # what a kernel's loops are in
 WIDTH = {"sse2": 16, "avx2": 32, "avx512": 64, "neon": 16}  # bytes, unless flags prefer others
 
 # What a compiler calls without being asked: all in the C library, where no set leaks from us.
@@ -55,7 +55,7 @@ def demangled(text: str) -> str:
 
 
 class Loop(NamedTuple):
-    """A loop over the elements of a block, in a function of cpp/."""
+    """A loop over the elements of a block, in a function of cpp/core/."""
 
     at: str  # file:line
     function: str

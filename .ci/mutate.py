@@ -1,9 +1,9 @@
 """Do the exact tests see a kernel that computes something else? `python .ci/mutate.py`, by hand.
 
-Exchanges one operator at a time in the formula of each rule of cpp/rules.hpp, in a copy, builds it
-and wants the tests of that rule to fail. Round n exchanges the n-th operator of all rules at once,
-as no rule calls another one. Takes a few minutes; wants what the tests want, cmake, ninja and
-pybind11, and no installed schuss.
+Exchanges one operator at a time in the formula of each rule of cpp/core/rules.hpp, in a copy,
+builds it and wants the tests of that rule to fail. Round n exchanges the n-th operator of all rules
+at once, as no rule calls another one. Takes a few minutes; wants what the tests want, cmake, ninja
+and pybind11, and no installed schuss.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main() -> None:
             check=True,
             stdout=subprocess.DEVNULL,
         )
-        rules = copy / "cpp" / "rules.hpp"
+        rules = copy / "cpp" / "core" / "rules.hpp"
         source = rules.read_text()
         for n in range(100):
             text, changed = mutated(source, n)

@@ -13,8 +13,8 @@
 #include <string>
 #include <vector>
 
-#include "../cpp/dispatch.hpp"
-#include "../cpp/driver.hpp"
+#include "dispatch.hpp"
+#include "driver.hpp"
 
 namespace schuss {
 namespace {

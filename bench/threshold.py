@@ -1,7 +1,7 @@
 """From how many bytes on two threads beat one: `python bench/threshold.py`.
 
-The number belongs into `grain` of cpp/driver.cpp, in its currency: the bytes of the arrays of a
-step, each counted once. README.md explains the columns.
+The number belongs into `grain` of cpp/core/threads.cpp, in its currency: the bytes of the arrays
+of a step, each counted once. README.md explains the columns.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from schuss.hyperparameters import Bounded, Choice, Several
 from schuss.optimizer import Optimizer
 
 ROOT = Path(__file__).parent.parent
-RULES_HPP = (ROOT / "cpp" / "rules.hpp").read_text()
+RULES_HPP = (ROOT / "cpp" / "core" / "rules.hpp").read_text()
 README = (ROOT / "README.md").read_text()
 
 

@@ -1,5 +1,6 @@
 // The binding: what of all this Python sees.
 #include "plan.hpp"
+#include "threads.hpp"
 
 namespace schuss {
 namespace {

@@ -42,24 +42,4 @@ std::pair<std::ptrdiff_t, std::ptrdiff_t> share(std::ptrdiff_t size,
                                                 std::ptrdiff_t bytes_per_element,
                                                 std::ptrdiff_t from, std::ptrdiff_t to) noexcept;
 
-// How many threads a large step would use, and who says so.
-struct thread_limit {
-  int threads;
-  const char* reason;
-};
-thread_limit threads();
-
-// Limits, the strongest first; 0 takes one away. `here` counts for the calling thread alone.
-int set_threads_here(int n);  // returns the one before
-void set_threads_everywhere(int n);
-void set_threads_from_environment(int n);  // SCHUSS_NUM_THREADS
-void set_quota(int n);                     // what the control group allows
-
-// Bytes that a thread must have to do before it is woken. Returns the one before; the tests lower
-// it so that threads really run.
-std::ptrdiff_t set_grain(std::ptrdiff_t bytes);
-
-// The most threads that a region has had since the last call.
-int widest_region();
-
 }  // namespace schuss
