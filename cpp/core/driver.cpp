@@ -1,5 +1,6 @@
 #include "driver.hpp"
 
+#include <algorithm>
 #include <atomic>
 
 #include "threads.hpp"
@@ -9,44 +10,50 @@ namespace {
 
 bool computes_double(const span& a) { return a.x.kind == kind::float64; }
 
+// What a thread takes at a time: from element `first` of one span to where the next piece begins.
+struct place {
+  const span* at;
+  std::ptrdiff_t first;
+};
+
+// Cuts all spans into pieces of about as many bytes each, by where they begin and the last one
+// ends.
+template <class Bytes> void cut_all(const std::vector<span>& spans, const Bytes& bytes_per_element,
+                                    std::ptrdiff_t total, int pieces, place* begins) noexcept {
+  int piece = 0;
+  std::ptrdiff_t before = 0;  // bytes of the spans before
+  for (const span* a = spans.data(); piece < pieces && a != spans.data() + spans.size(); ++a) {
+    const std::ptrdiff_t width = bytes_per_element(*a), after = before + a->size * width;
+    for (; piece < pieces && cut(total, piece, pieces) < after; ++piece)
+      begins[piece] = {a, edge(a->size, width, cut(total, piece, pieces) - before)};
+    before = after;
+  }
+  for (; piece <= pieces; ++piece) begins[piece] = {spans.data() + spans.size(), 0};
+}
+
 // Calls work(begin, end, first, last) for all elements of all spans, for as many spans of the same
-// set at a time as there are: one region, balanced by bytes.
+// set and type at a time as a piece has: one region.
 template <class Bytes, class Work> void over(const std::vector<span>& spans,
                                              const Bytes& bytes_per_element,
                                              const Work& work) noexcept {
   std::ptrdiff_t total = 0;
   for (const span& a : spans) total += a.size * bytes_per_element(a);
+  const division into = divide(total);
+  place begins[most_pieces + 1];
+  cut_all(spans, bytes_per_element, total, into.pieces, begins);
 
-  parallel_for(team_for(total), [&](int rank, int team) {
-    const default_environment environment;
-    const span* a = spans.data();
-    const span* const end = a + spans.size();
-    // Where this thread's share begins and ends, in bytes from the present span's start.
-    std::ptrdiff_t from = cut(total, rank, team), to = cut(total, rank + 1, team);
-    const auto own = [&] { return share(a->size, bytes_per_element(*a), from, to); };
-    const auto next = [&] {
-      const std::ptrdiff_t bytes = a->size * bytes_per_element(*a);
-      ++a;
-      from -= bytes;
-      to -= bytes;
-    };
-    while (a != end && to > 0) {
-      if (from >= a->size * bytes_per_element(*a)) {
-        next();
-        continue;
-      }
-      const span* const begin = a;
-      const std::ptrdiff_t first = own().first;
-      std::ptrdiff_t last = 0;
-      do {
-        last = own().second;
-        next();
-      } while (a != end && to > 0 && a->set == begin->set &&
-               computes_double(*a) == computes_double(*begin));
-      work(begin, a, first, last);
+  parallel_for(into, [&](int piece) {
+    const auto [begin, first] = begins[piece];
+    const auto [next, rest] = begins[piece + 1];
+    const span* const end = next + (rest > 0);  // of the last span the beginning alone
+    for (const span *a = begin, *other; a != end; a = other) {
+      other = std::find_if(a + 1, end, [a](const span& b) {
+        return b.set != a->set || computes_double(b) != computes_double(*a);
+      });
+      const bool cut_short = other == end && rest > 0;
+      work(a, other, a == begin ? first : 0, cut_short ? rest : other[-1].size);
     }
   });
-  region_ended(total);
 }
 
 // The work of `over` on each span by itself.
@@ -59,18 +66,14 @@ template <class Work> auto one_by_one(const Work& work) {
 
 }  // namespace
 
-std::ptrdiff_t cut(std::ptrdiff_t total, int rank, int team) noexcept {
-  return total / team * rank + total % team * rank / team;
+std::ptrdiff_t cut(std::ptrdiff_t total, int piece, int pieces) noexcept {
+  return total / pieces * piece + total % pieces * piece / pieces;
 }
 
-std::pair<std::ptrdiff_t, std::ptrdiff_t> share(std::ptrdiff_t size,
-                                                std::ptrdiff_t bytes_per_element,
-                                                std::ptrdiff_t from, std::ptrdiff_t to) noexcept {
-  const auto edge = [&](std::ptrdiff_t target) -> std::ptrdiff_t {
-    if (target >= size * bytes_per_element) return size;
-    return target <= 0 ? 0 : target / bytes_per_element / chunk * chunk;
-  };
-  return {edge(from), edge(to)};
+std::ptrdiff_t edge(std::ptrdiff_t size, std::ptrdiff_t bytes_per_element,
+                    std::ptrdiff_t target) noexcept {
+  if (target >= size * bytes_per_element) return size;
+  return target <= 0 ? 0 : target / bytes_per_element / chunk * chunk;
 }
 
 namespace {

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstddef>
-#include <utility>
 #include <vector>
 
 #include "kernel.hpp"
@@ -33,14 +32,11 @@ std::ptrdiff_t chunks(std::ptrdiff_t size) noexcept;
 void measure(const table& kernels, const std::vector<span>& spans, const std::vector<scalars>& sets,
              unsigned wanted, std::vector<double>& sums) noexcept;
 
-// Where the share of thread `rank` begins among a step's bytes, and that of the one before it ends.
-std::ptrdiff_t cut(std::ptrdiff_t total, int rank, int team) noexcept;
+// Where piece `piece` of a step's bytes begins, and the one before it ends.
+std::ptrdiff_t cut(std::ptrdiff_t total, int piece, int pieces) noexcept;
 
-// The part of a span of `size` elements that lies in a share, which goes from byte `from` to byte
-// `to`, counted from the span's start: cut where an array may be cut, so that the parts of all
-// threads follow one another without a gap.
-std::pair<std::ptrdiff_t, std::ptrdiff_t> share(std::ptrdiff_t size,
-                                                std::ptrdiff_t bytes_per_element,
-                                                std::ptrdiff_t from, std::ptrdiff_t to) noexcept;
+// The last element of a span, at or before byte `target` from its start, at which it may be cut.
+std::ptrdiff_t edge(std::ptrdiff_t size, std::ptrdiff_t bytes_per_element,
+                    std::ptrdiff_t target) noexcept;
 
 }  // namespace schuss

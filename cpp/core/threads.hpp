@@ -1,42 +1,16 @@
-// Threads: how many, under which environment, and the one region that runs on them.
+// How many threads a step has, and the one kind of region that runs on them.
+//
+// OpenMP says how many are wanted, and everything that limits it limits us. The threads are a crew
+// of our own, because of how OpenMP's wait: libgomp's spin for milliseconds after each region, on
+// processors that the matrix products of a training run want, and its barrier waits for whoever
+// wakes up last (bench/README.md has what both cost; docs/threads.md tells users).
 #pragma once
 
 #include <cstddef>
 
-#if defined(__SSE2__)
-#include <immintrin.h>
-#else
-#include <cfenv>
-#endif
-
 namespace schuss {
 
-// The default floating-point environment, and the caller's again afterwards: a library built with
-// -ffast-math may have set flush-to-zero in some threads and not in others.
-
-class default_environment {
- public:
-#if defined(__SSE2__)
-  default_environment() noexcept : saved_(_mm_getcsr()) {
-    _mm_setcsr(0x1f80);
-  }  // round to nearest, all exceptions masked
-  ~default_environment() { _mm_setcsr(saved_); }
-
- private:
-  unsigned saved_;
-#else
-  default_environment() noexcept {
-    std::fegetenv(&saved_);
-    std::fesetenv(FE_DFL_ENV);
-  }
-  ~default_environment() { std::fesetenv(&saved_); }
-
- private:
-  std::fenv_t saved_;
-#endif
-  default_environment(const default_environment&) = delete;
-  default_environment& operator=(const default_environment&) = delete;
-};
+// ---- Limits.
 
 // How many threads a large step would use, and who says so.
 struct thread_limit {
@@ -51,27 +25,33 @@ void set_threads_everywhere(int n);
 void set_threads_from_environment(int n);  // SCHUSS_NUM_THREADS
 void set_quota(int n);                     // what the control group allows
 
-// Bytes that a thread must have to do before it is woken. Returns the one before; the tests lower
+// Bytes that a thread must have to do before it is called. Returns the one before; the tests lower
 // it so that threads really run.
 std::ptrdiff_t set_grain(std::ptrdiff_t bytes);
 
-// The most threads that a region has had since the last call.
-int widest_region();
+// ---- Regions.
 
-// How many threads should share work on so many bytes, and that it is done.
-int team_for(std::ptrdiff_t bytes) noexcept;
-void region_ended(std::ptrdiff_t bytes) noexcept;
+constexpr int most_pieces = 1024;
 
-// Calls work(rank, team) for every rank of a team. Regions of several callers don't run side by
-// side: who finds one running works alone, so that many threads that step at once don't crowd the
-// processors.
-using share_of_work = void (*)(const void* work, int rank, int team);
-void parallel_for(int team, const void* work, share_of_work share) noexcept;
+// How many threads should work on so many bytes, and in how many pieces.
+struct division {
+  int team, pieces;
+};
+division divide(std::ptrdiff_t bytes) noexcept;
 
-template <class Work> void parallel_for(int team, const Work& work) noexcept {
-  parallel_for(team, &work, [](const void* own, int rank, int members) {
-    (*static_cast<const Work*>(own))(rank, members);
-  });
+// Calls work(piece) once for each 0 <= piece < pieces, on at most `team` threads, in the default
+// floating-point environment, and ends when all pieces are done: pieces are taken, not dealt, so
+// that nobody waits for a thread that isn't there yet. Each thread begins with a share of its own,
+// the same one in every region. Regions of several callers don't run side by side: who finds one
+// running works alone, so that many threads that step at once don't crowd the processors.
+void parallel_for(division, const void* work, void (*call)(const void* work, int piece)) noexcept;
+
+template <class Work> void parallel_for(division into, const Work& work) noexcept {
+  parallel_for(into, &work,
+               [](const void* own, int piece) { (*static_cast<const Work*>(own))(piece); });
 }
+
+// The most threads that a region has been open to since the last call.
+int widest_region();
 
 }  // namespace schuss

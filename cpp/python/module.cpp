@@ -137,8 +137,10 @@ PYBIND11_MODULE(_core, m) {
       "share",
       [](std::ptrdiff_t size, std::ptrdiff_t bytes_per_element, std::ptrdiff_t before,
          std::ptrdiff_t total, int rank, int team) {
-        return share(size, bytes_per_element, cut(total, rank, team) - before,
-                     cut(total, rank + 1, team) - before);
+        const auto begin = [&](int k) {
+          return edge(size, bytes_per_element, cut(total, k, team) - before);
+        };
+        return std::make_pair(begin(rank), begin(rank + 1));
       },
       py::arg("size"), py::arg("bytes_per_element"), py::arg("before"), py::arg("total"),
       py::arg("rank"), py::arg("team"));

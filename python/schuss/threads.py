@@ -3,8 +3,9 @@
 The strongest first: `with schuss.threads(n)`, for the calling thread; `schuss.set_num_threads(n)`;
 threadpoolctl or anything else that calls omp_set_num_threads, for the thread that called it and
 where that changes OpenMP's own number; SCHUSS_NUM_THREADS; OMP_NUM_THREADS; the processors that the
-process may run on, or its control group's quota where that is less. A small step runs on the
-calling thread alone, and a forked child always does.
+calling thread may run on, or its control group's quota where that is less. OMP_THREAD_LIMIT caps
+all of them. A small step runs on the calling thread alone, and a forked child always does; the rest
+is in docs/threads.md.
 """
 
 from __future__ import annotations

@@ -213,13 +213,20 @@ SYSTEM = {
             check(1)
         """,
     "no more threads than a small team's": """
+        with schuss.threads(2):
+            check(2)
+        forbid_threads()
+        with schuss.threads(4):
+            check(2)
+        """,
+    "no more threads, after those were started": """
         with schuss.threads(4):
             check(4)
         with schuss.threads(2):
             check(2)
         forbid_threads()
         with schuss.threads(4):
-            check(1)
+            check(4)
         """,
 }
 
@@ -298,22 +305,22 @@ def test_cgroup_quota(tmp_path: Path, quota: int, files: dict[str, str]) -> None
     assert cgroup_quota(tmp_path) == quota
 
 
-# ---- What each thread of a team takes
+# ---- The pieces that threads take
 
 CHUNK = 4096
 
 
 @given(
-    arrays=st.lists(st.tuples(st.integers(0, 2**56), st.integers(8, 48)), min_size=1, max_size=5),
-    team=st.integers(1, 300),
+    arrays=st.lists(st.tuples(st.integers(0, 2**54), st.integers(8, 48)), min_size=1, max_size=5),
+    pieces=st.integers(1, 300),
 )
-def test_shares_follow_one_another_and_are_balanced(
-    arrays: list[tuple[int, int]], team: int
+def test_pieces_follow_one_another_and_are_of_one_size(
+    arrays: list[tuple[int, int]], pieces: int
 ) -> None:
     total = sum(size * width for size, width in arrays)
-    before, done = 0, [0] * (team + 1)  # the bytes of all ranks below
+    before, done = 0, [0] * (pieces + 1)  # the bytes of all pieces before
     for size, width in arrays:
-        parts = [_core.share(size, width, before, total, rank, team) for rank in range(team)]
+        parts = [_core.share(size, width, before, total, piece, pieces) for piece in range(pieces)]
         edges = [0, *(last for _, last in parts)]
         assert parts == list(pairwise(edges))
         assert edges == sorted(edges)
@@ -322,5 +329,5 @@ def test_shares_follow_one_another_and_are_balanced(
         before += size * width
         done = [bytes_ + edge * width for bytes_, edge in zip(done, edges, strict=True)]
     widest = max(width for _, width in arrays)
-    for rank, bytes_ in enumerate(done):
-        assert 0 <= total * rank // team - bytes_ < CHUNK * widest
+    for piece, bytes_ in enumerate(done):
+        assert 0 <= total * piece // pieces - bytes_ < CHUNK * widest

@@ -1,0 +1,136 @@
+"""Our threads beside others in the process: NumPy's and PyTorch's own, busy or idle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+Run = Callable[..., None]
+
+# The crew's threads by what the system knows of them; of a thread that works or spins it knows how
+# long, to the nanosecond.
+IMPORTS = """
+    import ctypes, os, signal, sys, threading, time
+    import numpy as np
+    import schuss
+    from pathlib import Path
+    from trial import Trial, check, forked, together
+
+    def crew():
+        tasks = Path("/proc/self/task").iterdir()
+        return [task for task in tasks if (task / "comm").read_text() == "schuss\\n"]
+
+    def status(task, field):
+        lines = dict(line.split(":", 1) for line in (task / "status").read_text().splitlines())
+        return lines[field].strip()
+
+    def seconds():
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in crew()) / 1e9
+
+    x = np.ones((200, 512), np.float32)
+    w = np.full((512, 512), 1 / 512, np.float32)
+    """
+
+IDLE = """
+    def idle_after(products, step):
+        for _ in range(30):
+            products()
+            step()
+        busy, start = seconds(), time.monotonic()
+        while time.monotonic() < start + 1:
+            time.sleep(0.05)
+        assert 0 < busy
+        assert seconds() - busy < 0.01, seconds() - busy
+        time.sleep(0.5)
+        start = time.process_time()
+        time.sleep(1)
+        assert time.process_time() - start < 0.01
+
+    trial = Trial(sizes=[1 << 21])
+    """
+
+CASES = {
+    "idle beside NumPy's": IDLE
+    + """
+    idle_after(lambda: x @ w, trial.step)
+    """,
+    "idle with nobody beside": IDLE
+    + """
+    idle_after(lambda: None, trial.step)
+    """,
+    "the bits beside NumPy's": """
+    trial = Trial(sizes=[1 << 18])
+    for _ in range(20):
+        x @ w
+        trial.step()
+    assert trial.bits == Trial(sizes=[1 << 18], backend="numpy").step(20).bits
+    """,
+    "signals are for other threads": """
+    check(3)
+    time.sleep(0.1)  # a thread has all signals blocked until it runs
+    assert len(crew()) == 2
+    for task in crew():
+        blocked = int(status(task, "SigBlk"), 16)
+        assert blocked >> (signal.SIGINT - 1) & 1
+        assert blocked >> (signal.SIGTERM - 1) & 1
+        assert not blocked >> (signal.SIGSEGV - 1) & 1
+    """,
+    "the environment stays": """
+    before = dict(os.environ)
+    getenv = ctypes.CDLL(None).getenv
+    getenv.restype = ctypes.c_char_p
+    check(3)
+    assert dict(os.environ) == before
+    for name in (b"OMP_WAIT_POLICY", b"GOMP_SPINCOUNT", b"OMP_NUM_THREADS"):
+        assert getenv(name) is None
+    """,
+    "threads follow the caller": """
+    everywhere = os.sched_getaffinity(0)
+    check(3)
+    for allowed in ({min(everywhere)}, {max(everywhere)}, everywhere):
+        os.sched_setaffinity(0, allowed)
+        check(3)
+        for task in crew():
+            assert os.sched_getaffinity(int(task.name)) <= allowed
+    """,
+    "short regions of many callers": """
+    def step_on(seed):
+        with schuss.threads(2 + seed % 3):
+            trials[seed].step(200)
+
+    trials = [Trial(seed=seed, sizes=[3 * 4096]) for seed in range(5)]
+    with together(*(lambda seed=seed: step_on(seed) for seed in range(5))):
+        pass
+    for seed, trial in enumerate(trials):
+        assert trial.bits == Trial(seed=seed, sizes=[3 * 4096], backend="numpy").step(200).bits
+    """,
+    "the interpreter ends while threads step": """
+    def step_on(trial):
+        while True:
+            trial.step()
+
+    for _ in range(3):  # not NumPy's products: those alone let an interpreter hang at its end
+        threading.Thread(target=step_on, args=[Trial(sizes=[1 << 18])], daemon=True).start()
+    time.sleep(0.3)
+    """,
+}
+
+
+@pytest.mark.parametrize("code", CASES.values(), ids=CASES)
+def test_company(run: Run, code: str) -> None:
+    run(IMPORTS, code, SCHUSS_NUM_THREADS="3", OPENBLAS_NUM_THREADS="2")
+
+
+@pytest.mark.parametrize("imported", ["before", "after"])
+def test_idle_beside_torch(run: Run, imported: str) -> None:
+    pytest.importorskip("torch")
+    code = """
+        if sys.argv[1] == "after":
+            check(3)
+        import torch
+        torch.set_num_threads(2)
+        a, b = torch.ones(200, 512), torch.ones(512, 512)
+        idle_after(lambda: a @ b, trial.step)
+        """
+    run(IMPORTS, IDLE, code, arguments=[imported], timeout=90, SCHUSS_NUM_THREADS="3")
