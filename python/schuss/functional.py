@@ -48,7 +48,7 @@ def make_call(
     rule: type[Optimizer],
     name: str,
     options: dict[str, Any],
-    has_master: bool,
+    given: tuple[str, ...],
     arrays: Sequence[Any],
 ) -> Call:
     """Reads the options; raises where one can't be. The plan is made of the first call's arrays."""
@@ -61,10 +61,9 @@ def make_call(
     form = group.settings.form
     follows = form.reads_loss or form.sums
     param, grad, *kept = arrays
-    names = [*form.states, *(["master"] if has_master else [])]
-    if len(kept) != len(names):
-        given = len(kept) - has_master
-        raise TypeError(f"{name}: state: {given} arrays given; these options take {form.states}")
+    if given != form.states:
+        raise TypeError(f"{name}: state {given} given; these options take {form.states}")
+    names = [*form.states, *(["master"] if len(kept) > len(given) else [])]
     p = parameter(param, grad, kept, form.states)
     recipe = Recipe(
         [group],
@@ -111,11 +110,7 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:
         master: np.ndarray | None = None,
         **options: Any,
     ) -> None:
-        kept = list(state)
-        if len(kept) != len(every_state) or any(key in options for key in every_state):
-            kept = named(name, every_state, state, options)
-        while kept and kept[-1] is None:
-            kept.pop()
+        given, kept = named(name, every_state, state, options)
         if master is not None:
             kept.append(master)
         numbers = [options.pop(key, None) for key in remembered_names]
@@ -126,13 +121,13 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:
             lr = None
         known = vars(calls).setdefault("by_options", {})
         try:
-            key = (len(kept), master is None, *options.items())
+            key = (given, master is None, *options.items())
             call = known.get(key)
         except TypeError:  # an option that has no hash, such as bounds that are arrays
             key, call = None, None
         if call is None:
             arrays = (param, grad, *kept)
-            call = make_call(rule, name, options, master is not None, arrays)
+            call = make_call(rule, name, options, given, arrays)
             if key is not None:
                 if len(known) == MOST:
                     known.clear()
@@ -194,8 +189,11 @@ def named(
     names: tuple[str, ...],
     state: tuple[np.ndarray | None, ...],
     options: dict[str, Any],
-) -> list[np.ndarray | None]:
-    """The state arrays that were given, by position or among the options, which lose them."""
+) -> tuple[tuple[str, ...], list[Any]]:
+    """The state that was given, by position or among the options, which lose it: names, arrays."""
+    whole = len(state) == len(names) and not any(a is None for a in state)
+    if whole and options.keys().isdisjoint(names):
+        return names, list(state)
     if len(state) > len(names):
         raise TypeError(f"{rule}: {len(state)} state arrays given; it has {names}")
     arrays = dict(zip(names, state, strict=False))
@@ -203,7 +201,8 @@ def named(
         if key in options and key in arrays:
             raise TypeError(f"{rule}: {key} is given twice")
         arrays[key] = options.pop(key, arrays.get(key))
-    return [arrays[key] for key in names]
+    given = {key: arrays[key] for key in names if arrays[key] is not None}
+    return tuple(given), list(given.values())
 
 
 def remembered(rule: str, name: str, array: Any, written: Sequence[Any]) -> float:
