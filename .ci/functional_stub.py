@@ -24,9 +24,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from schuss.engine.declare import Backend, DecayMode, Number
+from schuss.engine.declare import Backend, DecayMode, Number, Scale
 from schuss.engine.optimizer import Optimizer
-from schuss.loss_scale import LossScale
 from schuss.rules.adam import EpsMode
 
 STATELESS: tuple[str, ...]

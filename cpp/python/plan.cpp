@@ -41,14 +41,16 @@ constexpr std::size_t watched_in_turn = 8;
 py::object as_array(const member& m, const py::object& g) {
   static const auto& numpy = *new py::module_(py::module_::import("numpy"));
   const bool generic = py::isinstance(g, numpy.attr("generic"));
-  if (!m.shape.empty() || !(generic || PyFloat_Check(g.ptr()) != 0)) return g;
+  const bool plain = PyFloat_Check(g.ptr()) != 0 || PyLong_CheckExact(g.ptr()) != 0;
+  if (!m.shape.empty() || !(generic || plain)) return g;
   return generic ? numpy.attr("asarray")(g) : numpy.attr("asarray")(g, m.x.attr("dtype"));
 }
 
 // Whether two arrays are views of the same memory, of the same kind.
 bool same_memory(const member& m, PyObject* other) {
-  return py::isinstance<py::array>(other) && m.fits(other, aligned) &&
-         fields(other)->data == fields(m.x)->data && kind_of(other) == m.type;
+  return py::isinstance<py::array>(other) && fields(other)->data == fields(m.x)->data &&
+         has_shape(other, m.shape) && kind_of(other) == m.type &&
+         (fields(other)->flags & fields(m.x)->flags & (c_order | f_order)) != 0;
 }
 
 }  // namespace
@@ -90,9 +92,8 @@ void plan::expect(const std::vector<py::object>& structures) {
 
 py::object plan::gather(const py::object& values) const {
   std::vector<py::object> found(registry_.members().size());
-  for (const tree& s : structures_)
-    if (s.gather(values.ptr(), found)) return py::cast(found);
-  return py::none();
+  if (structures_.empty() || !structures_.front().gather(values.ptr(), found)) return py::none();
+  return py::cast(found);
 }
 
 void plan::watch(const std::vector<std::pair<py::object, py::object>>& containers) {
@@ -177,6 +178,7 @@ plan::outcome plan::attempt(const py::object& grads, const py::object& lr, const
     grad_norm_ = length;
     if (!found.finite && !recipe_->propagates) {
       recipe_->undone(gradients_, active_);
+      zero_replaced();
       if (!recipe_->told.is_none()) recipe_->told(false);
       return outcome::undone;
     }
@@ -205,8 +207,7 @@ plan::outcome plan::attempt(const py::object& grads, const py::object& lr, const
   if (has_copies_) start_copies();
   run();
   count();
-  if (recipe_->zero_grad)
-    for (const auto& [came, stands] : replaced_) came.attr("fill")(0);
+  zero_replaced();
   if (!recipe_->told.is_none()) recipe_->told(true);
   return outcome::done;
 }
@@ -215,8 +216,13 @@ plan::outcome plan::attempt(const py::object& grads, const py::object& lr, const
 
 void plan::follow_recipe() {
   static const auto& settings_name = *new py::object(interned("settings"));
-  stale_ = false;
-  recipe_.emplace(make_(), settings_name);
+  stale_ = false;  // before Python runs, which may set something
+  try {
+    recipe_.emplace(make_(), settings_name);
+  } catch (...) {
+    stale_ = true;
+    throw;
+  }
   kinds_.assign(recipe_->groups.size(), 0);
   keyed_right_ = false;
   filled_ = false;
@@ -286,7 +292,10 @@ void plan::begin_gradients(const py::object& grads) {
     }
     if (!bound) throw py::value_error("grads: none given and none bound; pass them, or bind them");
   } else {
-    const auto fits = [&](const tree& s) { return s.gather(grads.ptr(), given_); };
+    const auto fits = [&](const tree& s) {
+      given_.assign(members.size(), py::object());  // a part of the parameters may be all there is
+      return s.gather(grads.ptr(), given_);
+    };
     if (std::none_of(structures_.begin(), structures_.end(), fits)) {
       auto [list, structure] = match_(grads).cast<std::pair<std::vector<py::object>, py::object>>();
       given_ = std::move(list);
@@ -303,7 +312,7 @@ void plan::begin_gradients(const py::object& grads) {
   bool others = false;
   for (std::size_t i = 0; i < members.size(); ++i) {
     py::object& g = given_[i];
-    if (g.is_none()) continue;
+    if (!g || g.is_none()) continue;
     if (found == active_.size()) active_.push_back(members.size());
     others = others || active_[found] != i;
     active_[found++] = i;
@@ -533,9 +542,10 @@ void plan::check_masters() const {
       storage_of(a.x.kind).close(one, 0, 1, static_cast<const float*>(a.master.data) + i);
       if (rounded == there || is_nan(a.x.kind, there)) continue;
       wrong_value(m.labels[0],
-                  "no longer what its master was rounded to: it was written to from outside, "
-                  "and the step would undo that; call opt.refresh(), which takes the master "
-                  "anew from the parameter");
+                  std::string("no longer what its master was rounded to: it was written to from "
+                              "outside, and the step would undo that; ") +
+                      (stateless_ ? "write it into the master, too (master[...] = param)"
+                                  : "call opt.refresh(), which takes the master anew from it"));
     }
   }
 }
@@ -712,6 +722,7 @@ void plan::direct() {
 // A master or an average begins as the parameter is at its first step: weights may have been
 // loaded into the array since it was registered.
 void plan::start_copies() const {
+  if (stateless_) return;
   for (std::size_t k = 0; k < active_.size(); ++k) {
     if (registry_.members()[active_[k]].count != 0) continue;
     const span& a = spans_[k];
@@ -742,6 +753,12 @@ void plan::run() {
     freely(work);
 }
 
+// The kernels zero what they read: where that stands for a gradient, here is the gradient.
+void plan::zero_replaced() const {
+  if (!recipe_->zero_grad) return;
+  for (const auto& [came, stands] : replaced_) came.attr("fill")(0);
+}
+
 // ---- Count
 
 void plan::count() noexcept {
@@ -765,6 +782,7 @@ void plan::count() noexcept {
 void plan::once(py::object x, py::object g, const std::vector<py::object>& keeps,
                 std::int64_t finished, std::vector<double> memory, std::vector<double> shared,
                 const py::object& lr, const py::object& loss) {
+  stateless_ = true;
   registry_.replace(std::move(x), std::move(g), keeps, finished, memory);
   filled_ = false;
   if (keyed_.size() == 1) {

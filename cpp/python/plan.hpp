@@ -26,7 +26,7 @@ class plan {
   void expect(const std::vector<py::object>& structures);
   void watch(const std::vector<std::pair<py::object, py::object>>& containers);
 
-  // Arrays in the parameters' order; None where they come in a structure that is not known.
+  // Arrays in the parameters' order; None where they come in another structure than those.
   py::object gather(const py::object& values) const;
 
   // ---- A step
@@ -126,6 +126,7 @@ class plan {
   void direct();
   void start_copies() const;
   void run();
+  void zero_replaced() const;
   void count() noexcept;
 
   std::vector<scalars>& in_use();
@@ -142,6 +143,7 @@ class plan {
   std::optional<recipe> recipe_;
   bool stale_ = true;  // the recipe is no longer the one to follow
   bool busy_ = false;
+  bool stateless_ = false;  // what lies beside a parameter is the caller's
 
   std::int64_t iterations_ = 0;
   std::vector<double> shared_;

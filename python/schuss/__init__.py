@@ -88,7 +88,8 @@ if not TYPE_CHECKING:  # to a type checker it would make every name one of ours
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    own = (name for name in globals() if name.startswith("__"))
+    return sorted({*__all__, *_LAZY, *own})
 
 
 def show_config() -> dict[str, _Any]:

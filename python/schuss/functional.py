@@ -23,6 +23,7 @@ from schuss.checks import Interval, check_int
 from schuss.engine.backend import Numpy
 from schuss.engine.declare import REQUIRED
 from schuss.engine.groups import Group, Parameter
+from schuss.engine.guard import shorten
 from schuss.engine.optimizer import Optimizer, signature
 from schuss.engine.scalars import Options
 from schuss.engine.step import Recipe
@@ -86,6 +87,15 @@ def make_call(
     return Call(plan, recipe.backend, form.states, (*rule.memory, *shared), start)
 
 
+def first_call(*given: Any) -> Call:
+    """A call, or an error that shows the user's line."""
+    try:
+        return make_call(*given)
+    except (TypeError, ValueError) as error:
+        shorten(error)
+        raise
+
+
 def parameter(param: Any, grad: Any, kept: Sequence[Any], states: Sequence[str]) -> Parameter:
     """The arrays of a call: those of the rule, and a master where there is one more."""
     state = dict(zip(states, kept, strict=False))
@@ -127,7 +137,7 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:
             key, call = None, None
         if call is None:
             arrays = (param, grad, *kept)
-            call = make_call(rule, name, options, given, arrays)
+            call = first_call(rule, name, options, given, arrays)
             if key is not None:
                 if len(known) == MOST:
                     known.clear()

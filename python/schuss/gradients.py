@@ -9,6 +9,8 @@ import numpy as np
 
 from schuss.engine.structure import filled, flatten, gather, label
 
+__all__ = ["check_grad", "numerical_gradient"]
+
 
 def numerical_gradient(f: Callable[[Any], Any], x: Any, *, step: Any = None) -> Any:
     """The gradient by central differences, one element after the other.

@@ -18,6 +18,8 @@ from pathlib import Path
 from schuss import _core
 from schuss.checks import check_int
 
+__all__ = ["get_num_threads", "set_num_threads", "threads"]
+
 MOST = 2**31 - 1  # of a C int; no step has work for as many
 
 

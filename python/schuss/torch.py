@@ -25,6 +25,8 @@ from schuss.reference.storage import is_narrow
 if TYPE_CHECKING:
     from schuss.engine.optimizer import Optimizer
 
+__all__ = ["torch_state_dict"]
+
 # What ours has beside "state" and "param_groups", and PyTorch's has not.
 OURS = ("iterations", "shared", "skipped_steps", "loss_scale")
 

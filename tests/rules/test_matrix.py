@@ -525,7 +525,7 @@ def test_a_step_allocates_once(rule: type[MatrixRule]) -> None:
         opt.step(gradients(params, rng))
         sizes.append(opt.nbytes)
     assert sizes[11] == sizes[-1]
-    assert repr(opt).startswith(f"{rule.__name__}(\n  {rule.__name__}: Group(2 arrays, 67 param")
+    assert repr(opt).startswith(f"{rule.__name__}(\n  Group(2 arrays, 67 param")
     assert "\n  AdamW: Group(3 arrays, 33 parameters, " in repr(opt)
 
 

@@ -9,7 +9,9 @@ and set all of them.
 
 from __future__ import annotations
 
+import functools
 import inspect
+import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -61,6 +63,20 @@ def user_level() -> int:
     return level
 
 
+# A line on arguments in a class's docstring, with those that go on with it.
+ENTRY = re.compile(r"^    (\w+(?:, \w+)*) {2,}(\S.*(?:\n {9,}\S.*)*)", re.MULTILINE)
+
+
+@functools.cache
+def entries(docstring: str) -> dict[str, str]:
+    """What a class's docstring says of each argument."""
+    return {
+        name: " ".join(text.split())
+        for names, text in ENTRY.findall(docstring)
+        for name in names.split(", ")
+    }
+
+
 class Hyperparameter:
     """The declaration of one hyperparameter; a descriptor on the rule's class."""
 
@@ -72,6 +88,7 @@ class Hyperparameter:
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
+        self.__doc__ = entries(owner.__doc__ or "").get(name)
 
     def __get__(self, optimizer: Any, owner: type) -> Any:
         return self if optimizer is None else optimizer.param_groups[0][self.name]
@@ -136,7 +153,9 @@ class Scheduled(Bounded):
     is_number = True
 
     def check(self, value: Any) -> Any:
-        return value if callable(value) else super().check(value)
+        if callable(value) or (value is None and self.default is None):
+            return value
+        return self.interval.check(self.name, value)
 
     def scheduled(self, value: Any) -> bool:
         return callable(value)
@@ -353,6 +372,7 @@ class Option:
     def __set_name__(self, owner: type, name: str) -> None:
         self.argument = self.argument or name
         self.declared.__set_name__(owner, self.argument)
+        self.__doc__ = self.declared.__doc__
         self.key = f"_{self.argument}"  # a method of the optimizer may have the argument's name
 
     def __get__(self, optimizer: Any, owner: type) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import math
 import operator
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from schuss.engine.declare import REQUIRED, Pair, present_word
+from schuss.engine.guard import shorten
 from schuss.engine.rule import Rule
 from schuss.engine.structure import described, label
 from schuss.reference.sums import WANTED
@@ -89,6 +91,7 @@ class Form(NamedTuple):
     sums: bool  # whether the rule asks for some
     adapts: bool  # whether they change the scalars of each array
     reads_loss: bool
+    clips: bool  # whether each element of a gradient is clipped, which clip_norm is not with
     decisive: frozenset[str]  # the hyperparameters that were read to find this out
 
     @classmethod
@@ -100,9 +103,9 @@ class Form(NamedTuple):
         wanted = functools.reduce(operator.or_, (WANTED[name] for name in names), 0)
         adapts = bool(h["cautious"] or (sums and not rule.shared))
         reads_loss = rule.reads_loss(h)
-        return cls(
-            kernel, rule.states[kernel], wanted, bool(sums), adapts, reads_loss, frozenset(h.read)
-        )
+        clips = h["clip_value"] != math.inf
+        states, decisive = rule.states[kernel], frozenset(h.read)
+        return cls(kernel, states, wanted, bool(sums), adapts, reads_loss, clips, decisive)
 
 
 class Settings(NamedTuple):
@@ -266,12 +269,20 @@ class Group(MutableMapping[str, Any]):
 
     def update(self, *values: Any, **more: Any) -> None:
         """Sets several values: all of them or none."""
-        with self.lock:
-            self.settings = self.with_values(dict(*values, **more))
+        try:
+            with self.lock:
+                self.settings = self.with_values(dict(*values, **more))
+        except (TypeError, ValueError) as error:
+            shorten(error)
+            raise
 
     def __setitem__(self, name: str, value: Any) -> None:
-        with self.lock:
-            self.settings = self.changed(name, value)
+        try:
+            with self.lock:
+                self.settings = self.changed(name, value)
+        except (TypeError, ValueError) as error:
+            shorten(error)
+            raise
 
     def __getitem__(self, name: str) -> Any:
         if name == "params":

@@ -1,4 +1,8 @@
-"""One call at a time: of several threads, of a callable within a step, of a forked child."""
+"""What stands around a public call.
+
+One at a time: of several threads, of a callable within a step, of a forked child. And an error that
+shows the user's line, not ours.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,19 @@ from weakref import WeakSet
 P = ParamSpec("P")
 R = TypeVar("R")
 S = TypeVar("S")
+
+
+def shorten(error: BaseException) -> None:
+    """Takes our frames out of the traceback of an error that the user's call is about to raise.
+
+    Where it was raised in a callable of the user's all stay: the line at fault is among them.
+    """
+    last = error.__traceback__
+    while last and last.tb_next:
+        last = last.tb_next
+    module = last.tb_frame.f_globals.get("__name__", "") if last else ""
+    if module.partition(".")[0] == "schuss":
+        error.__traceback__ = None
 
 
 def one_at_a_time(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
@@ -26,6 +43,9 @@ def one_at_a_time(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenat
                 )
             try:
                 return method(self, *args, **kwargs)
+            except (TypeError, ValueError) as error:
+                shorten(error)
+                raise
             finally:
                 own._plan.leave()
 

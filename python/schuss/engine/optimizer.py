@@ -39,10 +39,11 @@ from schuss.engine.declare import (
     numbers,
     option,
     pair,
+    user_level,
     whole,
 )
 from schuss.engine.groups import Group, Parameter, Settings, meant, nearest
-from schuss.engine.guard import alive, one_at_a_time
+from schuss.engine.guard import alive, one_at_a_time, shorten
 from schuss.engine.memory import FREE, room
 from schuss.engine.observers import check_metric, load, observers, saved
 from schuss.engine.rule import Rule
@@ -220,6 +221,15 @@ class Optimizer(Rule, Declared):
         no_decay: NoDecay | None = None,
         **hyperparameters: Any,
     ) -> None:
+        try:
+            self._begin(params, grads, no_decay, hyperparameters)
+        except (TypeError, ValueError) as error:
+            shorten(error)
+            raise
+
+    def _begin(
+        self, params: Any, grads: Any, no_decay: NoDecay | None, hyperparameters: dict[str, Any]
+    ) -> None:
         self._plan = _core.Plan()
         self._lock = threading.RLock()
         for name, declared in self.options.items():
@@ -227,7 +237,7 @@ class Optimizer(Rule, Declared):
         self._skipped_steps = 0
         self._groups: tuple[Group, ...] = ()
         self._trees: list[Tree] = []
-        self._containers: list[Any] = []
+        self._watched: list[tuple[Any, Tree]] = []  # the user's containers, and what lies where
         self._parameters: list[Parameter] = []
         self._names: dict[str, int] = {}  # the number of each parameter
         self._start = {"no_decay": no_decay, **hyperparameters}  # what added groups begin with
@@ -242,10 +252,7 @@ class Optimizer(Rule, Declared):
             for p, g in zip(self._parameters, self._gather(grads, "grads"), strict=True):
                 p.g = g
         self._bound = any(p.g is not None for p in self._parameters)
-        if self.master and self.stochastic_rounding:
-            raise ValueError("stochastic_rounding: not with master, which needs no chance")
-        if isinstance(self.grad_scale, Scale) and self.nonfinite != "skip":
-            raise ValueError('grad_scale: a LossScale needs nonfinite="skip"')
+        self._require_options_that_go_together()
         self._register(self._parameters)
         self._restore(0, [0] * len(self._parameters), self._memories(), self.shared)
         self._free()
@@ -279,13 +286,12 @@ class Optimizer(Rule, Declared):
         """Tells the plan in which structure gradients come, and where the user keeps arrays."""
         trees: list[Any] = self._trees
         self._plan.expect([trees if self._grouped else trees[0]])
-        self._plan.watch(
-            [
-                (own, tree)
-                for own, tree in zip(self._containers, trees, strict=False)  # rebound ones are one
-                if isinstance(own, dict | list | tuple)
-            ]
-        )
+        self._watch(self._watched)
+
+    def _watch(self, watched: list[tuple[Any, Tree]]) -> None:
+        """Only what stays is watched, and what the plan can look into."""
+        self._watched = [(own, t) for own, t in watched if isinstance(own, dict | list | tuple)]
+        self._plan.watch(self._watched)
 
     def _restore(
         self,
@@ -328,21 +334,29 @@ class Optimizer(Rule, Declared):
         with self._lock:
             vars(self)[key] = value
             self._plan.change()
+            if key == "_missing" and "_trees" in vars(self):  # then fewer arrays are no structure
+                self._expect()
 
     if not TYPE_CHECKING:  # which know the declared ones by themselves
 
         def __setattr__(self, name: str, value: Any) -> None:
             """Sets a hyperparameter of all groups, or an option; else it is an error."""
-            if name in self.hyperparameters:
-                self._set_hyperparameter(self.hyperparameters[name], value)
-            elif name in self.options:  # which a method may be named after
-                self.options[name].__set__(self, value)
-            elif name.startswith("_") or is_settable(type(self), name):
-                object.__setattr__(self, name, value)
-            elif hasattr(type(self), name) or is_ours(type(self)) or meant(type(self), name):
-                raise AttributeError(f"{name}: {nearest(type(self), name)}")
-            else:  # a subclass of the user's may keep what it likes
-                object.__setattr__(self, name, value)
+            try:
+                if name in self.hyperparameters:
+                    self._set_hyperparameter(self.hyperparameters[name], value)
+                elif name in self.options:  # which a method may be named after
+                    self.options[name].__set__(self, value)
+                elif name.startswith("_") or is_settable(type(self), name):
+                    object.__setattr__(self, name, value)
+                elif hasattr(type(self), name):
+                    raise AttributeError(f"{name}: can't be set")
+                elif is_ours(type(self)) or meant(type(self), name):
+                    raise AttributeError(f"{name}: {nearest(type(self), name)}")
+                else:  # a subclass of the user's may keep what it likes
+                    object.__setattr__(self, name, value)
+            except (TypeError, ValueError) as error:
+                shorten(error)
+                raise
 
     # ---- Parameters
 
@@ -361,7 +375,7 @@ class Optimizer(Rule, Declared):
         Gradients may then come as a sequence with the structure of each group, or in any structure
         in which the arrays lie at the places that they are named by.
         """
-        before = self._groups, self._trees, self._containers, self._parameters, self._grouped
+        before = self._groups, self._trees, self._watched, self._parameters, self._grouped
         size = len(self._parameters)
         self._grouped = True
         try:
@@ -373,7 +387,7 @@ class Optimizer(Rule, Declared):
         except BaseException:
             for p in self._parameters[size:]:
                 self._names.pop(p.name, None)
-            self._groups, self._trees, self._containers, self._parameters, self._grouped = before
+            self._groups, self._trees, self._watched, self._parameters, self._grouped = before
             raise
         for own in self._groups:
             own.lock = self._lock
@@ -388,8 +402,7 @@ class Optimizer(Rule, Declared):
         self._require_parameters("rebind")
         arrays, tree = self._matched(params, "params")
         self._rebind(arrays)
-        self._containers = [params]
-        self._plan.watch([(params, tree)] if isinstance(params, dict | list | tuple) else [])
+        self._watch([(params, tree)])
 
     def _rebind(self, arrays: list[Any]) -> None:
         self._plan.rebind(arrays)
@@ -472,7 +485,7 @@ class Optimizer(Rule, Declared):
             made[0].settings = self._groups[-1].settings  # groups with the same share scalars
         self._groups = (*self._groups, *made)
         self._trees = [*self._trees, tree]
-        self._containers = [*self._containers, group["params"]]
+        self._watched = [*self._watched, (group["params"], tree)]
         self._parameters = [*self._parameters, *added]
         self._names |= {name: len(self._names) + i for i, name in enumerate(arrays)}
         return added
@@ -539,15 +552,16 @@ class Optimizer(Rule, Declared):
         try:
             found = self._plan.gather(values)
             return (gather(tree, values, role) if found is None else found), tree
-        except ValueError:
-            names: Any = self._names
-            missing = self.missing if role == "grads" else "raise"
-            found = by_name(names, values, role, missing == "skip")
-            if found is not None:
-                return found
-            if self._grouped and isinstance(values, Mapping):
-                gather(names, values, role)  # which says what is missing
-            raise
+        except ValueError as other:
+            if isinstance(tree, int):  # whose name, a number, is no place in a list
+                raise
+            skip = role == "grads" and self.missing == "skip"
+            try:
+                return by_name(self._names, values, role, skip)
+            except ValueError:
+                if isinstance(values, Mapping) and (self._grouped or skip):
+                    raise
+                raise other from None
 
     # ---- The step
 
@@ -581,35 +595,46 @@ class Optimizer(Rule, Declared):
         Also raises where the containers that were passed as params hold other arrays by now: all
         of them are looked up in the first hundred steps, then eight at each step, in turn.
         """
-        if lr is not None:
-            lr = self.hyperparameters["lr"].check(lr)
-        if grad_scale is not None:
-            grad_scale = self.options["grad_scale"].check(grad_scale)
-        if params is not None:
-            return self._step_of(params, grads, lr, loss, grad_scale)
-        return self._plan.step(grads, lr, loss, grad_scale)
+        try:
+            if lr is not None:
+                declared = self.hyperparameters["lr"]
+                if declared.fixed or callable(lr):
+                    what = "fixed at construction" if declared.fixed else "no number"
+                    raise TypeError(f"lr: {lr!r} is for one step, but {what}")
+                lr = declared.check(lr)
+            if grad_scale is not None:
+                grad_scale = self.options["grad_scale"].check(grad_scale)
+            if params is not None:
+                return self._step_of(params, grads, lr, loss, grad_scale)
+            return self._plan.step(grads, lr, loss, grad_scale)
+        except (TypeError, ValueError) as error:
+            shorten(error)
+            raise
 
     def _step_of(self, params: Any, grads: Any, lr: Any, loss: Any, grad_scale: Any) -> bool:
         """A step of arrays that the client brings: one that fails leaves the old ones bound."""
         with self._lock:
-            before = [p.x for p in self._parameters]
+            before, watched = [p.x for p in self._parameters], self._watched
             arrays = self._gather(params, "params")
             others = any(a is not b for a, b in zip(arrays, before, strict=True))
             if others:
                 self._require_parameters("step")
+                kept = [(a, a.copy(order="K")) for p in self._parameters for a in p.copies]
                 self._rebind(arrays)
-                self._plan.watch([])
+                self._watch([])
             try:
                 return self._plan.step(grads, lr, loss, grad_scale)
             except BaseException:
                 if others:
                     self._rebind(before)
+                    self._watch(watched)
+                    for a, values in kept:
+                        a[...] = values
                 raise
 
     def _recipe(self) -> Recipe:
         """What a step needs, by the present options and settings."""
-        if self.clip_norm < math.inf and any(g["clip_value"] != math.inf for g in self._groups):
-            raise ValueError("clip_value: not with clip_norm; choose one of the two")
+        self._require_options_that_go_together()
         scale = self.grad_scale
         return Recipe(
             self._groups,
@@ -629,6 +654,14 @@ class Optimizer(Rule, Declared):
             convert=self._converted if self.convert else None,
         )
 
+    def _require_options_that_go_together(self) -> None:
+        if self.clip_norm < math.inf and any(g.settings.form.clips for g in self._groups):
+            raise ValueError("clip_value: not with clip_norm; choose one of the two")
+        if self.master and self.stochastic_rounding:
+            raise ValueError("stochastic_rounding: not with master, which needs no chance")
+        if isinstance(self.grad_scale, Scale) and self.nonfinite != "skip":
+            raise ValueError('grad_scale: a LossScale needs nonfinite="skip"')
+
     def _match(self, grads: Any) -> tuple[list[Any], Any]:
         """Gradients in a structure that the plan does not know."""
         found, tree = self._matched(grads, "grads")
@@ -644,13 +677,15 @@ class Optimizer(Rule, Declared):
                 warnings.warn(
                     f"{p.labels()[1]}: {described(g)} is converted at each step: one more pass "
                     f"over it, and {p.converted.nbytes} bytes that are kept; {p.kind} needs none",
-                    stacklevel=4,
+                    stacklevel=user_level(),
                 )
         source = np.asarray(g)
         if source.shape != p.x.shape or not (
             source.dtype.kind in "iu" or is_floating(source.dtype)
         ):
             raise ValueError(f"{p.labels()[1]}: {described(g)} can't be converted to {p.kind}")
+        if self.zeroes_grad and not (isinstance(g, np.ndarray) and g.flags.writeable):
+            raise ValueError(f"{p.labels()[1]}: {described(g)} can't be zeroed; see zero_grad")
         p.converted[...] = source
         return p.converted
 
@@ -843,7 +878,12 @@ class Optimizer(Rule, Declared):
         """What differs from the defaults, of the optimizer and of each group."""
         values = {name: vars(self)[o.key] for name, o in self.options.items()}
         own = [f"{k}={v!r}" for k, v in values.items() if self.options[k].differs(v)]
-        groups = "".join(f"\n  {group!r}," for group in self._groups)
+        groups = "".join(
+            f"\n  {group!r},"
+            if group.rule is type(self)
+            else f"\n  {group.rule.__name__}: {group!r},"
+            for group in self._groups
+        )
         return f"{type(self).__name__}({', '.join(own)}{groups}\n)"
 
 

@@ -136,4 +136,4 @@ def read_options(opt: Any, saved: Any) -> dict[str, Any]:
         raise TypeError(f"options: {saved!r} is not a mapping")
     if (own := opt.ema_decay) != (its := saved.get("ema", own)):
         raise ValueError(f"state_dict: ema: {its!r} was saved, but {own!r} is fixed here")
-    return {name: saved[name] for name in CARRIED if name in saved}
+    return {name: opt.options[name].check(saved[name]) for name in CARRIED if name in saved}

@@ -95,7 +95,10 @@ def described(x: Any) -> str:
 
 
 def gather(tree: Tree, values: Any, role: str, path: tuple[str, ...] = ()) -> list[Any]:
-    """The members of `values` in the tree's order; ValueError where its structure is another."""
+    """The members of `values` in the tree's order; ValueError where its structure is another.
+
+    None in place of a part stands for all of it.
+    """
     values = listed(values)
     name = label(role, ".".join(path)) if path else role
     if isinstance(tree, int):
@@ -103,6 +106,9 @@ def gather(tree: Tree, values: Any, role: str, path: tuple[str, ...] = ()) -> li
             kind = type(values).__name__
             raise ValueError(f"{name}: {kind} where params is one array; pass the array itself")
         return [values]
+    if values is None:
+        parts = tree.values() if isinstance(tree, dict) else tree
+        return [leaf for part in parts for leaf in gather(part, None, role)]
     if isinstance(tree, dict):
         if not isinstance(values, Mapping):
             keys = listing(map(repr, tree))
@@ -156,36 +162,35 @@ def keys_of(trees: Sequence[Tree]) -> tuple[Any, ...] | None:
     return tuple(tree) if isinstance(tree, dict) and flat else ()
 
 
-def by_name(
-    names: dict[str, int], values: Any, role: str, skip: bool
-) -> tuple[list[Any], Tree] | None:
+def by_name(names: dict[str, int], values: Any, role: str, skip: bool) -> tuple[list[Any], Tree]:
     """Arrays in any structure in which they lie at the places that they are named by, in order.
 
-    None where one lies elsewhere, or one is missing, unless those are to be skipped. Also returned
-    is the structure. None in place of a part stands for all that is named below it.
+    Also returned is that structure. None in place of a part stands for all that is named below it.
+    Raises ValueError where one lies elsewhere, or one is missing, unless those are to be skipped.
     """
     found: list[Any] = [None] * len(names)
     seen: set[int] = set()
+    unknown: list[str] = []
 
-    def walk(value: Any, path: tuple[str, ...]) -> Tree | None:
+    def walk(value: Any, path: tuple[str, ...]) -> Tree:
         name = ".".join(path)
         if name in names:
             found[names[name]] = value
             seen.add(names[name])
             return names[name]
-        if value is None:
-            below = [i for n, i in names.items() if n.startswith(f"{name}.")]
+        if value is None and (below := [i for n, i in names.items() if n.startswith(f"{name}.")]):
             seen.update(below)
-            return list(below) if below else None
+            return list(below)
         if isinstance(value, Mapping):
-            inner: Any = {key: walk(v, (*path, str(key))) for key, v in value.items()}
-            return None if None in inner.values() else inner
+            return {key: walk(inner, (*path, str(key))) for key, inner in value.items()}
         if is_sequence(value):
-            inner = [walk(v, (*path, str(i))) for i, v in enumerate(value)]
-            return None if None in inner else inner
-        return None
+            return [walk(inner, (*path, str(i))) for i, inner in enumerate(value)]
+        unknown.append(name)
+        return {}
 
     tree = walk(values, ())
-    if tree is None or (len(seen) < len(names) and not skip):
-        return None
+    wrong = [] if skip else [f"missing {name!r}" for name, i in names.items() if i not in seen]
+    wrong += [f"unknown {name!r}" for name in unknown]
+    if wrong:
+        raise ValueError(f"{role}: {listing(wrong)}; wanted the places of params")
     return found, tree

@@ -71,7 +71,7 @@ def compare(
     in_place = adamw.InPlace(arrays(others), arrays(cast(grads, dtype)))
     python = adamw.Python(joined(cast(params, float)).tolist(), joined(cast(grads, float)).tolist())
 
-    told = {"loss": 1.0} if rule.reads_loss(compiled.param_groups[0]) else {}
+    told: dict[str, Any] = {"loss": 1.0} if rule.reads_loss(compiled.param_groups[0]) else {}
     steps: dict[str, Callable[[], object]] = {
         f"{rule.__name__}, compiled": partial(compiled.step, **told),
         f"{rule.__name__}, reference": partial(reference.step, **told),

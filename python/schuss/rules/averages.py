@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -74,7 +75,8 @@ class ScheduleFree(Optimizer):
     warmup_steps: Number = number("[0, inf)", default=0.0)
     r: Number = number("[0, inf)", default=0.0)
     weight_lr_power: Number = number("[0, inf)", default=2.0)
-    _trained: list[np.ndarray] | None = None  # the parameters, while their averages are evaluated
+    # The parameters, while their averages are evaluated: None where only these were saved.
+    _trained: list[np.ndarray | None] | None = None
 
     @staticmethod
     def averaging(h: Values, t: int, memory: Numbers, beta: float) -> dict[str, float]:
@@ -109,7 +111,7 @@ class ScheduleFree(Optimizer):
         self._require_parameters("eval")
         values = [group.settings.at(self.iterations) for group in self._groups]
         kept = [p.x.copy(order="K") for p in self._parameters]
-        self._mark(kept)
+        self._mark([*kept])
         for i, p in enumerate(self._parameters):
             if self._plan.count(i):
                 computing = computing_type(p.x)
@@ -119,6 +121,18 @@ class ScheduleFree(Optimizer):
                 with np.errstate(all="ignore"):
                     p.x[...] = y + beyond * (z - y)
 
+    def _point(self, number: int) -> np.ndarray:
+        """What a parameter was before its average took its place, to rounding."""
+        p = self._parameters[number]
+        if "master" in p.beside or not self._plan.count(number):
+            return p.beside.get("master", p.x)
+        computing = computing_type(p.x)
+        beta = self.interpolation(self._groups[p.group].settings.at(self.iterations))
+        x, z = (np.asarray(a).astype(computing, copy=False) for a in (p.x, p.state["z"]))
+        with np.errstate(all="ignore"):
+            y: np.ndarray = z + computing.type(beta) * (x - z)
+        return y
+
     @one_at_a_time
     def train(self) -> None:
         """Brings the parameters back, with the bits that they had before `eval`."""
@@ -126,11 +140,23 @@ class ScheduleFree(Optimizer):
             return
         if self._plan.barred != AVERAGES:
             self._require_parameters("train")
-        for p, x in zip(self._parameters, self._trained, strict=False):  # some may be new
-            p.x[...] = x
+        for i, x in enumerate(self._trained):  # later ones are new
+            self._parameters[i].x[...] = self._point(i) if x is None else x
         self._mark(None)
 
-    def _mark(self, trained: list[np.ndarray] | None) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """As that of every rule; and whether the parameters held their averages."""
+        with self._lock:
+            return super().state_dict() | {"evaluated": self._trained is not None}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """As that of every rule; where the saved parameters were averages, `train` is to follow."""
+        with self._lock:
+            super().load_state_dict(state_dict)
+            if state_dict.get("evaluated"):
+                self._mark([None] * len(self._parameters))
+
+    def _mark(self, trained: list[np.ndarray | None] | None) -> None:
         """Keeps the parameters, and refuses steps; or no more."""
         self._trained, self._plan.barred = trained, "" if trained is None else AVERAGES
 

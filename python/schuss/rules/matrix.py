@@ -167,10 +167,6 @@ class MatrixRule(Optimizer):
         """The bytes of all arrays that the optimizer has allocated."""
         return super().nbytes + sum(a.nbytes for a in self._room.arrays.values())
 
-    def __repr__(self) -> str:
-        rules = (f"\n  {g.settings.rule.__name__}: {g!r}," for g in self._groups)
-        return f"{type(self).__name__}({''.join(rules)}\n)"
-
     # ---- The step
 
     def _recipe(self) -> Recipe:
