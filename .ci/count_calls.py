@@ -47,11 +47,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--record", action="store_true")
     args = parser.parse_args()
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
     found = {case.name: calls(case.step) for case in cliffs.cases()}
     if args.record:
-        RECORD.write_text(json.dumps(found, indent=2) + "\n")
+        RECORD.write_text(json.dumps({"python": python, "calls": found}, indent=2) + "\n")
         return 0
-    recorded = json.loads(RECORD.read_text())
+    record = json.loads(RECORD.read_text())
+    if record["python"] != python:
+        print(f"NOT RUN: recorded with Python {record['python']}, and this is {python}")
+        return 0
+    recorded = record["calls"]
     wrong = [
         f"{name}: {n} calls, {recorded.get(name)} recorded"
         for name, n in found.items()

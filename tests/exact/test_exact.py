@@ -318,7 +318,7 @@ def expected(rule: type[Optimizer], key: tuple[tuple[str, Any], ...]) -> End:
 def compare(rule: type[Optimizer], row: Mapping[str, Any]) -> None:
     """The compiled run against the reference's."""
     inside = tuple((name, value) for name, value in row.items() if name not in OUTSIDE)
-    want = expected(rule, inside)  # type: ignore[arg-type]
+    want = expected(rule, inside)
     _core.use_isa(row["isa"])
     _core.widest_region()
     with threads(row["threads"]):

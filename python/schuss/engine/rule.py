@@ -12,13 +12,21 @@ Values = Mapping[str, Any]  # of hyperparameters, by name
 Numbers = Mapping[str, float]  # that a rule remembers, by name
 
 
-class Rule:
+class RuleType(type):
+    """Shows users of a rule what is for them: what its author writes is shown by Rule alone."""
+
+    def __dir__(cls) -> list[str]:
+        return sorted({*super().__dir__()} - (set() if cls.__name__ == "Rule" else HOOKS))
+
+
+class Rule(metaclass=RuleType):
     """A rule's own part of an optimizer; h has the hyperparameters' values at the step at hand."""
 
     states: ClassVar[dict[str, tuple[str, ...]]]  # the state arrays of each kernel
     memory: ClassVar[dict[str, float]] = {}  # numbers beside each array's state, at the start
     shared: ClassVar[dict[str, float]] = {}  # numbers beside the state of all, at the start
     starting: ClassVar[tuple[str, ...]] = ()  # state arrays that start at the parameter
+    apart: ClassVar[tuple[str, ...]] = ()  # arguments of a group that are no hyperparameters
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # what differs from PyTorch's convention
     hyperparameters: ClassVar[dict[str, Hyperparameter]] = {}
     options: ClassVar[dict[str, Option]] = {}
@@ -70,3 +78,10 @@ class Rule:
     def initial(h: Values) -> dict[str, float]:
         """What state arrays start with where it isn't 0."""
         return {}
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__()} - HOOKS)
+
+
+# What an author of a rule writes, and users needn't see.
+HOOKS = {n for n in (*vars(Rule), *Rule.__annotations__) if not n.startswith("_")}

@@ -18,9 +18,8 @@ class Adaptive(Paths):
     def draw(self) -> Figure:
         picture = figure(14, 6)
         planes, curves = picture.subplots(2, 3, height_ratios=(5, 3))
-        for plane, curve, rule in zip(
-            planes, curves, (schuss.Adagrad, schuss.RMSprop, schuss.Adam), strict=True
-        ):
+        rules: list[type[schuss.Optimizer]] = [schuss.Adagrad, schuss.RMSprop, schuss.Adam]
+        for plane, curve, rule in zip(planes, curves, rules, strict=True):
             self.draw_rule(rule, plane, curve)
             plane.set_title(rule.__name__)
         picture.suptitle(drawn("Rules with rates of their own on 0.1w1^2 + 2w2^2"))
