@@ -148,7 +148,7 @@ class Tenant(Timed):
 
         every = [x, g, *p.state.values(), *p.beside.values()]
         self.start = [(a, a.copy()) for a in every]
-        # What is written moves twice; the norm, or the look for what isn't finite, reads g again.
+        # What is written moves twice; the norm, or the search for what isn't finite, reads g again.
         written = [x, *self.state, *([g] if opt.zeroes_grad else [])]
         again = [g] if options.keys() & {"clip_norm", "nonfinite"} else []
         self.bytes = sum(a.nbytes for a in (*every, *written, *again))

@@ -394,11 +394,11 @@ bool plan::as_read() const {
 
 // ---- Check
 
-// Looks every array over that the step will touch.
+// Checks every array that the step will touch.
 void plan::check() {
   if (refill()) return;
   // Arrays that fit take no call of Python, so that what is seen is what is stepped; where one
-  // doesn't, Python may run, and all are looked over anew.
+  // doesn't, Python may run, and all are checked anew.
   if (!fill()) {
     explain();
     if (!fill()) throw py::value_error("params: changed while they were looked over");

@@ -46,12 +46,12 @@ struct member {
   bool decays;                             // whether its group's weight decay is for it, too
   std::vector<double> memory;              // numbers that its rule keeps beside the arrays
   std::int64_t count = 0;                  // finished steps of this array
-  py::object gradient_class = py::none();  // of a gradient that was looked over and found good
-  const char *apart = nullptr, *apart_end = nullptr;  // memory of the last gradient that was looked
-                                                      // over and overlaps nothing that is written
+  py::object gradient_class = py::none();  // of a gradient that was checked and found good
+  const char *apart = nullptr, *apart_end = nullptr;  // memory of the last gradient that was
+                                                      // found to overlap nothing that is written
 
   // Whether an array has what this parameter asks for, its class included: ndarray, the
-  // parameter's, or one that was looked over before.
+  // parameter's, or one that was checked before.
   bool fits(py::handle a, int flags) const {
     const auto* own = reinterpret_cast<PyObject*>(Py_TYPE(a.ptr()));
     return (own == reinterpret_cast<PyObject*>(Py_TYPE(x.ptr())) || own == ndarray() ||

@@ -84,7 +84,7 @@ def test_resized_there_and_back_is_noticed() -> None:
 
 
 @pytest.mark.parametrize("which", ["params", "exp_avg"])
-def test_memory_that_moved_is_looked_at_for_overlaps(which: str, opt: Optimizer) -> None:
+def test_memory_that_moved_is_checked_for_overlaps(which: str, opt: Optimizer) -> None:
     moved = opt.param_groups[0]["params"][1] if which == "params" else opt.state["w1"][which]
     good = np.ones(10, F4)
     moved.resize(1 << 20, refcheck=False)

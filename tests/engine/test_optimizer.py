@@ -233,7 +233,7 @@ def test_maximize_ascends() -> None:
 
 def test_groups_equal_several_optimizers() -> None:
     for rule in rules.RULES:
-        if "d" in rule.shared and rule is not schuss.Eve:  # whose d looks at all arrays
+        if "d" in rule.shared and rule is not schuss.Eve:  # whose d is of no array
             continue
         together, apart = zeros(40, 50), zeros(40, 50)
         opt = rule([{"params": [together[0]], "lr": 0.5}, {"params": [together[1]], "lr": 0.01}])

@@ -412,7 +412,7 @@ def test_random_combinations(rule: type[Optimizer], seed: int) -> None:
 @pytest.mark.parametrize("rule", [r for r in rules.RULES if not r.sums(r.defaults())])
 @pytest.mark.parametrize("dtype", SURROUNDINGS["dtype"])
 def test_split_into_arrays(rule: type[Optimizer], dtype: str, rng: np.random.Generator) -> None:
-    """One array, or the same elements in many adjacent ones, for rules that look at no array."""
+    """One array, or the same elements in many adjacent ones, for rules that measure none."""
     whole = nasty(rng, 9001, dtype, step=0)
     parts = whole.copy()
     cuts = [0, 1, 64, 321, 322, 4418, 9001]

@@ -634,7 +634,7 @@ def test_every_kernel_has_a_textbook() -> None:
         rule: {n: h.default for n, h in rule.hyperparameters.items()} for rule in rules.RULES
     }
     covered = {rule.kernel(defaults[rule] | options) for rule, options, _ in TEXTBOOK}
-    apart = {rule for rule in rules.RULES if rule.sums(defaults[rule])}  # test_whole.py has theirs
+    apart = {rule for rule in rules.RULES if rule.sums(defaults[rule])}  # test_sums.py has theirs
     assert covered == {kernel for rule in set(rules.RULES) - apart for kernel in rule.states}
 
 

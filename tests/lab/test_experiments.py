@@ -508,7 +508,7 @@ def test_own() -> None:
 
 @pytest.mark.parametrize("name", sorted(NAMED))
 def test_every_rule_can_be_chosen(name: str) -> None:
-    """Those that read the loss, look ahead or look at whole arrays, too."""
+    """Those that read the loss, look ahead or measure whole arrays, too."""
     rate = max(0.01, NAMED[name].defaults()["lr"])
     found = chosen([name], [rate], objective="bowl", steps=20)
     assert found.paths[0].shape == (21, 2)

@@ -27,10 +27,10 @@ class Numpy:
         """What the step would do to an array: all sums, of which only the wanted ones count."""
         p = self.parameters[number]
         rule, numbers, stages = read(scalars)
-        own = getattr(reference, f"{rule.__name__}_look", None)
+        own = getattr(reference, f"{rule.__name__}_measures", None)
         arrays = np.asarray(p.x), np.asarray(g), list(p.state.values())
         master = p.beside.get("master")
-        sums = reference.look(rule, *arrays, numbers, stages, own=own, master=master)
+        sums = reference.measure(rule, *arrays, numbers, stages, own=own, master=master)
         bits = (1, 2, 4, 8, 16, 16)
         return [s if wanted & bit else 0.0 for s, bit in zip(sums, bits, strict=True)]
 
@@ -46,7 +46,7 @@ class Numpy:
 def read(scalars: tuple[float, ...]) -> tuple[Callable[..., Any], dict[str, float], Any]:
     """A set of scalars in the compiled sequence's order: rule, its scalars, those of the stages."""
     kernel, count = KERNELS[int(scalars[0])], len(reference.Stages._fields)
-    numbers_around: Any = scalars[1 : 1 + count]
-    stages = reference.Stages(*numbers_around)
+    of_stages: Any = scalars[1 : 1 + count]
+    stages = reference.Stages(*of_stages)
     numbers = dict(zip(NAMES[kernel], scalars[1 + count :], strict=True))
     return getattr(reference, kernel), numbers, stages._replace(key=int(stages.key))

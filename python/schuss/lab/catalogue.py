@@ -39,13 +39,13 @@ def usual(rule: type[Optimizer]) -> tuple[str, ...]:
     return rule.states[rule.kernel(rule.defaults())]
 
 
-def looked_at(rule: type[Optimizer], kernel: str) -> set[str]:
-    """The arrays that a look before the step reads, by their letters in the reference."""
+def measured(rule: type[Optimizer], kernel: str) -> set[str]:
+    """The arrays that the first sweep reads, by the reference's letters."""
     code = getattr(reference, kernel).__code__
     arrays, sums = set(code.co_varnames[: code.co_argcount]), set(rule.sums(rule.defaults()))
     if "u" in sums:
         return arrays
-    own = inspect.getsource(getattr(reference, f"{kernel}_look")) if "own" in sums else ""
+    own = inspect.getsource(getattr(reference, f"{kernel}_measures")) if "own" in sums else ""
     names = {node.id for node in ast.walk(ast.parse(own)) if isinstance(node, ast.Name)}
     return arrays & (sums | names)
 
@@ -53,9 +53,9 @@ def looked_at(rule: type[Optimizer], kernel: str) -> set[str]:
 def moved(rule: type[Optimizer], kernel: str) -> int:
     """The bytes of a step for a float32 element: g is read, x and each state array written, too.
 
-    A rule that looks at whole arrays first reads some of them once more.
+    A rule that measures whole arrays first reads some of them once more.
     """
-    return 4 * (1 + 2 * (1 + len(rule.states[kernel])) + len(looked_at(rule, kernel)))
+    return 4 * (1 + 2 * (1 + len(rule.states[kernel])) + len(measured(rule, kernel)))
 
 
 def row(rule: type[Optimizer]) -> Row:
@@ -154,8 +154,8 @@ def kernels(rule: type[Optimizer]) -> Iterator[str]:
     rows += [[k, str(moved(rule, k)), ", ".join(s) or "none"] for k, s in rule.states.items()]
     yield from table(rows)
     if sums := rule.sums(rule.defaults()):
-        read = ", ".join(sorted(looked_at(rule, rule.kernel(rule.defaults()))))
-        yield f"A look before the step, of {', '.join(sums)}, reads {read} once more."
+        read = ", ".join(sorted(measured(rule, rule.kernel(rule.defaults()))))
+        yield f"Sums of {', '.join(sums)}, measured before the step, read {read} once more."
     for numbers, of in ((rule.memory, "each array"), (rule.shared, "all arrays")):
         for name, start in numbers.items():
             yield f"and the number {name} of {of}, {start:g} at the start"

@@ -13,5 +13,5 @@ from schuss.reference.elements import sign as sign
 from schuss.reference.rules import *  # noqa: F403
 from schuss.reference.stages import Stages as Stages
 from schuss.reference.stages import step as step
-from schuss.reference.sums import look as look
+from schuss.reference.sums import measure as measure
 from schuss.reference.sums import norm_squared as norm_squared

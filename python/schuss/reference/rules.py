@@ -1,9 +1,11 @@
 """The specification: every rule in a few lines of NumPy, simplest first.
 
 A rule takes the parameter x, the gradient g, its state arrays and its scalars, updates the state in
-place and returns the update u; `step` puts it into the order of a step. The compiled kernels
-(cpp/rules.hpp) have the same letters and the same order of operations, and end on the same bits.
-Only + - * / sqrt, comparison and selection occur: each is correctly rounded on every machine.
+place and returns the update u; `step` puts it into the order of a step. The kernels' own rules
+(cpp/core/rules.hpp) have the same letters and order of operations, and end on the same bits. Only
++ - * / sqrt, comparison and selection occur: each is correctly rounded on every machine.
+
+What a rule measures of an element before its step is a function of its name with `_measures`.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ def scaled(s, q, minus, plus):
 
 
 def zero(g):
-    """What a look does not need."""
+    """What a rule that measures one number returns as its second."""
     return np.zeros_like(g)
 
 
@@ -104,7 +106,7 @@ def adam(x, g, m, v, *, w1, beta2, w2, step, denom, eps):
     return step * (m / (denom * np.sqrt(v) + eps))
 
 
-def adam_look(x, g, m, v, *, beta2, w2, eps, **_):
+def adam_measures(x, g, m, v, *, beta2, w2, eps, **_):
     square = g * g
     return square / maximum(beta2 * v + w2 * square, eps * eps), zero(g)
 
@@ -264,7 +266,7 @@ def lars(x, g, b, *, decay, mu, w, a, s):
     return s * b + a * (g + decay * x)
 
 
-def lars_look(x, g, b, *, decay, **_):
+def lars_measures(x, g, b, *, decay, **_):
     d = g + decay * x
     return d * d, zero(g)
 
@@ -283,7 +285,7 @@ def mars(x, g, m, v, p, *, ahead, shrink, w1, beta2, w2, step, denom, eps):
     return step * (m / (denom * np.sqrt(v) + eps))
 
 
-def mars_look(x, g, m, v, p, *, ahead, **_):
+def mars_measures(x, g, m, v, p, *, ahead, **_):
     c = g + ahead * (g - p)
     return c * c, zero(g)
 
@@ -297,7 +299,7 @@ def prodigy(x, g, m, v, s, o, *, first, d, w1, beta2, w2, beta3, k, step, eps):
     return step * (m / (np.sqrt(v) + eps))
 
 
-def prodigy_look(x, g, m, v, s, o, *, first, beta3, k, **_):
+def prodigy_measures(x, g, m, v, s, o, *, first, beta3, k, **_):
     start = x if first > 0 else o
     return g * (start - x), np.abs(beta3 * s + k * g)
 
@@ -309,5 +311,5 @@ def dadapt_adam(x, g, m, v, s, *, rate, w1, beta2, w2, beta3, k, eps):
     return m / (np.sqrt(v) + eps)
 
 
-def dadapt_adam_look(x, g, m, v, s, *, beta3, k, eps, **_):
+def dadapt_adam_measures(x, g, m, v, s, *, beta3, k, eps, **_):
     return g * (s / (np.sqrt(v) + eps)), np.abs(beta3 * s + k * g)

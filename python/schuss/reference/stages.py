@@ -44,7 +44,7 @@ def step(
     g: Array,
     state: Sequence[Array],
     scalars: Mapping[str, float],
-    around: Stages,
+    stages: Stages,
     *,
     master: Array | None = None,
     average: Array | None = None,
@@ -67,12 +67,12 @@ def step(
         10  x is rounded to its type, to nearest even or stochastically
         11  g = 0                               where zero_grad
 
-    rule            a function of reference.py
+    rule            a function of rules.py
     x, g            parameter (written) and gradient (read): of one shape, in float64 both, or each
                     in float32, float16 or bfloat16
     state           the rule's state arrays (written)
     scalars         the rule's keyword arguments, in double
-    around          the numbers of the stages, in double
+    stages          the numbers of the stages, in double
     master          in float32: stands in for a 16-bit x, which is rounded from it (written)
     average         the running mean of x (written)
     low, high       bounds of each element, in place of those of the stages
@@ -80,50 +80,50 @@ def step(
 
     Computed in float64 for float64, else in float32; each scalar is rounded to that type once. What
     is stored in a narrower type is rounded to nearest even. State and average below the smallest
-    normal number of the computing type are stored as 0 where `around.flush`.
+    normal number of the computing type are stored as 0 where `stages.flush`.
     """
     number: Any = np.float64 if x.dtype == np.float64 else np.float32
     computing = np.dtype(number)
-    tiny = np.finfo(computing).smallest_normal if around.flush else number(0)
+    tiny = np.finfo(computing).smallest_normal if stages.flush else number(0)
     with np.errstate(all="ignore"):
         w = (x if master is None else master).astype(computing, copy=False)
-        d = prepared(w, g, around)
+        d = prepared(w, g, stages)
         wide = [s.astype(computing, copy=False) for s in state]
         u = rule(w, d, *wide, **{name: number(value) for name, value in scalars.items()})
         for s, new in zip(state, wide, strict=True):
             s[...] = np.where(np.abs(new) < tiny, number(0), new)
-        if (around.agree, around.oppose) != (1.0, 1.0):
-            u = np.where(u * d > 0, number(around.agree), number(around.oppose)) * u
-        keep = number(around.keep)
-        w = (np.where(u * w > 0, keep, number(1)) if around.masked else keep) * w - u
-        if around.after != 1:
-            w = number(around.after) * w
-        if around.threshold != 0:
-            w = shrink(w, number(around.threshold))
+        if (stages.agree, stages.oppose) != (1.0, 1.0):
+            u = np.where(u * d > 0, number(stages.agree), number(stages.oppose)) * u
+        keep = number(stages.keep)
+        w = (np.where(u * w > 0, keep, number(1)) if stages.masked else keep) * w - u
+        if stages.after != 1:
+            w = number(stages.after) * w
+        if stages.threshold != 0:
+            w = shrink(w, number(stages.threshold))
         if low is not None and high is not None:
             w = clamp(w, low.astype(computing), high.astype(computing))
-        elif around.low > -np.inf or around.high < np.inf:
-            w = clamp(w, number(around.low), number(around.high))
+        elif stages.low > -np.inf or stages.high < np.inf:
+            w = clamp(w, number(stages.low), number(stages.high))
         if average is not None:
-            moved = average + number(around.average) * (w - average)
+            moved = average + number(stages.average) * (w - average)
             average[...] = np.where(np.abs(moved) < tiny, number(0), moved)
         if master is not None:
             master[...] = w
-        if around.stochastic and is_narrow(x.dtype):
-            w = dither(w, random_bits(w.shape, position, around.key, x), x.dtype.name == "float16")
+        if stages.stochastic and is_narrow(x.dtype):
+            w = dither(w, random_bits(w.shape, position, stages.key, x), x.dtype.name == "float16")
         x[...] = w
-    if around.zero_grad:
+    if stages.zero_grad:
         g.fill(0)
 
 
-def prepared(w: Array, g: Array, around: Stages) -> Array:
+def prepared(w: Array, g: Array, stages: Stages) -> Array:
     """The gradient that a rule is to see, in the type of w: steps 1 to 3."""
     number: Any = w.dtype.type
-    d: Array = number(around.scale) * g.astype(w.dtype, copy=False)
-    if around.clip < np.inf:
-        d = clamp(d, number(-around.clip), number(around.clip))
-    if around.l2 != 0:
-        d = d + number(around.l2) * w
-    if around.l1 != 0:
-        d = d + number(around.l1) * sign(w)
+    d: Array = number(stages.scale) * g.astype(w.dtype, copy=False)
+    if stages.clip < np.inf:
+        d = clamp(d, number(-stages.clip), number(stages.clip))
+    if stages.l2 != 0:
+        d = d + number(stages.l2) * w
+    if stages.l1 != 0:
+        d = d + number(stages.l1) * sign(w)
     return d

@@ -31,28 +31,28 @@ class Sums(NamedTuple):
 WANTED = {"x": 1, "g": 2, "u": 4, "agree": 8, "own": 16}
 
 
-def look(
+def measure(
     rule: Callable[..., Array],
     x: Array,
     g: Array,
     state: Sequence[Array],
     scalars: Mapping[str, float],
-    around: Stages,
+    stages: Stages,
     *,
     own: Callable[..., tuple[Array, Array]] | None = None,
     master: Array | None = None,
 ) -> tuple[float, float, float, float, float, float]:
-    """What a step of one array would do, as sums: of x*x, g*g, u*u, u*g > 0, and of the own look.
+    """What a step of one array would do, as sums: of x*x, g*g, u*u, u*g > 0, and of the rule's own.
 
     g is the gradient that the rule sees, u the update that it returns. Nothing is changed. Each is
     computed in the array's type and added in double, in the order of the norm.
 
-    own   a function of reference.py: two numbers of each element, of the state before the step
+    own   the rule's `_measures` in rules.py: two numbers of each element, from the state as it was
     """
     number: Any = np.float64 if x.dtype == np.float64 else np.float32
     with np.errstate(all="ignore"):
         w = (x if master is None else master).astype(number, copy=False)
-        d = prepared(w, g, around)
+        d = prepared(w, g, stages)
         rounded = {name: number(value) for name, value in scalars.items()}
         p, q = (
             (None, None)

@@ -1,4 +1,4 @@
-"""The rules, simplest first: the class of each, in the order of cpp/rules.hpp and reference.py.
+"""The rules, simplest first: the class of each, in the order of cpp/core/rules.hpp.
 
 A class declares its hyperparameters with default and range, names its kernel and the kernel's state
 arrays, and computes the kernel's scalars, in double. It serves both backends.
@@ -108,8 +108,8 @@ def _verify() -> None:
     for rule in RULES:
         for kernel, arrays in rule.states.items():
             states = getattr(reference, kernel).__code__.co_argcount - 2
-            looks = hasattr(reference, f"{kernel}_look")
-            if table[kernel] != [states, len(NAMES[kernel]), looks] or len(arrays) != states:
+            measures = hasattr(reference, f"{kernel}_measures")
+            if table[kernel] != [states, len(NAMES[kernel]), measures] or len(arrays) != states:
                 raise ImportError(
                     f"{kernel}: kernel, reference and class take different state or scalars"
                 )

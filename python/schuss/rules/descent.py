@@ -97,10 +97,10 @@ class SGD(Optimizer):
             raise ValueError('nesterov: lookahead is for nesterov="lookahead"')
         out = self.empty_like_params() if out is None else out
         with self._lock:
-            self._look(self._gather(out, "out"))
+            self._write_lookahead(self._gather(out, "out"))
         return out
 
-    def _look(self, targets: list[Any]) -> None:
+    def _write_lookahead(self, targets: list[Any]) -> None:
         """Writes the point looked ahead to, once all targets have been checked."""
         h = [group.settings.at(self.iterations) for group in self.param_groups]
         plan = _core.Plan()  # all of them together, since none may overlap another

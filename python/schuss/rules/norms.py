@@ -1,7 +1,7 @@
-"""Rules that look at whole arrays before they step: their norms, means, or sums over all of them.
+"""Rules that measure whole arrays before they step: their norms, means, or sums over all of them.
 
-A look reads parameter, gradient and state once more and writes nothing; its sums are in the fixed
-order of the norm, so that they have the same bits everywhere.
+That first sweep reads parameter, gradient and state once more and writes nothing; its sums are in
+the fixed order of the norm, so that they have the same bits everywhere.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ import numpy as np
 from schuss.lab.bench import adamw
 from schuss.lab.bench.roofline import place_state
 from schuss.lab.bench.workloads import HALVES, PLAIN, STAGES, Case, Memory, staggered
-from schuss.lab.catalogue import looked_at
+from schuss.lab.catalogue import measured
 
 
 class Absent(Exception):  # noqa: N818  it's no error
@@ -101,9 +101,9 @@ class Schuss:
         read = sum(a.nbytes for a in (*memory.params, *self.state))
         gradients = sum(g.nbytes for g in memory.grads)
         passes = 1 + (2 if case.variant == STAGES else 0)  # the norm's, and the zeros
-        look = looked_at(case.rule, case.rule.kernel(case.rule.defaults() | case.options))
+        first = measured(case.rule, case.rule.kernel(case.rule.defaults() | case.options))
         self.held = read + gradients
-        self.bytes = 2 * read + passes * gradients + 4 * case.elements * len(look)
+        self.bytes = 2 * read + passes * gradients + 4 * case.elements * len(first)
 
     def answer(self) -> list[np.ndarray]:
         return self.params

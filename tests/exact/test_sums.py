@@ -1,4 +1,4 @@
-"""Rules that look at whole arrays first, by their papers' formulas, written for arrays."""
+"""Rules that measure whole arrays first, by their papers' formulas, written for arrays."""
 
 from __future__ import annotations
 
@@ -208,9 +208,9 @@ def test_textbook(rule: type[Optimizer], options: Any, textbook: Any, backend: s
             assert np.abs(x - w).max() <= 1e-10 * np.abs(w - s).max() + 2e-14, t
 
 
-def test_every_rule_that_looks_has_a_textbook() -> None:
-    looking = {rule for rule in rules.RULES if rule.sums(rule.defaults())}
-    assert looking == {rule for rule, *_ in CASES} - {schuss.AdamW}
+def test_every_rule_that_measures_has_a_textbook() -> None:
+    measuring = {rule for rule in rules.RULES if rule.sums(rule.defaults())}
+    assert measuring == {rule for rule, *_ in CASES} - {schuss.AdamW}
 
 
 def test_d_grows_to_the_size_of_the_way() -> None:
@@ -224,7 +224,7 @@ def test_d_grows_to_the_size_of_the_way() -> None:
         assert np.abs(x).max() < 1.5
 
 
-def test_an_overflowing_look_changes_nothing_that_a_step_would_not() -> None:
+def test_an_overflowing_sum_changes_nothing_that_a_step_would_not() -> None:
     """Sums that are infinite or NaN: both backends agree, and nothing raises."""
     for rule in (rule for rule in rules.RULES if rule.sums(rule.defaults())):
         ends = []
