@@ -10,8 +10,8 @@ import numpy as np
 def asked(opt: Any, x: np.ndarray) -> np.ndarray:
     """Where the gradient of the coming step belongs: at the parameters x, or ahead of them."""
     ahead = opt.param_groups[0].get("nesterov") == "lookahead"
-    found: np.ndarray = opt.lookahead() if ahead else x
-    return found
+    point: np.ndarray = opt.lookahead() if ahead else x
+    return point
 
 
 def reached(opt: Any, x: np.ndarray) -> np.ndarray:

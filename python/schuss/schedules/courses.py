@@ -231,14 +231,14 @@ class piecewise(Schedule):
 def growing(boundaries: Any, wanted: int, parts: str) -> tuple[int, ...]:
     """Boundaries, checked."""
     boundaries = sequence("boundaries", boundaries, "whole numbers")
-    found = tuple(check_int(f"boundaries[{i}]", b, 1) for i, b in enumerate(boundaries))
-    if len(found) != wanted:
+    steps = tuple(check_int(f"boundaries[{i}]", b, 1) for i, b in enumerate(boundaries))
+    if len(steps) != wanted:
         raise ValueError(
-            f"boundaries: {len(found)} of them; wanted {wanted}, one less than {parts}"
+            f"boundaries: {len(steps)} of them; wanted {wanted}, one less than {parts}"
         )
-    if any(a >= b for a, b in pairwise(found)):
-        raise ValueError(f"boundaries: {found} don't grow")
-    return found
+    if any(a >= b for a, b in pairwise(steps)):
+        raise ValueError(f"boundaries: {steps} don't grow")
+    return steps
 
 
 # ---- From one value to another

@@ -14,7 +14,7 @@ from schuss.scipy.values import NOT_FINITE, Array, Stop, dense, shaped
 
 
 @dataclass(frozen=True)
-class Part:
+class Constraint:
     """One constraint: low <= fun(x) <= high."""
 
     name: str
@@ -31,10 +31,10 @@ class Part:
     def jacobian(self, x: Array, size: int, differences: Differences) -> Array:
         """The derivatives of the values, a row for each."""
         if self.jac is None:
-            found = differences(lambda y: self.values(y, size), x)
+            rows = differences(lambda y: self.values(y, size), x)
         else:
-            found = dense(self.jac(x.copy()), x.size)
-        return shaped(f"{self.name}, jac", np.atleast_2d(found), (size, x.size))
+            rows = dense(self.jac(x.copy()), x.size)
+        return shaped(f"{self.name}, jac", np.atleast_2d(rows), (size, x.size))
 
     def hessian(self, x: Array, weights: Array, differences: Differences) -> Array:
         """The Hessian of the sum of the values, each times its weight."""
@@ -43,8 +43,8 @@ class Part:
             return shaped(f"{self.name}, hess", dense(self.hess(x.copy(), weights), x.size), shape)
         if not weights.any():
             return np.zeros(shape)
-        found = differences(lambda y: weights @ self.jacobian(y, weights.size, differences), x)
-        symmetric: Array = (found + found.T) / 2
+        hessian = differences(lambda y: weights @ self.jacobian(y, weights.size, differences), x)
+        symmetric: Array = (hessian + hessian.T) / 2
         return symmetric
 
     def bound(self, ends: Any, size: int) -> Array:
@@ -63,29 +63,29 @@ class Constraints:
 
     def __init__(self, given: Sequence[Any], x0: Array, differences: Differences) -> None:
         self.n, self.differences = x0.size, differences
-        parts = [part(f"constraints[{i}]", c, x0.size) for i, c in enumerate(given)]
-        self.parts = [(c, np.atleast_1d(c.fun(x0.copy())).size) for c in parts]
-        self.low = joined(c.bound(c.low, size) for c, size in self.parts)
-        self.high = joined(c.bound(c.high, size) for c, size in self.parts)
+        read = [constraint(f"constraints[{i}]", c, x0.size) for i, c in enumerate(given)]
+        self.sized = [(c, np.atleast_1d(c.fun(x0.copy())).size) for c in read]
+        self.low = joined(c.bound(c.low, size) for c, size in self.sized)
+        self.high = joined(c.bound(c.high, size) for c, size in self.sized)
         if not (self.low <= self.high).all():
             raise ValueError(f"constraints: low {self.low} is not below high {self.high}")
 
     def values(self, x: Array, finite: bool = True) -> Array:
         """c(x); raises Stop where it has to be finite and is not."""
-        values = joined(c.values(x, size) for c, size in self.parts)
+        values = joined(c.values(x, size) for c, size in self.sized)
         if finite and not np.isfinite(values).all():
             raise Stop(NOT_FINITE, f"constraints: returned {values} at x = {x}")
         return values
 
     def jacobian(self, x: Array) -> Array:
         """The derivatives of c, one row for each number in it."""
-        rows = [c.jacobian(x, size, self.differences) for c, size in self.parts]
+        rows = [c.jacobian(x, size, self.differences) for c, size in self.sized]
         return np.concatenate([np.zeros((0, self.n)), *rows])
 
     def hessian(self, x: Array, weights: Array) -> Array:
         """The Hessian of the sum of c's numbers, each times its weight."""
         total, first = np.zeros((self.n, self.n)), 0
-        for c, size in self.parts:
+        for c, size in self.sized:
             total += c.hessian(x, weights[first : first + size], self.differences)
             first += size
         return total
@@ -101,31 +101,31 @@ def joined(pieces: Iterable[Array]) -> Array:
     return np.concatenate([np.zeros(0), *pieces])
 
 
-def part(name: str, given: Any, columns: int) -> Part:
+def constraint(name: str, c: Any, columns: int) -> Constraint:
     """A constraint in one of SciPy's three forms."""
-    if np.any(getattr(given, "keep_feasible", False)):
+    if np.any(getattr(c, "keep_feasible", False)):
         raise ValueError(f"{name}: keep_feasible: only bounds are kept to on the way")
-    if isinstance(given, LinearConstraint):
-        a = np.atleast_2d(np.asarray(dense(given.A, 0), float))
+    if isinstance(c, LinearConstraint):
+        a = np.atleast_2d(np.asarray(dense(c.A, 0), float))
         if a.shape[1] != columns:
             raise ValueError(f"{name}: {a.shape[1]} columns, but x0 has {columns} elements")
         flat = np.zeros((columns, columns))
-        return Part(name, lambda x: a @ x, lambda x: a, lambda x, v: flat, given.lb, given.ub)
-    if isinstance(given, NonlinearConstraint):
-        jac = given.jac if callable(given.jac) else None
-        hess = given.hess if callable(given.hess) else None
-        return Part(name, given.fun, jac, hess, given.lb, given.ub)
-    if not isinstance(given, dict):
+        return Constraint(name, lambda x: a @ x, lambda x: a, lambda x, v: flat, c.lb, c.ub)
+    if isinstance(c, NonlinearConstraint):
+        jac = c.jac if callable(c.jac) else None
+        hess = c.hess if callable(c.hess) else None
+        return Constraint(name, c.fun, jac, hess, c.lb, c.ub)
+    if not isinstance(c, dict):
         wanted = "a LinearConstraint, a NonlinearConstraint or a dict"
-        raise TypeError(f"{name}: {type(given).__name__}; wanted {wanted}")
-    kind = str(given.get("type", "missing")).lower()
-    if kind not in ("eq", "ineq") or not callable(given.get("fun")):
+        raise TypeError(f"{name}: {type(c).__name__}; wanted {wanted}")
+    kind = str(c.get("type", "missing")).lower()
+    if kind not in ("eq", "ineq") or not callable(c.get("fun")):
         raise ValueError(f'{name}: wanted "type", which is "eq" or "ineq", and "fun", a function')
-    args = given.get("args", ())
-    jac = given.get("jac")
-    return Part(
+    args = c.get("args", ())
+    jac = c.get("jac")
+    return Constraint(
         name,
-        lambda x: given["fun"](x, *args),
+        lambda x: c["fun"](x, *args),
         (lambda x: jac(x, *args)) if callable(jac) else None,
         None,
         0.0,
