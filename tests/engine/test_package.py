@@ -137,13 +137,11 @@ def test_a_class_that_does_not_match_its_kernel_fails_at_import(
 
 @pytest.mark.parametrize("rule", [*rules.RULES, *matrix.RULES])
 def test_help_has_a_line_for_each_argument(rule: type[Optimizer]) -> None:
-    own = {name: vars(rule)[name] for name in vars(rule) if name in rule.hyperparameters}
-    for name, declared in own.items():
-        entry = inspect.getdoc(declared) or ""
-        assert re.search(
-            rf"^    {name}  +{re.escape(entry[:30])}", rule.__doc__ or "", re.MULTILINE
-        )
-        assert re.search(r"default|\(default\)|False", entry), name
+    text = " ".join((rule.__doc__ or "").split())
+    for name in [name for name in vars(rule) if name in rule.hyperparameters]:
+        entry = inspect.getdoc(rule.hyperparameters[name])
+        assert entry, name
+        assert f" {name} {entry}" in text, name
     assert all(inspect.getdoc(h) for h in rule.hyperparameters.values())
     assert all(inspect.getdoc(option) for option in rule.options.values())
 
@@ -163,9 +161,8 @@ def test_dir_is_what_is_public() -> None:
     assert all(hasattr(schuss, name) for name in public)
 
 
-DOORS = (
-    "data functional gradients init loss_scale projections schedules scipy threads torch"
-).split()
+DOORS = ["data", "functional", "gradients", "init", "loss_scale", "projections", "schedules"]
+DOORS += ["scipy", "threads", "torch"]
 
 
 @pytest.mark.parametrize("name", DOORS)
