@@ -2,8 +2,8 @@
 
 Every ```python block of a page runs, in order and in one namespace. What a comment behind a `print`
 says is what it has to print, with "..." for anything. A block under `<!-- later -->` waits for what
-isn't there yet, as does a link before it; one that needs a package that is missing is left out, and
-the test says so.
+isn't there yet, as does a link before it. One that needs a package that is missing, or a name of a
+block that does, is left out, and the test says so.
 """
 
 from __future__ import annotations
@@ -58,6 +58,16 @@ class Block(NamedTuple):
         packages = dict.fromkeys(name.split(".")[0] for name in names)
         return [name for name in packages if find_spec(name) is None]
 
+    def names(self, context: type[ast.expr_context]) -> set[str]:
+        """The names that it reads (ast.Load) or binds (ast.Store)."""
+        nodes = list(ast.walk(ast.parse(self.code)))
+        found = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, context)}
+        if context is ast.Store:
+            for n in nodes:
+                if isinstance(n, ast.Import | ast.ImportFrom):
+                    found |= {(a.asname or a.name).split(".")[0] for a in n.names}
+        return found
+
 
 def blocks(text: str) -> Iterator[Block]:
     for match in BLOCK.finditer(text):
@@ -106,15 +116,17 @@ def same(want: str, got: str) -> bool:
 def test_code(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": page.stem}
-    wrong, left_out = [], []
+    wrong, left_out, lost = [], [], set()
     with schuss.threads(schuss.get_num_threads()):
         for block in blocks(page.read_text()):
             if block.language != "python" or block.later:
                 continue
-            if block.missing:
-                left_out.append(f"line {block.line} needs {', '.join(block.missing)}")
+            if needs := block.missing or sorted(block.names(ast.Load) & lost):
+                left_out.append(f"line {block.line} needs {', '.join(needs)}")
+                lost |= block.names(ast.Store)
             else:
                 wrong += run(block, page.name, namespace)
+                lost -= block.names(ast.Store)
     assert not wrong, "\n".join(wrong)
     if left_out:
         pytest.skip(f"{page.name}: {'; '.join(left_out)}")
@@ -137,6 +149,9 @@ def test_a_wrong_comment_is_noticed() -> None:
     assert run(block, "page", {}) == ["page:4: says '3', prints '2\\n'", "page:7: prints nothing"]
     (block,) = blocks("```python\nimport no_such_package, numpy\n```\n")
     assert block.missing == ["no_such_package"]
+    (block,) = blocks("```python\nimport a.b as c, d.e\nf = c.g(h)\n```\n")
+    assert block.names(ast.Store) == {"c", "d", "f"}
+    assert block.names(ast.Load) == {"c", "h"}
 
 
 # ---- The shell
@@ -159,7 +174,12 @@ def exit_status(argv: list[str]) -> object:
         return stop.code
 
 
-def test_commands(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands(
+    page: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Of ours, the parser takes every argument: `--help` behind them is the last that it reads."""
     monkeypatch.chdir(tmp_path)
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
@@ -171,6 +191,8 @@ def test_commands(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert program in {"schuss", "python", "pip", "pytest"}, shown
         if program == "schuss":
             assert exit_status([*arguments, "--help"]) == 0, shown
+            texts = capsys.readouterr().out
+            assert all(word in texts for word in arguments if word.startswith("--")), shown
         for word in arguments:
             if program in {"python", "pytest"} and word.endswith(".py"):
                 assert (ROOT / word).exists(), shown

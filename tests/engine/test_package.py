@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import json
 import os
+import pydoc
 import re
 import subprocess
 import sys
@@ -128,6 +130,46 @@ def test_a_class_that_does_not_match_its_kernel_fails_at_import(
     monkeypatch.setitem(rules.Adam.states, "adamant", ("exp_avg",))
     with pytest.raises(ImportError, match="adamant"):
         rules._verify()
+
+
+# ---- What is shown
+
+
+@pytest.mark.parametrize("rule", [*rules.RULES, *matrix.RULES])
+def test_help_has_a_line_for_each_argument(rule: type[Optimizer]) -> None:
+    text = " ".join((rule.__doc__ or "").split())
+    for name in [name for name in vars(rule) if name in rule.hyperparameters]:
+        entry = inspect.getdoc(rule.hyperparameters[name])
+        assert entry, name
+        assert f" {name} {entry}" in text, name
+    assert all(inspect.getdoc(h) for h in rule.hyperparameters.values())
+    assert all(inspect.getdoc(option) for option in rule.options.values())
+
+
+def test_help() -> None:
+    assert inspect.getdoc(schuss.AdamW.lr) == "learning rate, in [0, inf), default 1e-3"
+    text = pydoc.plain(pydoc.render_doc(schuss.AdamW))
+    for name in ("lr", "betas", "maximize", "clip_value"):
+        assert re.search(rf"^ \|  {name}\n \|      \S", text, re.MULTILINE), name
+    for name in ("grad_norm", "skipped_steps", "iterations"):
+        assert re.search(rf"^ \|  {name}\n \|      The ", text, re.MULTILINE), name
+
+
+def test_dir_is_what_is_public() -> None:
+    public = {name for name in dir(schuss) if not name.startswith("__")}
+    assert public == {*schuss.__all__, "minimize", "scipy"}  # these two need SciPy
+    assert all(hasattr(schuss, name) for name in public)
+
+
+DOORS = ["data", "functional", "gradients", "init", "loss_scale", "projections", "schedules"]
+DOORS += ["scipy", "threads", "torch"]
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_doors_say_what_is_theirs(name: str) -> None:
+    door = importlib.import_module(f"schuss.{name}")
+    assert door.__all__
+    assert all(hasattr(door, own) for own in door.__all__)
 
 
 # ---- Instruction sets
