@@ -116,7 +116,8 @@ def same(want: str, got: str) -> bool:
 def test_code(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": page.stem}
-    wrong, left_out, lost = [], [], set()
+    wrong, left_out = [], []
+    lost: set[str] = set()
     with schuss.threads(schuss.get_num_threads()):
         for block in blocks(page.read_text()):
             if block.language != "python" or block.later:
