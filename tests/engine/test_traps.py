@@ -326,6 +326,15 @@ def test_gradients_in_any_structure(case: str, container: Any) -> None:
     assert [float(x[0]) for x in xs] == [1 - 2 * lr * i for i, lr in enumerate(rates)]
 
 
+@pytest.mark.parametrize("container", [lambda g: g, foreign], ids=["compiled", "Python"])
+def test_none_for_a_part_of_the_network_that_groups_divide(container: Any) -> None:
+    opt = two_groups()
+    for grads in ({"head": None, "body": [None, ONE]}, {"head": {"w": ONE}, "body": None}):
+        for _ in range(2):
+            assert opt.step(container(grads))
+    assert [s["step"] for s in opt.state.values()] == [2, 0, 2]
+
+
 WRONG_STRUCTURES: dict[str, tuple[Callable[[], Optimizer], Any, str]] = {
     "one missing": (two_groups, {"head": {"w": ONE}, "body": [ONE]}, "missing 'body.1'; wanted"),
     "one too many": (
