@@ -71,7 +71,9 @@ PYBIND11_MODULE(_core, m) {
       .def("rebind", &plan::rebind, py::arg("arrays"))
       .def("require_disjoint", &plan::require_disjoint)
       .def("expect", &plan::expect, py::arg("structures"))
+      .def("expect_more", &plan::expect_more, py::arg("structure"))
       .def("watch", &plan::watch, py::arg("containers"))
+      .def("watch_more", &plan::watch_more, py::arg("container"), py::arg("structure"))
       .def("gather", &plan::gather, py::arg("values"))
       .def("serve", &plan::serve, py::arg("lock"), py::arg("make"), py::arg("match"))
       .def("step", &plan::step, py::arg("grads"), py::arg("lr"), py::arg("loss"),

@@ -27,17 +27,33 @@ inline bool are_tied(const extent& a, const extent& b) {
   return a.first == b.first && a.last == b.last && is_parameter(a) && is_parameter(b);
 }
 
+inline void require_apart(const extent& there, const extent& more) {
+  if (there.last <= more.first || more.last <= there.first) return;
+  wrong_value(*more.label,
+              "overlaps " + *there.label +
+                  (are_tied(there, more)
+                       ? ": it is the same array, which the step would move twice; register it "
+                         "once, and add up its gradients"
+                       : ", and the step writes to both; pass arrays that share no memory"));
+}
+
 // Sorts what is written, and says where two arrays share memory.
 inline void require_apart(std::vector<extent>& written) {
   std::sort(written.begin(), written.end());
-  for (std::size_t i = 1; i < written.size(); ++i)
-    if (written[i - 1].last > written[i].first)
-      wrong_value(*written[i].label,
-                  "overlaps " + *written[i - 1].label +
-                      (are_tied(written[i - 1], written[i])
-                           ? ": it is the same array, which the step would move twice; register "
-                             "it once, and add up its gradients"
-                           : ", and the step writes to both; pass arrays that share no memory"));
+  for (std::size_t i = 1; i < written.size(); ++i) require_apart(written[i - 1], written[i]);
+}
+
+// Takes more into what is sorted and apart already.
+inline void join_apart(std::vector<extent>& written, std::vector<extent>& more) {
+  require_apart(more);
+  for (const extent& a : more) {
+    const auto after = std::lower_bound(written.begin(), written.end(), a);
+    if (after != written.begin()) require_apart(*std::prev(after), a);
+    if (after != written.end()) require_apart(*after, a);
+  }
+  const auto middle = static_cast<std::ptrdiff_t>(written.size());
+  written.insert(written.end(), more.begin(), more.end());
+  std::inplace_merge(written.begin(), written.begin() + middle, written.end());
 }
 
 // An array that is only read may overlap another such one, but nothing of what is written, which is

@@ -96,6 +96,15 @@ py::object plan::gather(const py::object& values) const {
   return py::cast(found);
 }
 
+void plan::expect_more(const py::object& structure) {
+  structures_.resize(1, tree(structure));
+  structures_.front().append(tree(structure));
+}
+
+void plan::watch_more(const py::object& container, const py::object& structure) {
+  containers_.emplace_back(container, tree(structure));
+}
+
 void plan::watch(const std::vector<std::pair<py::object, py::object>>& containers) {
   containers_.clear();
   for (const auto& [container, structure] : containers)

@@ -24,7 +24,9 @@ class plan {
   // The structures in which gradients come, the registered one first, and where the user keeps the
   // parameters: containers with the structure of what lies in them.
   void expect(const std::vector<py::object>& structures);
+  void expect_more(const py::object& structure);  // behind the groups that there are
   void watch(const std::vector<std::pair<py::object, py::object>>& containers);
+  void watch_more(const py::object& container, const py::object& structure);
 
   // Arrays in the parameters' order; None where they come in another structure than those.
   py::object gather(const py::object& values) const;

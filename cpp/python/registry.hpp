@@ -6,6 +6,7 @@
 #include <map>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -102,6 +103,9 @@ struct member {
   }
 };
 
+// Extents point at labels, which have to stay where they are when members are moved.
+static_assert(std::is_nothrow_move_constructible_v<member>);
+
 inline int flags_of(const kept& k) { return k.written ? aligned | writeable : aligned; }
 
 // What the arrays that share a set of scalars have in common: the settings' number, whether they
@@ -142,7 +146,6 @@ class registry {
     elements_ += size_of(m.shape);
     chunks_ += chunks(size_of(m.shape));
     members_.push_back(std::move(m));
-    written_.clear();
   }
 
   // Other arrays in the place of those of the only member, which may be of other shapes and types.
@@ -165,7 +168,7 @@ class registry {
     m.memory = std::move(memory);
     elements_ = size_of(m.shape);
     chunks_ = chunks(elements_);
-    written_.clear();
+    forget_written();
   }
 
   void release() {
@@ -183,7 +186,7 @@ class registry {
       chunks_ = members_.back().chunk;
       members_.pop_back();
     }
-    written_.clear();
+    forget_written();
   }
 
   // Takes other arrays of the same shapes, types and orders in place of the parameters: all of
@@ -202,12 +205,12 @@ class registry {
     std::vector<py::array> before;
     for (std::size_t i = 0; i < members_.size(); ++i)
       before.push_back(std::exchange(members_[i].x, py::reinterpret_borrow<py::array>(arrays[i])));
-    written_.clear();
+    forget_written();
     try {
       require_disjoint();
     } catch (...) {
       for (std::size_t i = 0; i < members_.size(); ++i) members_[i].x = before[i];
-      written_.clear();
+      forget_written();
       throw;
     }
   }
@@ -219,32 +222,33 @@ class registry {
       if (!m.g.is_none()) require_apart(m, stream_of(m.g));
   }
 
-  // The written memory of all members, in order; found anew when an array has moved.
+  // The written memory of all members, in order; found anew when an array has moved, and of new
+  // members alone where only these have come.
   void find_written() {
     bool moved = written_.empty();
     std::size_t n = 0;
     const auto same = [&](py::handle a) { moved = moved || addresses_[n++] != fields(a)->data; };
-    for (const member& m : members_) {
-      if (moved) break;
-      same(m.x);
-      for (const kept& beside : m.keeps) same(beside.array);
+    for (std::size_t i = 0; i < known_ && !moved; ++i) {
+      same(members_[i].x);
+      for (const kept& beside : members_[i].keeps) same(beside.array);
     }
-    if (!moved) return;
-    written_.clear();
-    addresses_.clear();
+    if (moved) forget_written();
+    if (known_ == members_.size()) return;
+    std::vector<extent> more;
     const auto take = [&](const py::array& a, const std::string& label) {
       addresses_.push_back(fields(a)->data);
-      if (a.nbytes() > 0) written_.push_back(extent_of(a, label));
+      if (a.nbytes() > 0) more.push_back(extent_of(a, label));
     };
-    for (member& m : members_) {
-      m.apart = m.apart_end = nullptr;
+    for (member& m : members_) m.apart = m.apart_end = nullptr;
+    for (; known_ < members_.size(); ++known_) {
+      const member& m = members_[known_];
       take(m.x, m.labels[0]);
       for (std::size_t s = 0; s < m.keeps.size(); ++s) take(m.keeps[s].array, m.labels[s + 2]);
     }
     try {
-      schuss::require_apart(written_);
+      join_apart(written_, more);
     } catch (...) {
-      written_.clear();
+      forget_written();
       throw;
     }
   }
@@ -266,9 +270,16 @@ class registry {
   std::size_t all_chunks() const { return static_cast<std::size_t>(chunks_); }
 
  private:
+  void forget_written() {
+    written_.clear();
+    addresses_.clear();
+    known_ = 0;
+  }
+
   std::vector<member> members_;
-  std::vector<extent> written_;
-  std::vector<const char*> addresses_;
+  std::vector<extent> written_;         // of the first members, sorted
+  std::vector<const char*> addresses_;  // theirs, in order
+  std::size_t known_ = 0;               // how many members these are of
   py::ssize_t elements_ = 0, chunks_ = 0;
 };
 

@@ -39,6 +39,14 @@ class tree {
     }
   }
 
+  // Takes one more structure in behind the others of a sequence.
+  void append(tree inner) {
+    leaves_ += inner.leaves();
+    flat_ = flat_ && inner.shape_ == shape::leaf;
+    numbers_.push_back(inner.number_);
+    inner_.push_back(std::move(inner));
+  }
+
   // Puts each array of `values` to its number in `found`; None in place of a part stands for all of
   // it. False where the structure is another one, or asks for more than a look into it.
   bool gather(PyObject* values, std::vector<py::object>& found) const {

@@ -260,6 +260,7 @@ class Optimizer(Rule, Declared):
         self._bound = any(p.g is not None for p in self._parameters)
         self._require_options_that_go_together()
         self._register(self._parameters)
+        self._expect()
         self._restore(0, [0] * len(self._parameters), self._memories(), self.shared)
         self._free()
 
@@ -273,7 +274,6 @@ class Optimizer(Rule, Declared):
         except BaseException:
             self._plan.keep_first(before)
             raise
-        self._expect()
         self._plan.change()
 
     def _moved(self) -> tuple[Any, ...]:
@@ -395,8 +395,14 @@ class Optimizer(Rule, Declared):
                 self._names.pop(p.name, None)
             self._groups, self._trees, self._watched, self._parameters, self._grouped = before
             raise
-        for own in self._groups:
+        for own in self._groups[len(before[0]) :]:
             own.lock = self._lock
+        if before[-1]:  # one more group costs what it has, however many there are
+            self._plan.expect_more(self._trees[-1])
+            if len(self._watched) > len(before[2]):
+                self._plan.watch_more(*self._watched[-1])
+        else:
+            self._expect()
 
     @one_at_a_time
     def rebind(self, params: Arrays) -> None:
@@ -491,7 +497,8 @@ class Optimizer(Rule, Declared):
             made[0].settings = self._groups[-1].settings  # groups with the same share scalars
         self._groups = (*self._groups, *made)
         self._trees = [*self._trees, tree]
-        self._watched = [*self._watched, (group["params"], tree)]
+        if isinstance(group["params"], dict | list | tuple):  # others can't be looked into
+            self._watched = [*self._watched, (group["params"], tree)]
         self._parameters = [*self._parameters, *added]
         self._names |= {name: len(self._names) + i for i, name in enumerate(arrays)}
         return added
@@ -874,6 +881,7 @@ class Optimizer(Rule, Declared):
         moved = vars(self).pop("moved")
         self._plan = _core.Plan()
         self._register(self._parameters)
+        self._expect()
         self._plan.restore(*moved)
         self._free()
 
