@@ -67,6 +67,9 @@ class Part:
         self.names = NAMES[settings.kernel]
         self.lr = settings.values["lr"]
         self.decays = decays
+        mode = settings.values["decay_mode"]
+        self.decayed = DECAYS.get(mode)
+        self.follows_peak = mode in ("decoupled_unscaled", "corrected")
         self.options = options
         self.steady = not options.stochastic_rounding
         self.constant: dict[str, float] = {}
@@ -112,15 +115,14 @@ class Part:
 
     def decay(self, h: Mapping[str, Any], lr: float) -> dict[str, float]:
         """What the weight decay's mode makes of it, among the stages."""
-        decay, mode = h["weight_decay"], h["decay_mode"]
-        if decay == 0 or mode not in DECAYS:
+        decay = h["weight_decay"]
+        if decay == 0 or self.decayed is None:
             return {}
-        rate = lr
-        if mode in ("decoupled_unscaled", "corrected"):
+        if self.follows_peak:
             largest = peak(self.lr) if callable(self.lr) else h["lr"]
             share = h["lr"] / largest if h["lr"] else 0.0
-            rate = share if mode == "decoupled_unscaled" else lr * share
-        return DECAYS[mode](h, rate, decay)
+            lr = share if h["decay_mode"] == "decoupled_unscaled" else lr * share
+        return self.decayed(h, lr, decay)
 
     def caution(self, h: dict[str, Any], sums: Sums) -> float:
         """The factor of an update's elements whose sign is the gradient's; the others become 0."""

@@ -201,7 +201,8 @@ class MatrixRule(Optimizer):
 def prepare(u: np.ndarray, g: np.ndarray, x: np.ndarray, stages: reference.Stages) -> None:
     """What a step does to a gradient before the rule: the steps 1 to 3 of reference.step."""
     u[...] = g
-    u *= stages.scale
+    if stages.scale != 1:
+        u *= stages.scale
     if stages.clip < math.inf:
         np.clip(u, -stages.clip, stages.clip, out=u)
     if stages.l2 != 0:
@@ -296,14 +297,16 @@ def orthogonalize(x: np.ndarray, h: Values, room: Room) -> None:
     x /= max(float(np.linalg.norm(x)), h["eps"])
     side = len(x), len(x)
     now, then = x, room("product", x)
-    gram, polynomial = room("gram", x, side), room("polynomial", x, side)
+    gram, inner, polynomial = (room(name, x, side) for name in ("gram", "inner", "polynomial"))
+    # p*I + q*gram + r*gram^2 = p*I + gram (q*I + r*gram): what is added lies on diagonals.
+    diagonals = [a.ravel(order="K")[:: len(x) + 1] for a in (inner, polynomial)]
     for _ in range(h["ns_steps"]):
         np.matmul(now, now.T, out=gram)
-        np.matmul(gram, gram, out=polynomial)
-        polynomial *= r
-        polynomial += np.multiply(gram, q, out=gram)
+        np.multiply(gram, r, out=inner)
+        diagonals[0] += q
+        np.matmul(gram, inner, out=polynomial)
+        diagonals[1] += p
         np.matmul(polynomial, now, out=then)
-        then += np.multiply(now, p, out=now)
         now, then = then, now
     if now is not x:
         x[...] = now
