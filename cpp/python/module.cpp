@@ -83,6 +83,7 @@ PYBIND11_MODULE(_core, m) {
       .def("change", &plan::change)
       .def("enter", &plan::enter)
       .def("leave", &plan::leave)
+      .def_property_readonly("busy", &plan::busy)
       .def("count", &plan::count_of, py::arg("number"))
       .def("memory", &plan::memory, py::arg("number"))
       .def("restore", &plan::restore, py::arg("iterations"), py::arg("counts"), py::arg("memories"),

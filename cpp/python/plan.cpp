@@ -15,6 +15,13 @@ double number(py::handle value) {
   return found;
 }
 
+// Lets go of objects one by one, each out of reach before it is: as it goes Python may run, and the
+// garbage collector look at the others.
+void drop(std::vector<py::object>& objects) {
+  for (py::object& object : objects) const py::object gone = std::exchange(object, py::object());
+  objects.clear();
+}
+
 // An empty dict that nobody writes to.
 py::dict nothing() {
   static const auto& empty = *new py::dict();
@@ -75,8 +82,8 @@ void plan::keep_first(std::size_t size) {
 void plan::rebind(const std::vector<py::object>& arrays) {
   if (arrays.size() != registry_.members().size())
     throw py::value_error("params: one array for each parameter");
-  registry_.rebind(arrays);
   filled_ = false;
+  registry_.rebind(arrays);
 }
 
 std::vector<py::object> plan::arrays() const {
@@ -86,8 +93,12 @@ std::vector<py::object> plan::arrays() const {
 }
 
 void plan::expect(const std::vector<py::object>& structures) {
-  structures_.clear();
-  for (const py::object& s : structures) structures_.emplace_back(s);
+  std::vector<tree> all;
+  for (const py::object& s : structures) all.emplace_back(s);
+  if (busy_)
+    coming_ = std::move(all);  // a step walks through those that there are
+  else
+    structures_.swap(all);
 }
 
 py::object plan::gather(const py::object& values) const {
@@ -106,9 +117,10 @@ void plan::watch_more(const py::object& container, const py::object& structure) 
 }
 
 void plan::watch(const std::vector<std::pair<py::object, py::object>>& containers) {
-  containers_.clear();
+  std::vector<std::pair<py::object, tree>> all;
   for (const auto& [container, structure] : containers)
-    containers_.emplace_back(container, tree(structure));
+    all.emplace_back(container, tree(structure));
+  containers_.swap(all);
 }
 
 void plan::serve(py::object lock, py::object make, py::object match) {
@@ -116,7 +128,9 @@ void plan::serve(py::object lock, py::object make, py::object match) {
   release_ = lock.is_none() ? py::object() : py::object(lock.attr("release"));
   make_ = std::move(make);
   match_ = std::move(match);
-  busy_ = false;
+  // In a forked child the step of a thread that is no longer there is over.
+  let_go();
+  busy_ = spread_ = keyed_right_ = filled_ = false;
   stale_ = true;
 }
 
@@ -146,6 +160,8 @@ bool plan::step(const py::object& grads, const py::object& lr, const py::object&
     ~within() {
       own.let_go();
       own.leave();
+      if (own.coming_) own.structures_.swap(*own.coming_);
+      own.coming_.reset();
     }
   } one{*this};
   if (!barred.empty()) throw std::runtime_error("step: " + barred);
@@ -343,7 +359,7 @@ void plan::begin_gradients(const py::object& grads) {
 void plan::begin_sets() {
   if (keyed_right_) return;
   std::map<key, std::size_t> numbers;
-  keyed_.clear();
+  std::vector<set_of_scalars>().swap(keyed_);
   set_of_.clear();
   const std::vector<member>& members = registry_.members();
   for (const std::size_t i : active_) {
@@ -385,7 +401,11 @@ void plan::begin_sets() {
 // 1/grad_scale: this step's, or the optimizer's.
 double plan::scale_of(const py::object& grad_scale) const {
   const py::object& found = grad_scale.is_none() ? recipe_->scale : grad_scale;
-  return 1.0 / number(found);
+  const double scale = number(found);
+  if (!(scale > 0 && scale < std::numeric_limits<double>::infinity()))
+    throw py::value_error("grad_scale: " + std::to_string(scale) +
+                          " is out of range, wanted (0, inf)");
+  return 1.0 / scale;
 }
 
 // Whether all that was read at the beginning is still so.
@@ -472,6 +492,7 @@ bool plan::refill() {
   bool others = false;
   for (std::size_t k = 0; k < active_.size(); ++k) {
     if (seen_gradients_[k].still(gradients_[k])) continue;
+    filled_ = false;  // until all have been found good
     member& m = registry_.members()[active_[k]];
     if (!fill_gradient(spans_[k], m, k)) return false;
     seen_gradients_[k] = sighting(gradients_[k], m.shape);
@@ -479,6 +500,7 @@ bool plan::refill() {
     others = true;
   }
   if (others) require_gradients_apart();
+  filled_ = true;
   return true;
 }
 
@@ -513,9 +535,9 @@ void plan::explain() {
 // Whether the user's containers still have the arrays that are stepped.
 void plan::check_containers() {
   const std::vector<member>& members = registry_.members();
-  const auto require = [&](std::size_t number, PyObject* there) {
+  const auto require = [&](std::size_t number, const py::object& there) {
     const member& m = members[number];
-    if (there == m.x.ptr() || there == nullptr || there == Py_None || same_memory(m, there)) return;
+    if (there.is(m.x) || !there || there.is_none() || same_memory(m, there.ptr())) return;
     wrong_value(m.labels[0],
                 "another array lies there now than the one that is stepped: after W = W - ... or "
                 "params[...] = ... the old one trains on, unseen; write into it (W[...] = ...), or "
@@ -524,12 +546,12 @@ void plan::check_containers() {
   for (const auto& [container, structure] : containers_) {
     const std::size_t leaves = structure.leaves();
     if (iterations_ < all_watched || leaves <= watched_in_turn) {
-      located_.assign(members.size(), nullptr);
-      structure.locate(container.ptr(), located_);
+      located_.assign(members.size(), py::object());
+      structure.locate(container, located_);
       for (std::size_t i = 0; i < located_.size(); ++i) require(i, located_[i]);
     } else {
       for (std::size_t n = 0; n < watched_in_turn; ++n) {
-        const auto [number, there] = structure.at(container.ptr(), next_watched_++ % leaves);
+        const auto [number, there] = structure.at(container, next_watched_++ % leaves);
         require(number, there);
       }
     }
@@ -791,7 +813,13 @@ void plan::count() noexcept {
 void plan::once(py::object x, py::object g, const std::vector<py::object>& keeps,
                 std::int64_t finished, std::vector<double> memory, std::vector<double> shared,
                 const py::object& lr, const py::object& loss) {
+  if (busy_)
+    throw std::runtime_error("re-entered: the call is in the middle of one like it of this thread");
   stateless_ = true;
+  const struct after {
+    registry& own;
+    ~after() { own.release(); }
+  } one{registry_};
   registry_.replace(std::move(x), std::move(g), keeps, finished, memory);
   filled_ = false;
   if (keyed_.size() == 1) {
@@ -800,10 +828,6 @@ void plan::once(py::object x, py::object g, const std::vector<py::object>& keeps
   }
   iterations_ = finished;
   shared_ = std::move(shared);
-  const struct after {
-    registry& own;
-    ~after() { own.release(); }
-  } one{registry_};
   step(py::none(), lr, loss, py::none());
 }
 
@@ -825,9 +849,10 @@ py::tuple plan::described(std::size_t k) {
 
 // Between two steps nothing is held of the gradients.
 void plan::let_go() {
-  given_.clear();
-  gradients_.clear();
-  replaced_.clear();
+  drop(given_);
+  drop(gradients_);
+  drop(located_);
+  std::vector<std::pair<py::object, py::object>>().swap(replaced_);
   adapted_.clear();
 }
 

@@ -45,6 +45,7 @@ class plan {
   // Marks that a thread is within a call; false where one is. In a forked child none is.
   bool enter() { return !std::exchange(busy_, true); }
   void leave() { busy_ = false; }
+  bool busy() const { return busy_; }
 
   // Why no step may be taken now; empty where one may.
   std::string barred;
@@ -77,14 +78,20 @@ class plan {
       seen(m.x, m.g, m.gradient_class);
       for (const kept& beside : m.keeps) seen(beside.array);
     }
-    for (const auto& [container, structure] : containers_) seen(container);
+    for (const auto& [container, structure] : containers_) {
+      seen(container);
+      if (stopped == 0) stopped = structure.visit(see);
+    }
+    for (const tree& structure : structures_)
+      if (stopped == 0) stopped = structure.visit(see);
+    for (const auto& [came, stands] : replaced_) seen(came, stands);
     for (const set_of_scalars& s : keyed_) seen(s.part, s.f, s.adapt, s.h, s.own_h);
-    for (const auto* objects : {&given_, &gradients_, &values_})
+    for (const auto* objects : {&given_, &gradients_, &values_, &located_})
       for (const py::object& object : *objects) seen(object);
     if (!recipe_) return stopped;
     const recipe& r = *recipe_;
     seen(r.part, r.scale, r.told, r.follow, r.undone, r.backend, r.direct, r.convert);
-    for (const group_settings& g : r.groups) seen(g.group, g.settings, g.values, g.at);
+    for (const group_settings& g : r.groups) seen(g.group, g.settings, g.values, g.at, g.before);
     return stopped;
   }
 
@@ -137,9 +144,10 @@ class plan {
 
   registry registry_;
   std::vector<tree> structures_;
+  std::optional<std::vector<tree>> coming_;  // in their place, once the step at hand is over
   std::vector<std::pair<py::object, tree>> containers_;
   std::size_t next_watched_ = 0;
-  std::vector<PyObject*> located_;  // room for what lies in the containers
+  std::vector<py::object> located_;  // room for what lies in the containers
 
   py::object acquire_, release_, make_, match_;
   std::optional<recipe> recipe_;

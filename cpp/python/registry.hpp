@@ -89,6 +89,18 @@ struct member {
     }
   }
 
+  // What stages keep beside a parameter is of the type that it computes in; and a master is for a
+  // parameter of 16 bits.
+  void require_computing(py::handle a, const std::string& role, const std::string& label) const {
+    const kind computing = type == kind::float64 ? kind::float64 : kind::float32;
+    if (kind_of(a) != computing)
+      wrong_type(label, dtype_text(a) + ", but " + labels[0] + " computes in " +
+                            (computing == kind::float64 ? "float64" : "float32"));
+    if (role == "master" && (type == kind::float32 || type == kind::float64))
+      wrong_type(label, "for a parameter of 16 bits, but " + labels[0] + " is " + dtype_text(x) +
+                            "; leave it out");
+  }
+
   // An array that is registered already, and may have been changed since.
   void require_unchanged(py::handle a, kind own, int flags, const std::string& label) const {
     if (fits(a, flags) && kind_of(a) == own) return;
@@ -138,7 +150,10 @@ class registry {
       const auto [place, written] = places.at(role);
       m.require_like(a, m.labels[s + 2], role);
       if (written) require_writeable(a, m.labels[s + 2]);
-      if (role == "state") ++m.states;
+      if (role == "state")
+        ++m.states;
+      else
+        m.require_computing(a, role, m.labels[s + 2]);
       m.keeps.push_back({py::reinterpret_borrow<py::array>(a), *kind_of(a), place, written});
     }
     if (m.states > most_states) throw py::value_error("state: too many arrays");
@@ -160,6 +175,7 @@ class registry {
     for (std::size_t s = 0; s < keeps.size(); ++s) {
       m.require_like(keeps[s], m.labels[s + 2], "state");
       if (m.keeps[s].written) require_writeable(keeps[s], m.labels[s + 2]);
+      if (s >= m.states) m.require_computing(keeps[s], m.labels[s + 2], m.labels[s + 2]);
       m.keeps[s].array = py::reinterpret_borrow<py::array>(keeps[s]);
       m.keeps[s].type = *kind_of(keeps[s]);
     }

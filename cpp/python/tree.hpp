@@ -54,34 +54,45 @@ class tree {
     const bool none = values == Py_None;
     if (!none && !fits(values)) return false;
     for (std::size_t i = 0; i < inner_.size(); ++i) {
-      PyObject* const value = none ? values : member(values, i);
-      if (value == nullptr) return false;
-      if (!(flat_ ? put(value, numbers_[i], found) : inner_[i].gather(value, found))) return false;
+      const py::object value = none ? py::none() : member(values, i);
+      if (!value) return false;
+      PyObject* const v = value.ptr();
+      if (!(flat_ ? put(v, numbers_[i], found) : inner_[i].gather(v, found))) return false;
     }
     return true;
   }
 
   // Puts what lies in each array's place to its number in `found`: null where that is gone.
-  void locate(PyObject* values, std::vector<PyObject*>& found) const {
+  void locate(const py::object& values, std::vector<py::object>& found) const {
     if (shape_ == shape::leaf) {
       found[number_] = values;
       return;
     }
-    const bool there = values != nullptr && of_shape(values);
+    const bool there = values && of_shape(values.ptr());
     for (std::size_t i = 0; i < inner_.size(); ++i)
-      inner_[i].locate(there ? member(values, i) : nullptr, found);
+      inner_[i].locate(there ? member(values.ptr(), i) : py::object(), found);
   }
 
   // The number of the leaf that comes `place` after the first one, and what lies there.
-  std::pair<std::size_t, PyObject*> at(PyObject* values, std::size_t place) const {
+  std::pair<std::size_t, py::object> at(const py::object& values, std::size_t place) const {
     if (shape_ == shape::leaf) return {number_, values};
     std::size_t i = flat_ ? std::exchange(place, 0) : 0;
     for (; place >= inner_[i].leaves(); ++i) place -= inner_[i].leaves();
-    const bool there = values != nullptr && of_shape(values);
-    return inner_[i].at(there ? member(values, i) : nullptr, place);
+    const bool there = values && of_shape(values.ptr());
+    return inner_[i].at(there ? member(values.ptr(), i) : py::object(), place);
   }
 
   std::size_t leaves() const { return leaves_; }
+
+  // For the garbage collector: calls see(key) for all keys until one is not 0.
+  template <class See> int visit(const See& see) const {
+    int stopped = 0;
+    for (const py::object& key : keys_)
+      if (stopped == 0) stopped = see(key.ptr());
+    for (const tree& inner : inner_)
+      if (stopped == 0) stopped = inner.visit(see);
+    return stopped;
+  }
 
  private:
   enum class shape { leaf, mapping, sequence };
@@ -108,16 +119,17 @@ class tree {
     return true;
   }
 
-  // The member of a container of this shape, null where there is none.
-  PyObject* member(PyObject* values, std::size_t i) const {
+  // The member of a container of this shape, null where there is none. Held, since to find it a
+  // key's own code may run, and change the container.
+  py::object member(PyObject* values, std::size_t i) const {
     if (shape_ == shape::mapping) {
       PyObject* const value = PyDict_GetItemWithError(values, keys_[i].ptr());
       if (value == nullptr && PyErr_Occurred() != nullptr) throw py::error_already_set();
-      return value;
+      return py::reinterpret_borrow<py::object>(value);
     }
     return static_cast<Py_ssize_t>(i) < PySequence_Fast_GET_SIZE(values)
-               ? PySequence_Fast_ITEMS(values)[i]
-               : nullptr;
+               ? py::reinterpret_borrow<py::object>(PySequence_Fast_ITEMS(values)[i])
+               : py::object();
   }
 
   shape shape_ = shape::leaf;

@@ -31,6 +31,8 @@ from schuss.engine.step import Recipe
 # The options of an optimizer that a single call has, too.
 STATELESS = ("grad_scale", "zero_grad", "stochastic_rounding", "seed", "subnormals", "backend")
 
+LAST = 2**62  # a step that a counter has room behind
+
 MOST = 64  # calls with other options each, for which a thread keeps what was found out
 
 
@@ -43,6 +45,17 @@ class Call:
     states: tuple[str, ...]
     remembers: tuple[str, ...]  # numbers that are read, and written
     shared: list[float]  # where none of these are of all arrays: what they are at the start
+
+    def take(self, param: Any, grad: Any, kept: Sequence[Any], *rest: Any) -> None:
+        """The step, after which no array is kept."""
+        if self.numpy is None:
+            self.plan.once(param, grad, kept, *rest)
+            return
+        self.numpy.parameters = [parameter(param, grad, kept, self.states)]
+        try:
+            self.plan.once(param, grad, kept, *rest)
+        finally:
+            self.numpy.parameters = []
 
 
 def make_call(
@@ -75,7 +88,7 @@ def make_call(
             around["subnormals"],
             around["zero_grad"],
         ),
-        scale=float(around["grad_scale"]),  # of a LossScale, too
+        scale=around["grad_scale"],
         backend=None if around["backend"] == "compiled" else Numpy([p]),
     )
     plan = _core.Plan()
@@ -135,14 +148,14 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:
             call = known.get(key)
         except TypeError:  # an option that has no hash, such as bounds that are arrays
             key, call = None, None
-        if call is None:
+        if call is None or call.plan.busy:  # by a callable of the call at hand
             arrays = (param, grad, *kept)
             call = first_call(rule, name, options, given, arrays)
-            if key is not None:
+            if key is not None and key not in known:
                 if len(known) == MOST:
                     known.clear()
                 known[key] = call
-        step = check_int("step", step, 1)
+        step = check_int("step", step, 1, LAST)
         memory: list[float] = []
         if call.remembers:
             written = [param, *kept]
@@ -150,11 +163,9 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:
                 remembered(name, key, array, written)
                 for key, array in zip(call.remembers, numbers, strict=False)
             ]
-        if call.numpy is not None:
-            call.numpy.parameters = [parameter(param, grad, kept, call.states)]
         own = len(rule.memory)
         shared = memory[own:] or call.shared
-        call.plan.once(param, grad, kept, step - 1, memory[:own], shared, lr, loss)
+        call.take(param, grad, kept, step - 1, memory[:own], shared, lr, loss)
         if memory:
             after = (*call.plan.memory(0), *call.plan.shared)
             for array, value in zip(numbers, after, strict=False):

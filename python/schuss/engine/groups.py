@@ -56,6 +56,11 @@ class Parameter:
         for a in self.copies:
             a[...] = self.x
 
+    def require_writeable_copies(self) -> None:
+        """Raises where `refresh` could not write."""
+        if not all(a.flags.writeable for a in self.copies):
+            raise ValueError(f"{label('state', self.name)}: read-only, but it is taken anew")
+
     def keeps(self) -> list[tuple[str, np.ndarray]]:
         """All arrays beside x and its gradient, each with its role in a step."""
         return [*(("state", a) for a in self.state.values()), *self.beside.items()]

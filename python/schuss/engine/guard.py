@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from weakref import WeakSet
 
+IN_A_CALL = "re-entered: the optimizer is in the middle of a call of this thread"
+
 P = ParamSpec("P")
 R = TypeVar("R")
 S = TypeVar("S")
@@ -38,9 +40,7 @@ def one_at_a_time(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenat
         own: Any = self
         with own._lock:
             if not own._plan.enter():
-                raise RuntimeError(
-                    "re-entered: the optimizer is in the middle of a call of this thread"
-                )
+                raise RuntimeError(IN_A_CALL)
             try:
                 return method(self, *args, **kwargs)
             except (TypeError, ValueError) as error:

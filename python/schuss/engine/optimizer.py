@@ -44,7 +44,7 @@ from schuss.engine.declare import (
     whole,
 )
 from schuss.engine.groups import Group, Parameter, Settings, meant, nearest
-from schuss.engine.guard import alive, one_at_a_time, shorten
+from schuss.engine.guard import IN_A_CALL, alive, one_at_a_time, shorten
 from schuss.engine.memory import FREE, room
 from schuss.engine.observers import check_metric, load, observers, saved
 from schuss.engine.rule import Rule
@@ -390,19 +390,21 @@ class Optimizer(Rule, Declared):
             if self._bound and all(p.g is None for p in added):
                 raise ValueError('group: gradients are bound; pass its "grads"')
             self._register(added)
+            for own in self._groups[len(before[0]) :]:
+                own.lock = self._lock
+            if before[-1]:  # one more group costs what it has, however many there are
+                self._plan.expect_more(self._trees[-1])
+                if len(self._watched) > len(before[2]):
+                    self._plan.watch_more(*self._watched[-1])
+            else:
+                self._expect()
         except BaseException:
             for p in self._parameters[size:]:
                 self._names.pop(p.name, None)
             self._groups, self._trees, self._watched, self._parameters, self._grouped = before
-            raise
-        for own in self._groups[len(before[0]) :]:
-            own.lock = self._lock
-        if before[-1]:  # one more group costs what it has, however many there are
-            self._plan.expect_more(self._trees[-1])
-            if len(self._watched) > len(before[2]):
-                self._plan.watch_more(*self._watched[-1])
-        else:
+            self._plan.keep_first(size)
             self._expect()
+            raise
 
     @one_at_a_time
     def rebind(self, params: Arrays) -> None:
@@ -417,12 +419,15 @@ class Optimizer(Rule, Declared):
         self._watch([(params, tree)])
 
     def _rebind(self, arrays: list[Any]) -> None:
+        for p in self._parameters:
+            p.require_writeable_copies()
+        before = [p.x for p in self._parameters]
         self._plan.rebind(arrays)
         for p, x in zip(self._parameters, arrays, strict=True):
-            if p.copies and x is not p.x and x.tobytes() != p.x.tobytes():
-                p.x = x
-                p.refresh()
             p.x = x
+        for p, x in zip(self._parameters, before, strict=True):
+            if p.copies and x is not p.x and x.tobytes() != p.x.tobytes():
+                p.refresh()
 
     @one_at_a_time
     def refresh(self) -> None:
@@ -432,14 +437,17 @@ class Optimizer(Rule, Declared):
         """
         self._require_parameters("refresh")
         for p in self._parameters:
+            p.require_writeable_copies()
+        for p in self._parameters:
             p.refresh()
 
     def holds(self, params: Any) -> bool:
         """Whether these are the very arrays that are stepped, in the structure of params."""
-        try:
-            arrays = self._gather(params, "params")
-        except (TypeError, ValueError):
-            return False
+        with self._lock:
+            try:
+                arrays = self._gather(params, "params")
+            except (TypeError, ValueError):
+                return False
         return all(a is p.x for a, p in zip(arrays, self._parameters, strict=True))
 
     @one_at_a_time  # type: ignore[no-redef]
@@ -627,18 +635,20 @@ class Optimizer(Rule, Declared):
     def _step_of(self, params: Any, grads: Any, lr: Any, loss: Any, grad_scale: Any) -> bool:
         """A step of arrays that the client brings: one that fails leaves the old ones bound."""
         with self._lock:
-            before, watched = [p.x for p in self._parameters], self._watched
+            if self._plan.busy:
+                raise RuntimeError(IN_A_CALL)
+            before, watched, done = [p.x for p in self._parameters], self._watched, self.iterations
             arrays = self._gather(params, "params")
             others = any(a is not b for a, b in zip(arrays, before, strict=True))
-            if others:
-                self._require_parameters("step")
-                kept = [(a, a.copy(order="K")) for p in self._parameters for a in p.copies]
-                self._rebind(arrays)
-                self._watch([])
+            kept = [(a, a.copy(order="K")) for p in self._parameters for a in p.copies if others]
             try:
+                if others:
+                    self._require_parameters("step")
+                    self._rebind(arrays)
+                    self._watch([])
                 return self._plan.step(grads, lr, loss, grad_scale)
             except BaseException:
-                if others:
+                if others and self.iterations == done:  # an interrupt may come behind the step
                     self._rebind(before)
                     self._watch(watched)
                     for a, values in kept:
@@ -692,6 +702,10 @@ class Optimizer(Rule, Declared):
                     f"over it, and {p.converted.nbytes} bytes that are kept; {p.kind} needs none",
                     stacklevel=user_level(),
                 )
+        if isinstance(g, np.ma.MaskedArray):
+            raise TypeError(f"{p.labels()[1]}: a masked array, whose mask would be ignored")
+        if self.zeroes_grad and any(np.may_share_memory(g, q.x) for q in self._parameters):
+            raise ValueError(f"{p.labels()[1]}: overlaps a parameter, and zero_grad writes to it")
         source = np.asarray(g)
         if source.shape != p.x.shape or not (
             source.dtype.kind in "iu" or is_floating(source.dtype)
@@ -787,17 +801,21 @@ class Optimizer(Rule, Declared):
         if self.ema_decay is None:
             raise ValueError("ema: no running means; ask for them at construction with ema=")
         with self._lock:
-            kept, before = [p.x.copy(order="K") for p in self._parameters], self._plan.barred
+            held, before = list(self._parameters), self._plan.barred
+            for p in held:
+                _core.require_parameter(p.x, p.labels()[0])
+            kept = [p.x.copy(order="K") for p in held]
             self._plan.barred = "the parameters hold their means; leave opt.averaged() first"
-            for p in self._parameters:
-                p.x[...] = p.beside["average"]
         try:
+            with self._lock:
+                for p in held:
+                    p.x[...] = p.beside["average"]
             yield
         finally:
             with self._lock:
-                for p, x in zip(self._parameters, kept, strict=False):  # some may be new
-                    p.x[...] = x
                 self._plan.barred = before
+                for p, x in zip(held, kept, strict=True):
+                    p.x[...] = x
 
     def empty_like_params(self) -> Any:
         """New arrays in the structure of params, with no content."""
@@ -858,6 +876,9 @@ class Optimizer(Rule, Declared):
             of_x, _, *of_state = p.labels()
             for name, a in zip((of_x, *of_state), (p.x, *p.state.values()), strict=False):
                 _core.require_parameter(a, name)
+        for array, _ in found.arrays:
+            if not array.flags.writeable:
+                raise ValueError("state_dict: an array of the state here is read-only")
         load(self._observers(), found.schedules)
 
         for own, settings in zip(self._groups, found.settings, strict=True):
@@ -884,6 +905,13 @@ class Optimizer(Rule, Declared):
         self._expect()
         self._plan.restore(*moved)
         self._free()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Optimizer:
+        with self._lock:  # between two steps of another thread
+            fresh = object.__new__(type(self))
+            memo[id(self)] = fresh
+            fresh.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return fresh
 
     def __copy__(self) -> Optimizer:
         raise TypeError("copy.copy would share the arrays but not the counters; use copy.deepcopy")

@@ -162,17 +162,20 @@ def keys_of(trees: Sequence[Tree]) -> tuple[Any, ...] | None:
     return tuple(tree) if isinstance(tree, dict) and flat else ()
 
 
-def by_name(names: dict[str, int], values: Any, role: str, skip: bool) -> tuple[list[Any], Tree]:
+def by_name(names: dict[str, int], values: Any, role: str, skip: bool) -> tuple[list[Any], Any]:
     """Arrays in any structure in which they lie at the places that they are named by, in order.
 
-    Also returned is that structure. None in place of a part stands for all that is named below it.
+    None in place of a part stands for all that is named below it. Returned with them is the
+    structure, or none where such a part hides some of it.
     Raises ValueError where one lies elsewhere, or one is missing, unless those are to be skipped.
     """
     found: list[Any] = [None] * len(names)
     seen: set[int] = set()
     unknown: list[str] = []
+    whole = True
 
     def walk(value: Any, path: tuple[str, ...]) -> Tree:
+        nonlocal whole
         name = ".".join(path)
         if name in names:
             found[names[name]] = value
@@ -180,6 +183,7 @@ def by_name(names: dict[str, int], values: Any, role: str, skip: bool) -> tuple[
             return names[name]
         if value is None and (below := [i for n, i in names.items() if n.startswith(f"{name}.")]):
             seen.update(below)
+            whole = False
             return list(below)
         if isinstance(value, Mapping):
             return {key: walk(inner, (*path, str(key))) for key, inner in value.items()}
@@ -193,4 +197,4 @@ def by_name(names: dict[str, int], values: Any, role: str, skip: bool) -> tuple[
     wrong += [f"unknown {name!r}" for name in unknown]
     if wrong:
         raise ValueError(f"{role}: {listing(wrong)}; wanted the places of params")
-    return found, tree
+    return found, tree if whole else None
