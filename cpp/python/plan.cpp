@@ -86,12 +86,6 @@ void plan::rebind(const std::vector<py::object>& arrays) {
   registry_.rebind(arrays);
 }
 
-std::vector<py::object> plan::arrays() const {
-  std::vector<py::object> all;
-  for (const member& m : registry_.members()) all.push_back(m.x);
-  return all;
-}
-
 void plan::expect(const std::vector<py::object>& structures) {
   std::vector<tree> all;
   for (const py::object& s : structures) all.emplace_back(s);

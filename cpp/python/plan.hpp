@@ -19,7 +19,6 @@ class plan {
   void keep_first(std::size_t size);
   void rebind(const std::vector<py::object>& arrays);
   void require_disjoint() { registry_.require_disjoint(); }
-  std::vector<py::object> arrays() const;
 
   // The structures in which gradients come, the registered one first, and where the user keeps the
   // parameters: containers with the structure of what lies in them.

@@ -150,18 +150,6 @@ def filled(tree: Tree, values: Sequence[Any]) -> Any:
     return [filled(inner, values) for inner in tree]
 
 
-def keys_of(trees: Sequence[Tree]) -> tuple[Any, ...] | None:
-    """Under which keys a dict of params' structure has the gradients in order.
-
-    None where they come in a sequence; no keys at all where the structure is a deeper one.
-    """
-    tree = trees[0] if len(trees) == 1 else None
-    if isinstance(tree, list) and all(isinstance(inner, int) for inner in tree):
-        return None
-    flat = isinstance(tree, dict) and all(isinstance(inner, int) for inner in tree.values())
-    return tuple(tree) if isinstance(tree, dict) and flat else ()
-
-
 def by_name(names: dict[str, int], values: Any, role: str, skip: bool) -> tuple[list[Any], Any]:
     """Arrays in any structure in which they lie at the places that they are named by, in order.
 
