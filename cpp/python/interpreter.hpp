@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include <utility>
+#include <vector>
 
 #if defined(__GLIBCXX__)
 #include <cxxabi.h>
@@ -20,6 +21,13 @@ template <class... Args> py::object call(const py::object& f, const Args&... arg
   PyObject* const result = PyObject_Vectorcall(f.ptr(), list, sizeof...(args), nullptr);
   if (result == nullptr) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(result);
+}
+
+// Lets go of objects one by one, each out of reach before it is: as it goes Python may run, and the
+// garbage collector look at the others.
+inline void drop(std::vector<py::object>& objects) {
+  for (py::object& object : objects) const py::object gone = std::exchange(object, py::object());
+  objects.clear();
 }
 
 // Holds a lock of Python's, as `with` does; where there is none, none.

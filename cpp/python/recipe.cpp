@@ -56,12 +56,6 @@ namespace {
   throw py::value_error("scalars: '" + name.cast<std::string>() + "' is missing");
 }
 
-double number(py::handle value) {
-  const double found = PyFloat_AsDouble(value.ptr());
-  if (found == -1.0 && PyErr_Occurred() != nullptr) throw py::error_already_set();
-  return found;
-}
-
 double* stage_named(scalars& c, PyObject* name) {
   static const auto& by_name = *new std::map<PyObject*, double scalars::*>([] {
     std::map<PyObject*, double scalars::*> found;
@@ -89,6 +83,12 @@ template <class Place> void set_each(const py::handle& values, const Place& plac
 }
 
 }  // namespace
+
+double number(py::handle value) {
+  const double found = PyFloat_AsDouble(value.ptr());
+  if (found == -1.0 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return found;
+}
 
 void read_rule(scalars& c, const py::object& names, const py::dict& rule) {
   for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(names.ptr()); ++k) {

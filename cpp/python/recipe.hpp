@@ -68,6 +68,9 @@ struct recipe {
   recipe(const py::object& from, const py::object& settings_name);
 };
 
+// A number of Python's; throws where it is none.
+double number(py::handle value);
+
 // Reads what a part has returned into a set: by name, the rest idle.
 void read_part(scalars& c, const py::object& names, const py::dict& rule, const py::dict& around);
 void read_rule(scalars& c, const py::object& names, const py::dict& rule);

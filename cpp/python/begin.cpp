@@ -1,0 +1,210 @@
+// A step begins: settings, schedules, gradients in order, one set of scalars for each key.
+#include "plan.hpp"
+
+#include <algorithm>
+
+namespace schuss {
+
+namespace {
+
+// Members of Python's class Settings, a tuple.
+enum settings_field : Py_ssize_t { values_field = 1, scheduled_field = 2, form_field = 5 };
+
+PyObject* field(const py::object& settings, settings_field f) {
+  return PyTuple_GET_ITEM(settings.ptr(), static_cast<Py_ssize_t>(f));
+}
+
+// A gradient that is a number, for a parameter of no dimension.
+py::object as_array(const member& m, const py::object& g) {
+  static const auto& numpy = *new py::module_(py::module_::import("numpy"));
+  const bool generic = py::isinstance(g, numpy.attr("generic"));
+  const bool plain = PyFloat_Check(g.ptr()) != 0 || PyLong_CheckExact(g.ptr()) != 0;
+  if (!m.shape.empty() || !(generic || plain)) return g;
+  return generic ? numpy.attr("asarray")(g) : numpy.attr("asarray")(g, m.x.attr("dtype"));
+}
+
+}  // namespace
+
+void plan::follow_recipe() {
+  static const auto& settings_name = *new py::object(interned("settings"));
+  stale_ = false;  // before Python runs, which may set something
+  try {
+    recipe_.emplace(make_(), settings_name);
+  } catch (...) {
+    stale_ = true;
+    throw;
+  }
+  kinds_.assign(recipe_->groups.size(), 0);
+  keyed_right_ = false;
+  filled_ = false;
+}
+
+// Reads the settings of all groups; false where one is of another form than the recipe is for.
+bool plan::read_settings() {
+  static const auto& settings_name = *new py::object(interned("settings"));
+  bool others = false;
+  for (group_settings& own : recipe_->groups) {
+    py::object now =
+        py::reinterpret_steal<py::object>(PyObject_GetAttr(own.group.ptr(), settings_name.ptr()));
+    if (!now) throw py::error_already_set();
+    if (now.is(own.settings)) continue;
+    if (field(now, form_field) != own.form.ptr()) return false;
+    own.values = py::reinterpret_borrow<py::object>(field(now, values_field));
+    const bool scheduled = PyTuple_GET_SIZE(field(now, scheduled_field)) != 0;
+    own.at = scheduled ? py::object(now.attr("at")) : py::none();
+    own.settings = std::move(now);
+    others = true;
+  }
+  if (!others) return true;
+  std::map<PyObject*, std::size_t> numbers;
+  for (std::size_t i = 0; i < recipe_->groups.size(); ++i) {
+    group_settings& own = recipe_->groups[i];
+    own.kind = numbers.emplace(own.settings.ptr(), numbers.size()).first->second;
+    own.before = py::object();
+    if (kinds_[i] == own.kind) continue;
+    kinds_[i] = own.kind;
+    keyed_right_ = false;
+  }
+  values_.resize(numbers.size());
+  return true;
+}
+
+// The hyperparameters of each kind of group in this step; the user's callables run here.
+void plan::begin_groups(const py::object& lr) {
+  std::size_t next = 0;
+  for (group_settings& own : recipe_->groups) {
+    if (own.kind != next) continue;  // each kind comes first where its number does
+    ++next;
+    py::object& h = values_[own.kind];
+    py::object now = own.at.is_none() ? own.values : call(own.at, py::int_(iterations_));
+    if (!lr.is_none()) {
+      const double rate = number(lr);
+      if (now.is(own.before) && rate == own.rate) continue;  // as in the step before
+      own.before = now;
+      own.rate = rate;
+      now = py::reinterpret_steal<py::object>(PyDict_Copy(now.ptr()));
+      now["lr"] = lr;
+    } else {
+      own.before = py::object();
+    }
+    h = std::move(now);
+  }
+}
+
+// The gradients by number, and the members that have one.
+void plan::begin_gradients(const py::object& grads) {
+  std::vector<member>& members = registry_.members();
+  given_.resize(members.size());
+  if (grads.is_none()) {
+    bool bound = false;
+    for (std::size_t i = 0; i < members.size(); ++i) {
+      given_[i] = members[i].g;
+      bound = bound || !given_[i].is_none();
+    }
+    if (!bound) throw py::value_error("grads: none given and none bound; pass them, or bind them");
+  } else {
+    const auto fits = [&](const tree& s) {
+      given_.assign(members.size(), py::object());  // a part of the parameters may be all there is
+      return s.gather(grads.ptr(), given_);
+    };
+    if (std::none_of(structures_.begin(), structures_.end(), fits)) {
+      auto [list, structure] = match_(grads).cast<std::pair<std::vector<py::object>, py::object>>();
+      given_ = std::move(list);
+      if (!structure.is_none()) {
+        structures_.resize(std::min<std::size_t>(structures_.size(), 3), tree(structure));
+        structures_.emplace_back(structure);
+      }
+    }
+  }
+
+  gradients_.clear();
+  replaced_.clear();
+  std::size_t found = 0;
+  bool others = false;
+  for (std::size_t i = 0; i < members.size(); ++i) {
+    py::object& g = given_[i];
+    if (!g || g.is_none()) continue;
+    if (found == active_.size()) active_.push_back(members.size());
+    others = others || active_[found] != i;
+    active_[found++] = i;
+    member& m = members[i];
+    const bool plain = reinterpret_cast<PyObject*>(Py_TYPE(g.ptr())) == ndarray();
+    if (!plain && !py::isinstance<py::array>(g)) g = as_array(m, g);
+    if (!recipe_->convert.is_none() &&
+        !(py::isinstance<py::array>(g) && m.fits(g, aligned) && goes_with(kind_of(g), m.type))) {
+      py::object stands = recipe_->convert(i, g);
+      replaced_.emplace_back(std::exchange(g, stands), stands);
+    }
+    gradients_.push_back(std::move(g));
+  }
+  if (others || found != active_.size()) keyed_right_ = filled_ = false;
+  active_.resize(found);
+}
+
+// One set of scalars for each key. Keys that once were apart stay so, even if they'd meet.
+void plan::begin_sets() {
+  if (keyed_right_) return;
+  std::map<key, std::size_t> numbers;
+  std::vector<set_of_scalars>().swap(keyed_);
+  set_of_.clear();
+  const std::vector<member>& members = registry_.members();
+  for (const std::size_t i : active_) {
+    const member& m = members[i];
+    key own{kinds_[m.group], m.decays, m.count, m.memory};
+    std::size_t number = keyed_.size() - 1;  // neighbours mostly share one
+    if (keyed_.empty() || keyed_[number].shared != own) {
+      number = numbers.emplace(own, keyed_.size()).first->second;
+      if (number == keyed_.size()) {
+        set_of_scalars s{};
+        s.part = call(recipe_->part, py::int_(m.group), py::bool_(m.decays));
+        s.f = s.part.attr("f");
+        s.names = s.part.attr("names");
+        s.adapt = s.part.attr("adapt");
+        s.is_cautious = s.part.attr("is_cautious").cast<bool>();
+        s.shared = std::move(own);
+        keyed_.push_back(std::move(s));
+      }
+    }
+    set_of_.push_back(number);
+  }
+  sets_.clear();
+  const table& in_use = kernels();
+  for (const set_of_scalars& s : keyed_) {
+    const int rule = s.part.attr("kernel").cast<int>();
+    if (rule < 0 || rule >= in_use.size) throw py::value_error("scalars: no such rule");
+    if (PyTuple_GET_SIZE(s.names.ptr()) != in_use.rules[rule].scalars)
+      throw py::value_error("scalars: the rule has another number of them");
+    sets_.push_back(idle_scalars(rule));
+  }
+  for (std::size_t k = 0; k < active_.size(); ++k)
+    if (members[active_[k]].states !=
+        static_cast<std::size_t>(in_use.rules[sets_[set_of_[k]].rule].states))
+      throw py::value_error("scalars: the rule has other state arrays");
+  filled_ = false;
+  keyed_right_ = true;
+}
+
+// 1/grad_scale: this step's, or the optimizer's.
+double plan::scale_of(const py::object& grad_scale) const {
+  const py::object& found = grad_scale.is_none() ? recipe_->scale : grad_scale;
+  const double scale = number(found);
+  if (!(scale > 0 && scale < std::numeric_limits<double>::infinity()))
+    throw py::value_error("grad_scale: " + std::to_string(scale) +
+                          " is out of range, wanted (0, inf)");
+  return 1.0 / scale;
+}
+
+// Whether all that was read at the beginning is still so.
+bool plan::as_read() const {
+  static const auto& settings_name = *new py::object(interned("settings"));
+  if (stale_) return false;
+  for (const group_settings& own : recipe_->groups)
+    if (!py::reinterpret_steal<py::object>(PyObject_GetAttr(own.group.ptr(), settings_name.ptr()))
+             .is(own.settings)) {
+      PyErr_Clear();
+      return false;
+    }
+  return true;
+}
+
+}  // namespace schuss

@@ -1,0 +1,186 @@
+// A step checks every array, before anything changes.
+#include "plan.hpp"
+
+#include <cstdint>
+
+namespace schuss {
+
+namespace {
+
+bool is_nan(kind k, std::uint16_t bits) {
+  return (bits & 0x7fff) > (k == kind::float16 ? 0x7c00 : 0x7f80);
+}
+
+// Steps at whose beginning every array is looked up in the user's containers; later only so many
+// at each, in turn, since a thousand look-ups would be a good part of a step.
+constexpr std::int64_t all_watched = 100;
+constexpr std::size_t watched_in_turn = 8;
+
+// Whether two arrays are views of the same memory, of the same kind.
+bool same_memory(const member& m, PyObject* other) {
+  return py::isinstance<py::array>(other) && fields(other)->data == fields(m.x)->data &&
+         has_shape(other, m.shape) && kind_of(other) == m.type &&
+         (fields(other)->flags & fields(m.x)->flags & (c_order | f_order)) != 0;
+}
+
+}  // namespace
+
+// Checks every array that the step will touch.
+void plan::check() {
+  if (refill()) return;
+  // Arrays that fit take no call of Python, so that what is seen is what is stepped; where one
+  // doesn't, Python may run, and all are checked anew.
+  if (!fill()) {
+    explain();
+    if (!fill()) throw py::value_error("params: changed while they were looked over");
+  }
+  registry_.find_written();
+  for (std::size_t k = 0; k < active_.size(); ++k)
+    registry_.require_apart(registry_.members()[active_[k]], spans_[k].g);
+  require_gradients_apart();
+  filled_ = true;
+}
+
+// Fills the spans from the arrays as they are now; false where one doesn't fit.
+bool plan::fill() {
+  filled_ = has_copies_ = false;
+  spans_.clear();
+  seen_.clear();
+  seen_gradients_.clear();
+  for (std::size_t k = 0; k < active_.size(); ++k) {
+    const member& m = registry_.members()[active_[k]];
+    if (!m.fits(m.x, aligned | writeable) || kind_of(m.x) != m.type) return false;
+    span a{};
+    a.x = stream_of(m.x, m.type);
+    a.size = size_of(m.shape);
+    a.width = a.x.width;
+    a.position = m.position;
+    a.chunk = m.chunk;
+    a.set = adapted_.empty() ? set_of_[k] : k;
+    seen_.emplace_back(m.x, m.shape);
+    for (std::size_t s = 0; s < m.keeps.size(); ++s) {
+      const kept& beside = m.keeps[s];
+      if (!m.fits(beside.array, flags_of(beside)) || kind_of(beside.array) != beside.type)
+        return false;
+      stream& place = *beside.place(a, s);
+      place = stream_of(beside.array, beside.type);
+      a.width += place.width;
+      seen_.emplace_back(beside.array, m.shape);
+    }
+    has_copies_ = has_copies_ || a.master.kind != kind::none || a.average.kind != kind::none;
+    if (!fill_gradient(a, m, k)) return false;
+    seen_gradients_.emplace_back(gradients_[k], m.shape);
+    spans_.push_back(a);
+  }
+  return true;
+}
+
+bool plan::fill_gradient(span& a, const member& m, std::size_t k) const {
+  const py::object& g = gradients_[k];
+  if (!m.fits(g, recipe_->zero_grad ? aligned | writeable : aligned)) return false;
+  const std::optional<kind> type = kind_of(g);
+  if (!goes_with(type, m.type)) return false;
+  a.width -= a.g.width;
+  a.g = stream_of(g, *type);
+  a.width += a.g.width;
+  return true;
+}
+
+// Whether the spans are still right. Gradients may be others: those are put in their place.
+bool plan::refill() {
+  if (!filled_) return false;
+  for (const sighting& beside : seen_)
+    if (!beside.still()) return false;
+  bool others = false;
+  for (std::size_t k = 0; k < active_.size(); ++k) {
+    if (seen_gradients_[k].still(gradients_[k])) continue;
+    filled_ = false;  // until all have been found good
+    member& m = registry_.members()[active_[k]];
+    if (!fill_gradient(spans_[k], m, k)) return false;
+    seen_gradients_[k] = sighting(gradients_[k], m.shape);
+    registry_.require_apart(m, spans_[k].g);
+    others = true;
+  }
+  if (others) require_gradients_apart();
+  filled_ = true;
+  return true;
+}
+
+// Gradients that are zeroed may not overlap one another either: one would be zeroed before the
+// other is read.
+void plan::require_gradients_apart() const {
+  if (!recipe_->zero_grad) return;
+  std::vector<extent> found;
+  for (std::size_t k = 0; k < active_.size(); ++k) {
+    const extent a = extent_of(gradients_[k], registry_.members()[active_[k]].labels[1]);
+    if (a.first < a.last) found.push_back(a);
+  }
+  require_apart(found);
+}
+
+// Says what is wrong with the first array that doesn't fit; returns where only a gradient's class
+// was new, which is then accepted.
+void plan::explain() {
+  for (std::size_t k = 0; k < active_.size(); ++k) {
+    member& m = registry_.members()[active_[k]];
+    m.require_unchanged(m.x, m.type, aligned | writeable, m.labels[0]);
+    for (std::size_t s = 0; s < m.keeps.size(); ++s) {
+      const kept& beside = m.keeps[s];
+      m.require_unchanged(beside.array, beside.type, flags_of(beside), m.labels[s + 2]);
+    }
+    m.require_like(gradients_[k], m.labels[1], "gradient");
+    if (recipe_->zero_grad) require_writeable(gradients_[k], m.labels[1]);
+    m.gradient_class = py::type::of(gradients_[k]);
+  }
+}
+
+// Whether the user's containers still have the arrays that are stepped.
+void plan::check_containers() {
+  const std::vector<member>& members = registry_.members();
+  const auto require = [&](std::size_t number, const py::object& there) {
+    const member& m = members[number];
+    if (there.is(m.x) || !there || there.is_none() || same_memory(m, there.ptr())) return;
+    wrong_value(m.labels[0],
+                "another array lies there now than the one that is stepped: after W = W - ... or "
+                "params[...] = ... the old one trains on, unseen; write into it (W[...] = ...), or "
+                "call opt.rebind(params)");
+  };
+  for (const auto& [container, structure] : containers_) {
+    const std::size_t leaves = structure.leaves();
+    if (iterations_ < all_watched || leaves <= watched_in_turn) {
+      located_.assign(members.size(), py::object());
+      structure.locate(container, located_);
+      for (std::size_t i = 0; i < located_.size(); ++i) require(i, located_[i]);
+    } else {
+      for (std::size_t n = 0; n < watched_in_turn; ++n) {
+        const auto [number, there] = structure.at(container, next_watched_++ % leaves);
+        require(number, there);
+      }
+    }
+  }
+}
+
+// Whether a parameter is still what its master was rounded to, at its ends and one place that
+// wanders: whoever fills the whole array is noticed.
+void plan::check_masters() const {
+  for (std::size_t k = 0; k < active_.size(); ++k) {
+    const span& a = spans_[k];
+    const member& m = registry_.members()[active_[k]];
+    if (a.master.kind == kind::none || a.size == 0 || m.count == 0) continue;
+    for (const std::ptrdiff_t i :
+         {std::ptrdiff_t{0}, a.size - 1, static_cast<std::ptrdiff_t>(iterations_ % a.size)}) {
+      std::uint16_t rounded = 0;
+      const std::uint16_t there = static_cast<const std::uint16_t*>(a.x.data)[i];
+      const stream one{&rounded, a.x.kind, a.x.width};
+      storage_of(a.x.kind).close(one, 0, 1, static_cast<const float*>(a.master.data) + i);
+      if (rounded == there || is_nan(a.x.kind, there)) continue;
+      wrong_value(m.labels[0],
+                  std::string("no longer what its master was rounded to: it was written to from "
+                              "outside, and the step would undo that; ") +
+                      (stateless_ ? "write it into the master, too (master[...] = param)"
+                                  : "call opt.refresh(), which takes the master anew from it"));
+    }
+  }
+}
+
+}  // namespace schuss

@@ -1,0 +1,151 @@
+// A step measures what it has to know of whole arrays, and gets its scalars.
+#include "plan.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+namespace schuss {
+
+// ---- Measure
+
+squared_norm plan::norm_of_gradients() {
+  check();
+  if (!recipe_->backend.is_none()) {
+    const auto [squares, finite] =
+        recipe_->backend.attr("norm")(gradients_).cast<std::pair<double, bool>>();
+    return {squares, finite};
+  }
+  sums_.resize(registry_.all_chunks());
+  squared_norm found{};
+  freely([&] { found = norm(kernels(), spans_, sums_); });
+  return found;
+}
+
+// What a step with these scalars would do to each array, and last to all of them together: sums,
+// added in the arrays' order.
+std::vector<py::object> plan::measured() {
+  check();
+  std::vector<std::array<double, most_sums>> found(active_.size());
+  if (!recipe_->backend.is_none()) {
+    const py::object own = recipe_->backend.attr("measure");
+    for (std::size_t k = 0; k < active_.size(); ++k)
+      found[k] = own(active_[k], gradients_[k], described(k), recipe_->wanted)
+                     .cast<std::array<double, most_sums>>();
+  } else {
+    measurements_.resize(registry_.all_chunks() * most_sums);
+    freely([&] { schuss::measure(kernels(), spans_, sets_, recipe_->wanted, measurements_); });
+    for (std::size_t k = 0; k < active_.size(); ++k)
+      if (spans_[k].size > 0)
+        std::copy_n(measurements_.data() + most_sums * spans_[k].chunk, most_sums,
+                    found[k].begin());
+  }
+  std::array<double, most_sums> total = found[0];
+  for (std::size_t k = 1; k < found.size(); ++k)
+    for (std::size_t s = 0; s < most_sums; ++s) total[s] += found[k][s];
+  std::ptrdiff_t elements = 0;
+  std::vector<py::object> all;
+  // A named tuple of Python's takes four times as long by its own constructor.
+  const auto made = [&](const std::array<double, most_sums>& s, std::ptrdiff_t size) {
+    const py::tuple fields = py::make_tuple(s[0], s[1], s[2], s[3], s[4], s[5], size);
+    auto* const named = reinterpret_cast<PyTypeObject*>(recipe_->sums.ptr());
+    PyObject* const one = PyTuple_Type.tp_new(named, py::make_tuple(fields).ptr(), nullptr);
+    if (one == nullptr) throw py::error_already_set();
+    all.push_back(py::reinterpret_steal<py::object>(one));
+  };
+  for (std::size_t k = 0; k < found.size(); ++k) {
+    elements += spans_[k].size;
+    made(found[k], spans_[k].size);
+  }
+  if (recipe_->totals) made(total, elements);
+  return all;
+}
+
+// ---- Scalars
+
+// The numbers that a rule remembers beside an array and beside all, by name; None where it
+// remembers none.
+py::object plan::memory_of(const set_of_scalars& s, const py::dict& shared) const {
+  if (recipe_->remembered.empty() && recipe_->shared.empty()) return py::none();
+  py::dict found;
+  const std::vector<double>& own = std::get<3>(s.shared);
+  for (std::size_t k = 0; k < recipe_->remembered.size() && k < own.size(); ++k)
+    found[recipe_->remembered[k]] = py::float_(own[k]);
+  if (PyDict_Update(found.ptr(), shared.ptr()) != 0) throw py::error_already_set();
+  return found;
+}
+
+void plan::compute_scalars(double scale, const py::dict& shared) {
+  for (std::size_t i = 0; i < keyed_.size(); ++i) {
+    set_of_scalars& s = keyed_[i];
+    const std::size_t kind = std::get<0>(s.shared);
+    const py::int_ t(std::get<2>(s.shared) + 1);
+    const py::object memory = memory_of(s, shared);
+    if (s.steady && values_[kind].is(s.h)) {
+      const py::object found = call(s.f, s.own_h, t, memory);
+      if (PyDict_Size(found.ptr()) == s.entries) {
+        const auto rule = py::reinterpret_borrow<py::dict>(found);
+        read_rule(sets_[i], s.names, rule);
+        remember(s, rule);
+        sets_[i].scale = std::copysign(scale, sets_[i].scale);
+        continue;
+      }
+    }
+    const py::object found = call(s.part, values_[kind], t, py::float_(scale), memory);
+    const auto member = [&](Py_ssize_t place) { return PyTuple_GET_ITEM(found.ptr(), place); };
+    const auto rule = py::reinterpret_borrow<py::dict>(member(0));
+    read_part(sets_[i], s.names, rule, py::reinterpret_borrow<py::dict>(member(1)));
+    remember(s, rule);
+    s.steady = member(2) == Py_True;
+    s.entries = PyDict_Size(rule.ptr());
+    s.h = values_[kind];
+    s.own_h = py::reinterpret_borrow<py::object>(member(3));
+  }
+  if (!std::exchange(spread_, false)) return;
+  for (std::size_t k = 0; k < spans_.size() && k < set_of_.size(); ++k) spans_[k].set = set_of_[k];
+}
+
+// What a rule remembers beside the arrays of a set, as it is after the step.
+void plan::remember(set_of_scalars& s, const py::dict& rule) const {
+  s.next_memory = std::get<3>(s.shared);
+  for (std::size_t k = 0; k < s.next_memory.size() && k < recipe_->remembered.size(); ++k) {
+    PyObject* const value = PyDict_GetItemWithError(rule.ptr(), recipe_->remembered[k].ptr());
+    if (value != nullptr) s.next_memory[k] = number(value);
+    if (value == nullptr && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  }
+}
+
+// From here on each array has a set of its own, with what its sums change.
+void plan::adapt_scalars(const std::vector<py::object>& sums) {
+  static const auto& decay_rate = *new py::object(interned("decay_rate"));
+  static const auto& decay = *new py::object(interned("decay"));
+  static const auto& caution = *new py::object(interned("caution"));
+  std::vector<scalars> own;
+  for (std::size_t k = 0; k < active_.size(); ++k) {
+    const set_of_scalars& s = keyed_[set_of_[k]];
+    own.push_back(sets_[set_of_[k]]);
+    scalars& c = own.back();
+    if (!s.adapt.is_none()) {
+      py::object found = call(s.adapt, s.own_h, py::int_(std::get<2>(s.shared) + 1), sums[k]);
+      // Another rate than the one that the weight decay went by.
+      if (PyDict_Contains(found.ptr(), decay_rate.ptr()) == 1) {
+        const py::object rate = found.attr("pop")(decay_rate);
+        override_stages(c, s.part.attr(decay)(s.own_h, rate));
+      }
+      override_rule(c, s.names, found);
+    }
+    if (s.is_cautious) {
+      c.agree = number(s.part.attr(caution)(s.own_h, sums[k]));
+      c.oppose = 0;
+    }
+  }
+  adapted_ = std::move(own);
+  spread();
+}
+
+void plan::spread() {
+  spread_ = true;
+  for (std::size_t k = 0; k < spans_.size(); ++k) spans_[k].set = k;
+}
+
+}  // namespace schuss
