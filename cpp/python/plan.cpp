@@ -45,8 +45,8 @@ void plan::rebind(const std::vector<py::object>& arrays) {
 void plan::expect(const std::vector<py::object>& structures) {
   std::vector<tree> all;
   for (const py::object& s : structures) all.emplace_back(s);
-  if (busy_)
-    coming_ = std::move(all);  // a step walks through those that there are
+  if (stepping_)
+    next_structures_ = std::move(all);
   else
     structures_.swap(all);
 }
@@ -70,7 +70,10 @@ void plan::watch(const std::vector<std::pair<py::object, py::object>>& container
   std::vector<std::pair<py::object, tree>> all;
   for (const auto& [container, structure] : containers)
     all.emplace_back(container, tree(structure));
-  containers_.swap(all);
+  if (stepping_)
+    next_containers_ = std::move(all);
+  else
+    containers_.swap(all);
 }
 
 void plan::serve(py::object lock, py::object make, py::object match) {
@@ -80,7 +83,7 @@ void plan::serve(py::object lock, py::object make, py::object match) {
   match_ = std::move(match);
   // In a forked child the step of a thread that is no longer there is over.
   let_go();
-  busy_ = spread_ = keyed_right_ = filled_ = false;
+  busy_ = stepping_ = spread_ = keyed_right_ = filled_ = false;
   stale_ = true;
 }
 
@@ -110,10 +113,14 @@ bool plan::step(const py::object& grads, const py::object& lr, const py::object&
     ~within() {
       own.let_go();
       own.leave();
-      if (own.coming_) own.structures_.swap(*own.coming_);
-      own.coming_.reset();
+      own.stepping_ = false;
+      if (own.next_structures_) own.structures_.swap(*own.next_structures_);
+      if (own.next_containers_) own.containers_.swap(*own.next_containers_);
+      own.next_structures_.reset();
+      own.next_containers_.reset();
     }
   } one{*this};
+  stepping_ = true;
   if (!barred.empty()) throw std::runtime_error("step: " + barred);
   // Wherever Python runs something may be set: that counts, and all is computed anew; but from the
   // next step on where a schedule sets something each time that it is asked.

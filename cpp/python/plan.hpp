@@ -143,7 +143,6 @@ class plan {
 
   registry registry_;
   std::vector<tree> structures_;
-  std::optional<std::vector<tree>> coming_;  // in their place, once the step at hand is over
   std::vector<std::pair<py::object, tree>> containers_;
   std::size_t next_watched_ = 0;
   std::vector<py::object> located_;  // room for what lies in the containers
@@ -152,6 +151,10 @@ class plan {
   std::optional<recipe> recipe_;
   bool stale_ = true;  // the recipe is no longer the one to follow
   bool busy_ = false;
+  bool stepping_ = false;  // within `step`, which walks through structures and containers
+  // What takes their place once the step at hand is over.
+  std::optional<std::vector<tree>> next_structures_;
+  std::optional<std::vector<std::pair<py::object, tree>>> next_containers_;
   bool stateless_ = false;  // what lies beside a parameter is the caller's
 
   std::int64_t iterations_ = 0;
