@@ -324,6 +324,9 @@ class Optimizer(Rule, Declared):
         """Sets it in all groups whose rule has it: a step of another thread sees all or none."""
         name = declared.name
         with self._lock:
+            if len(self._groups) == 1:  # before each step, where a trainer has schedules of its own
+                self._groups[0].settings = self._groups[0].changed(name, value)
+                return
             changed: dict[int, Settings] = {}  # groups with the same settings keep the same
             pairs: list[tuple[Group, Settings]] = []
             for group in self._groups:
@@ -419,14 +422,14 @@ class Optimizer(Rule, Declared):
         self._watch([(params, tree)])
 
     def _rebind(self, arrays: list[Any]) -> None:
-        for p in self._parameters:
+        copied = [(p, p.x) for p in self._parameters if p.copies]
+        for p, _ in copied:
             p.require_writeable_copies()
-        before = [p.x for p in self._parameters]
         self._plan.rebind(arrays)
         for p, x in zip(self._parameters, arrays, strict=True):
             p.x = x
-        for p, x in zip(self._parameters, before, strict=True):
-            if p.copies and x is not p.x and x.tobytes() != p.x.tobytes():
+        for p, x in copied:
+            if x is not p.x and x.tobytes() != p.x.tobytes():
                 p.refresh()
 
     @one_at_a_time

@@ -79,6 +79,10 @@ class Part:
             self.constant["flush"] = 0.0
         if options.zero_grad:
             self.constant["zero_grad"] = 1.0
+        bounds = settings.values["bounds"]
+        if not (bounds is None or Pair.has_arrays(bounds)):  # arrays lie beside the parameters
+            self.constant["low"], self.constant["high"] = bounds
+        self.maximizes = settings.values["maximize"]
 
     def __call__(
         self, h: dict[str, Any], t: int, scale: float, memory: Mapping[str, float]
@@ -93,7 +97,7 @@ class Part:
             h = {**h, "weight_decay": 0.0}
         own = self.f(h, t, memory)
         lr = own.get("decay_rate", h["lr"])
-        stages = {**self.constant, "scale": -scale if h["maximize"] else scale}
+        stages = {**self.constant, "scale": -scale if self.maximizes else scale}
         if h["clip_value"] != math.inf:
             stages["clip"] = h["clip_value"]
         if l2 := h["l2"]:
@@ -102,9 +106,6 @@ class Part:
             prox = h["l1_mode"] == "prox"
             stages["threshold" if prox else "l1"] = lr * l1 if prox else l1
         stages |= self.decay(h, lr)
-        bounds = h["bounds"]
-        if not (bounds is None or Pair.has_arrays(bounds)):  # arrays lie beside the parameters
-            stages["low"], stages["high"] = bounds
         steady = self.steady
         if "keep" in own:
             stages["keep"], stages["after"] = own["keep"], own.get("after", 1.0)
