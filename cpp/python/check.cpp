@@ -145,18 +145,16 @@ void plan::check_containers() {
                 "params[...] = ... the old one trains on, unseen; write into it (W[...] = ...), or "
                 "call opt.rebind(params)");
   };
-  for (const auto& [container, structure] : containers_) {
-    const std::size_t leaves = structure.leaves();
-    if (iterations_ < all_watched || leaves <= watched_in_turn) {
-      located_.assign(members.size(), py::object());
-      structure.locate(container, located_);
-      for (std::size_t i = 0; i < located_.size(); ++i) require(i, located_[i]);
-    } else {
-      for (std::size_t n = 0; n < watched_in_turn; ++n) {
-        const auto [number, there] = structure.at(container, next_watched_++ % leaves);
-        require(number, there);
-      }
-    }
+  if (watched_.empty())
+    for (std::size_t c = 0; c < containers_.size(); ++c)
+      for (std::size_t place = 0; place < containers_[c].second.leaves(); ++place)
+        watched_.emplace_back(c, place);
+  const bool all = iterations_ < all_watched || watched_.size() <= watched_in_turn;
+  for (std::size_t n = all ? watched_.size() : watched_in_turn; n > 0; --n) {
+    const auto [c, place] = watched_[next_watched_++ % watched_.size()];
+    const auto& [container, structure] = containers_[c];
+    const auto [number, there] = structure.at(container, place);
+    require(number, there);
   }
 }
 

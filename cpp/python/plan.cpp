@@ -64,16 +64,19 @@ void plan::expect_more(const py::object& structure) {
 
 void plan::watch_more(const py::object& container, const py::object& structure) {
   containers_.emplace_back(container, tree(structure));
+  watched_.clear();
 }
 
 void plan::watch(const std::vector<std::pair<py::object, py::object>>& containers) {
   std::vector<std::pair<py::object, tree>> all;
   for (const auto& [container, structure] : containers)
     all.emplace_back(container, tree(structure));
-  if (stepping_)
+  if (stepping_) {
     next_containers_ = std::move(all);
-  else
+  } else {
     containers_.swap(all);
+    watched_.clear();
+  }
 }
 
 void plan::serve(py::object lock, py::object make, py::object match) {
@@ -115,7 +118,10 @@ bool plan::step(const py::object& grads, const py::object& lr, const py::object&
       own.leave();
       own.stepping_ = false;
       if (own.next_structures_) own.structures_.swap(*own.next_structures_);
-      if (own.next_containers_) own.containers_.swap(*own.next_containers_);
+      if (own.next_containers_) {
+        own.containers_.swap(*own.next_containers_);
+        own.watched_.clear();
+      }
       own.next_structures_.reset();
       own.next_containers_.reset();
     }
@@ -323,7 +329,6 @@ py::tuple plan::described(std::size_t k) {
 void plan::let_go() {
   drop(given_);
   drop(gradients_);
-  drop(located_);
   std::vector<std::pair<py::object, py::object>>().swap(replaced_);
   adapted_.clear();
 }

@@ -85,7 +85,7 @@ class plan {
       if (stopped == 0) stopped = structure.visit(see);
     for (const auto& [came, stands] : replaced_) seen(came, stands);
     for (const set_of_scalars& s : keyed_) seen(s.part, s.f, s.adapt, s.h, s.own_h);
-    for (const auto* objects : {&given_, &gradients_, &values_, &located_})
+    for (const auto* objects : {&given_, &gradients_, &values_})
       for (const py::object& object : *objects) seen(object);
     if (!recipe_) return stopped;
     const recipe& r = *recipe_;
@@ -144,8 +144,9 @@ class plan {
   registry registry_;
   std::vector<tree> structures_;
   std::vector<std::pair<py::object, tree>> containers_;
+  // Every place that is looked into: number of its container, and of its leaf there.
+  std::vector<std::pair<std::size_t, std::size_t>> watched_;
   std::size_t next_watched_ = 0;
-  std::vector<py::object> located_;  // room for what lies in the containers
 
   py::object acquire_, release_, make_, match_;
   std::optional<recipe> recipe_;

@@ -62,17 +62,6 @@ class tree {
     return true;
   }
 
-  // Puts what lies in each array's place to its number in `found`: null where that is gone.
-  void locate(const py::object& values, std::vector<py::object>& found) const {
-    if (shape_ == shape::leaf) {
-      found[number_] = values;
-      return;
-    }
-    const bool there = values && of_shape(values.ptr());
-    for (std::size_t i = 0; i < inner_.size(); ++i)
-      inner_[i].locate(there ? member(values.ptr(), i) : py::object(), found);
-  }
-
   // The number of the leaf that comes `place` after the first one, and what lies there.
   std::pair<std::size_t, py::object> at(const py::object& values, std::size_t place) const {
     if (shape_ == shape::leaf) return {number_, values};
