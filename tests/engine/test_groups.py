@@ -92,3 +92,19 @@ def test_rebind(w1: Any, says: str, opt: Optimizer) -> None:
         opt.rebind({"a": np.zeros(10, F4), "w1": w1, "z": np.zeros(10, F4)})
     with Unchanged(opt, ValueError, "params: missing 'z'"):
         opt.rebind({"a": np.zeros(10, F4), "w1": np.zeros(10, F4)})
+
+
+def test_groups_share_numbers_but_neither_arrays_nor_schedules() -> None:
+    """Equal groups share their settings; what goes ways of its own stays each one's."""
+    low, high = np.zeros(2), np.ones(2)
+    x, y = np.full(2, 0.5), np.full(2, 0.5)
+    opt = schuss.SGD(
+        [{"params": [x], "bounds": (low, high)}, {"params": [y], "bounds": (0.0, 0.75)}], lr=1.0
+    )
+    opt.step([[np.full(2, -9.0)], [np.full(2, -9.0)]])
+    assert (x == 1.0).all()
+    assert (y == 0.75).all()
+    rates = [schuss.schedules.ReduceOnPlateau(0.1) for _ in range(2)]
+    opt = schuss.SGD([{"params": [a], "lr": r} for a, r in zip((x, y), rates, strict=True)])
+    assert [g["lr"] for g in opt.param_groups] == rates
+    assert opt.param_groups[1]["lr"] is rates[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import math
 import operator
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from schuss.engine.declare import REQUIRED, Pair, present_word
+from schuss.engine.declare import REQUIRED, present_word
 from schuss.engine.guard import shorten
 from schuss.engine.rule import Rule
 from schuss.engine.structure import described, label
@@ -135,9 +134,9 @@ class Settings(NamedTuple):
 
     def is_like(self, other: Settings) -> bool:
         """Whether these have the same values, so that one of the two can stand for both."""
-        if self.rule is not other.rule or Pair.has_arrays(other.values["bounds"]):
+        if self.rule is not other.rule:
             return False
-        return bool(self.values == other.values)
+        return all(is_same(value, other.values[name]) for name, value in self.values.items())
 
     def with_number(self, name: str, value: Any) -> Settings | None:
         """These with another number, in the same form; None where more than a number changes.
@@ -162,6 +161,16 @@ class Settings(NamedTuple):
         for name in self.scheduled:
             values[name] = declared[name].at(values[name], iterations)
         return values
+
+
+def is_same(a: Any, b: Any) -> bool:
+    """Whether two values are equal numbers or words; anything else only is what it is itself.
+
+    Schedules that are equal now may go ways of their own, and arrays have no single answer.
+    """
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(is_same, a, b))
+    return a is b or (isinstance(a, str | int | float) and type(a) is type(b) and bool(a == b))
 
 
 def preset(rule: type[Rule], name: Any) -> dict[str, Any]:
@@ -197,10 +206,12 @@ ELSEWHERE = {
 
 def meant(rule: type[Rule], name: str) -> str | None:
     """The option of which a name is a misspelling, or another library's word."""
+    from difflib import get_close_matches  # noqa: PLC0415  rarely needed, and not light
+
     known = [*rule.hyperparameters, *rule.options]
     if ELSEWHERE.get(name) in known:
         return ELSEWHERE[name]
-    return next(iter(difflib.get_close_matches(name, known, 1, 0.6)), None)
+    return next(iter(get_close_matches(name, known, 1, 0.6)), None)
 
 
 def nearest(rule: type[Rule], name: str) -> str:

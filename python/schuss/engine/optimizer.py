@@ -208,11 +208,9 @@ class Optimizer(Rule, Declared):
         declared = {name: d for c in order for name, d in vars(c).items()}
         cls.hyperparameters = {k: d for k, d in declared.items() if isinstance(d, Hyperparameter)}
         cls.options = {d.argument: d for d in declared.values() if isinstance(d, Option)}
-        for (
-            name,
-            h,
-        ) in cls.hyperparameters.items():  # of a base, which leaves the words to its rules
-            h.__doc__ = h.__doc__ or entries(cls.__doc__ or "").get(name)
+        texts = entries(cls.__doc__ or "")
+        for name, h in cls.hyperparameters.items():  # of a base, too, which leaves it to its rules
+            h.__doc__ = h.__doc__ or texts.get(name)
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
