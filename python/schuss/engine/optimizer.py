@@ -46,9 +46,9 @@ from schuss.engine.declare import (
 from schuss.engine.groups import Group, Parameter, Settings, meant, nearest
 from schuss.engine.guard import IN_A_CALL, alive, one_at_a_time, shorten
 from schuss.engine.memory import FREE, room
-from schuss.engine.observers import check_metric, load, observers, saved
+from schuss.engine.observers import check_metric, observers
 from schuss.engine.rule import Rule
-from schuss.engine.saved import States, read
+from schuss.engine.saved import States, assign, copied, read, require_writeable, written
 from schuss.engine.scalars import Options
 from schuss.engine.step import Recipe
 from schuss.engine.structure import (
@@ -839,26 +839,7 @@ class Optimizer(Rule, Declared):
 
         A callable isn't in it: None stands in its place. What it remembers of metrics is.
         """
-        scale = self.grad_scale
-        return {
-            "state": {
-                name: {key: copy.copy(value) for key, value in own.items()}
-                for name, own in self.state.items()
-            },
-            "param_groups": [
-                {
-                    "params": g["param_names"],
-                    **{k: h.saved(g[k]) for k, h in g.settings.rule.hyperparameters.items()},
-                }
-                for g in self._groups
-            ],
-            "options": {name: o.saved(vars(self)[o.key]) for name, o in self.options.items()},
-            "iterations": self.iterations,
-            "shared": dict(zip(self.shared, self._plan.shared, strict=True)),
-            "skipped_steps": self.skipped_steps,
-            "schedules": saved(self._observers()),
-            "loss_scale": dict(vars(scale)) if isinstance(scale, Scale) else None,
-        }
+        return copied(written(self))
 
     @one_at_a_time
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -873,25 +854,8 @@ class Optimizer(Rule, Declared):
         """
         self._require_parameters("load_state_dict")
         found = read(self, state_dict)
-        for p in self._parameters:  # notices an array that can't be written any more
-            of_x, _, *of_state = p.labels()
-            for name, a in zip((of_x, *of_state), (p.x, *p.state.values()), strict=False):
-                _core.require_parameter(a, name)
-        for array, _ in found.arrays:
-            if not array.flags.writeable:
-                raise ValueError("state_dict: an array of the state here is read-only")
-        load(self._observers(), found.schedules)
-
-        for own, settings in zip(self._groups, found.settings, strict=True):
-            own.settings = settings
-        for name, value in found.options.items():
-            self.options[name].__set__(self, value)
-        for array, value in found.arrays:
-            array[...] = value
-        self._restore(found.iterations, found.counts, found.memories, found.shared)
-        self._skipped_steps = found.skipped_steps
-        if isinstance(self.grad_scale, Scale) and found.loss_scale:
-            vars(self.grad_scale).update(found.loss_scale)
+        require_writeable(self, found)
+        assign(self, found)
 
     def __getstate__(self) -> dict[str, Any]:
         own = {k: v for k, v in vars(self).items() if k not in ("_plan", "_lock")}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from schuss import _core
 from schuss.checks import Interval, check_int
+from schuss.engine.declare import Scale
 from schuss.engine.groups import Settings
+from schuss.engine.observers import load, saved
 from schuss.engine.structure import described, listing
 
 # Formats of other libraries: what recognizes a state dictionary, and what makes ours of it for an
@@ -62,6 +66,36 @@ def differences(expected: Mapping[Any, Any], loaded: Mapping[str, Any]) -> list[
 def in_groups(names: Sequence[Sequence[object]]) -> str:
     """The parameters of each group, as messages show them."""
     return listing((f"[{listing(map(repr, group))}]" for group in names), " and ") or "none"
+
+
+def written(opt: Any) -> dict[str, Any]:
+    """What a resumed run needs, by name: numbers, and the live arrays."""
+    scale = opt.grad_scale
+    return {
+        "state": {name: dict(own) for name, own in opt.state.items()},
+        "param_groups": [
+            {
+                "params": g["param_names"],
+                **{k: h.saved(g[k]) for k, h in g.settings.rule.hyperparameters.items()},
+            }
+            for g in opt.param_groups
+        ],
+        "options": {name: o.saved(vars(opt)[o.key]) for name, o in opt.options.items()},
+        "iterations": opt.iterations,
+        "shared": dict(zip(opt.shared, opt._plan.shared, strict=True)),
+        "skipped_steps": opt.skipped_steps,
+        "schedules": saved(opt._observers()),
+        "loss_scale": dict(vars(scale)) if isinstance(scale, Scale) else None,
+    }
+
+
+def copied(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A state dictionary with arrays of its own."""
+    state = {
+        name: {key: copy.copy(value) for key, value in own.items()}
+        for name, own in state_dict["state"].items()
+    }
+    return {**state_dict, "state": state}
 
 
 class Saved(NamedTuple):
@@ -137,3 +171,29 @@ def read_options(opt: Any, saved: Any) -> dict[str, Any]:
     if (own := opt.ema_decay) != (its := saved.get("ema", own)):
         raise ValueError(f"state_dict: ema: {its!r} was saved, but {own!r} is fixed here")
     return {name: opt.options[name].check(saved[name]) for name in CARRIED if name in saved}
+
+
+def require_writeable(opt: Any, found: Saved) -> None:
+    """Raises where an array of the optimizer can't take what was found."""
+    for p in opt._parameters:
+        of_x, _, *of_state = p.labels()
+        for name, a in zip((of_x, *of_state), (p.x, *p.state.values()), strict=False):
+            _core.require_parameter(a, name)
+    for array, _ in found.arrays:
+        if not array.flags.writeable:
+            raise ValueError("state_dict: an array of the state here is read-only")
+
+
+def assign(opt: Any, found: Saved) -> None:
+    """Puts what was read and found good into the optimizer."""
+    load(opt._observers(), found.schedules)
+    for own, settings in zip(opt.param_groups, found.settings, strict=True):
+        own.settings = settings
+    for name, value in found.options.items():
+        opt.options[name].__set__(opt, value)
+    for array, value in found.arrays:
+        array[...] = value
+    opt._restore(found.iterations, found.counts, found.memories, found.shared)
+    opt._skipped_steps = found.skipped_steps
+    if isinstance(opt.grad_scale, Scale) and found.loss_scale:
+        vars(opt.grad_scale).update(found.loss_scale)
