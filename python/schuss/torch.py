@@ -11,16 +11,20 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+import math
+import warnings
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from schuss.engine.declare import user_level
 from schuss.engine.groups import Group, Parameter
-from schuss.engine.saved import FORMATS
+from schuss.engine.saved import FORMATS, KEYS
 from schuss.engine.structure import listing
 from schuss.reference.storage import is_narrow
+from schuss.rules import RULES
 
 if TYPE_CHECKING:
     from schuss.engine.optimizer import Optimizer
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["torch_state_dict"]
 
 # What ours has beside "state" and "param_groups", and PyTorch's has not.
-OURS = ("iterations", "shared", "skipped_steps", "loss_scale")
+OURS = {*KEYS} - {"state", "param_groups"}
 
 # What only PyTorch's groups have: members, ways to carry a step out, and notes of its schedulers.
 THEIRS = (
@@ -36,15 +40,17 @@ THEIRS = (
     *("initial_lr", "min_lr", "max_lr", "swa_lr", "base_momentum", "max_momentum"),
 )
 
+# The hyperparameters by which a group shows that it is another rule's; what no rule knows is a note
+# of the user's own, such as "name".
+KNOWN = {name for rule in RULES for name in rule.hyperparameters}
+
 
 # ---- From PyTorch
 
 
 def is_torch(state_dict: Mapping[str, Any]) -> bool:
     """Whether a mapping with "state" and "param_groups" is in PyTorch's format."""
-    return not any(key in state_dict for key in OURS) and all(
-        isinstance(group, Mapping) and "params" in group for group in state_dict["param_groups"]
-    )
+    return not any(key in state_dict for key in OURS)
 
 
 def from_torch(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,12 +60,13 @@ def from_torch(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str,
     types that differ are left as they are: whoever loads it lists them.
     """
     require_one_rule(optimizer)
+    require_groups(state_dict["param_groups"])
     state: dict[str, Any] = {}
     groups: list[dict[str, Any]] = []
     left = dict(state_dict["state"])
     matches = match_groups(optimizer.param_groups, state_dict["param_groups"])
     for own, (group, keys) in zip(optimizer.param_groups, matches, strict=True):
-        values = hyperparameters(group)
+        values = hyperparameters(type(optimizer), group)
         h = {**own.settings.values, **Group.read(type(optimizer), values)}
         start = {**optimizer.memory, **optimizer.initial(h)}
         for p in own.members:
@@ -74,7 +81,22 @@ def from_torch(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str,
         "state": state,
         "param_groups": groups,
         "iterations": max((n for n in steps if isinstance(n, int)), default=0),
+        "shared": dict(optimizer.shared),
     }
+
+
+def require_groups(groups: Sequence[Any]) -> None:
+    """Raises where these aren't groups of parameters as PyTorch writes them."""
+    for group in groups:
+        members = group.get("params") if isinstance(group, Mapping) else None
+        names = group.get("param_names", members) if isinstance(group, Mapping) else None
+        for of_each in (members, names):
+            if not isinstance(of_each, list | tuple) or not all(
+                isinstance(one, Hashable) for one in of_each
+            ):
+                raise TypeError(
+                    f'state_dict: param_groups: {group!r} has no list of numbers as its "params"'
+                )
 
 
 def match_groups(
@@ -103,11 +125,17 @@ def match_groups(
     return [(groups[i], keys[i]) for i in order]
 
 
-def hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
-    """The hyperparameters of a group of PyTorch's, by our names."""
+def hyperparameters(rule: type[Optimizer], group: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyperparameters of a group of PyTorch's, by our names; raises for another rule's."""
     values = {key: plain(value) for key, value in group.items() if key not in THEIRS}
-    if "decoupled_weight_decay" in values:
-        values["decay_mode"] = "decoupled" if values.pop("decoupled_weight_decay") else "l2"
+    decoupled = values.pop("decoupled_weight_decay", None)
+    others = [key for key in values if key in KNOWN and key not in rule.hyperparameters]
+    if others:
+        raise ValueError(f"state_dict: param_groups: {listing(others)}: not of {rule.__name__}")
+    values = {key: value for key, value in values.items() if key in KNOWN}
+    default = rule.hyperparameters["decay_mode"].default
+    if decoupled is not None and default != "decoupled":  # AdamW stays AdamW, as in PyTorch
+        values["decay_mode"] = "decoupled" if decoupled else "l2"
     return values
 
 
@@ -124,7 +152,7 @@ def read(p: Parameter, given: Mapping[str, Any], start: Mapping[str, float]) -> 
     if given.keys() == {"momentum_buffer"}:
         state["step"] = 1  # PyTorch's SGD doesn't count its steps, but the first one is over
     step = state.get("step")
-    if isinstance(step, float) and step.is_integer():
+    if isinstance(step, float | np.floating) and step.is_integer():
         state["step"] = int(step)
     return state
 
@@ -166,8 +194,10 @@ def torch_state_dict(optimizer: Optimizer) -> dict[str, Any]:
 
     Tensors by position, counted over all groups; of a callable the coming step's value. Whatever
     would make PyTorch's next step another one is a ValueError that names it. What stands around the
-    rule is for the loop there: clip_norm, grad_scale, nonfinite, zero_grad and the running means.
-    PyTorch's SGD doesn't count its steps, so that the number of them is lost. Needs PyTorch.
+    rule is for the loop there, and a UserWarning names what there is of it: clip_norm, grad_scale,
+    nonfinite, the running means, what a plateau remembers; also state of 16-bit parameters, which
+    PyTorch casts to their type as it loads it: a second moment in float16 soon is 0, and the next
+    step infinite. PyTorch's SGD doesn't count its steps: their number is lost. Needs PyTorch.
     """
     require_one_rule(optimizer)
     try:
@@ -207,7 +237,33 @@ def torch_state_dict(optimizer: Optimizer) -> dict[str, Any]:
             elif kept:  # a buffer that is there says that the first step is over
                 state[i] = {key: tensor(torch, mine[key]) for key in kept}
         first += len(ids)
+    if lost := left_out(optimizer, saved):
+        text = f"torch_state_dict: not in PyTorch's format: {listing(lost, '; ')}"
+        warnings.warn(text, stacklevel=user_level())
     return {"state": state, "param_groups": groups}
+
+
+def left_out(optimizer: Optimizer, saved: Mapping[str, Any]) -> list[str]:
+    """What PyTorch's format has no place for, and isn't at rest."""
+    given = saved["options"]
+    lost = [
+        f"{name}={given[name]!r}"
+        for name in ("ema", "clip_norm", "nonfinite")
+        if given[name] not in (None, math.inf, "propagate")
+    ]
+    if saved["loss_scale"] or given["grad_scale"] != 1:
+        lost.append(f"grad_scale={float(optimizer.grad_scale)!r}")
+    lost += [f"the schedule at {place}" for place in saved["schedules"]]
+    narrow = [
+        repr(p.name)
+        for p in optimizer._parameters
+        if is_narrow(p.x.dtype) and any(a.dtype != p.x.dtype for a in p.state.values())
+    ]
+    if narrow:
+        lost.append(
+            f"state wider than its 16-bit parameter, which PyTorch casts: {listing(narrow)}"
+        )
+    return lost
 
 
 def counterpart(torch: Any, rule: type[Optimizer]) -> tuple[type[Optimizer], type[Any]]:

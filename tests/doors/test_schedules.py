@@ -364,7 +364,7 @@ def test_a_plateau_is_saved_with_the_optimizer() -> None:
     other, loaded = fresh()  # all or nothing
     broken = copy.deepcopy(saved)
     broken["schedules"]["1.lr.0"]["best"] = "good"
-    with pytest.raises(TypeError, match="best: 'good' is not a number"):
+    with pytest.raises(ValueError, match="best: 'good' is not a number"):
         other.load_state_dict(broken)
     assert loaded == fresh()[1]
     assert other.iterations == 0
@@ -374,9 +374,11 @@ def test_a_plateau_is_saved_with_the_optimizer() -> None:
     with pytest.raises(TypeError, match="schedules: 3 is not a mapping"):
         other.load_state_dict({**saved, "schedules": 3})
     assert loaded == fresh()[1]
-    groups(lr=0.1, momentum=0.5).load_state_dict(
-        saved
-    )  # callables and their state are the loader's affair
+    plain = groups(lr=0.1, momentum=0.5)
+    with pytest.raises(ValueError, match=r"unknown schedules '0\.lr\.0', where nothing follows"):
+        plain.load_state_dict(saved)
+    lost = plain.load_state_dict(saved, strict=False).unexpected_keys
+    assert lost == ["schedules '0.lr.0'", "schedules '1.lr.0'"]
     other.load_state_dict(groups(lr=0.1, momentum=0.5).state_dict())
     assert loaded == fresh()[1]
 

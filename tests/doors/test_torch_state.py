@@ -190,6 +190,7 @@ def test_from_pytorch(
     assert_agree(ours, theirs, before)
 
 
+@pytest.mark.filterwarnings("ignore:torch_state_dict. not in PyTorch's format. state wider")
 @pytest.mark.usefixtures("double")
 @types
 @cases
@@ -207,6 +208,7 @@ def test_to_pytorch(rule: type[Optimizer], options: dict[str, Any], dtype: np.dt
     assert_agree(ours, theirs, before)
 
 
+@pytest.mark.filterwarnings("ignore:torch_state_dict. not in PyTorch's format. state wider")
 @pytest.mark.usefixtures("double")
 @types
 @cases
@@ -350,7 +352,6 @@ def test_what_pytorch_has_not(rule: type[Optimizer], options: dict[str, Any], sa
         (schuss.RMSprop, {"initial_accumulator_value": 1.0}),  # is in the state
         (schuss.RMSprop, {"preset": "torch"}),
         (schuss.Rprop, {"preset": "torch"}),
-        (schuss.Adam, {"ema": 0.9, "clip_norm": 1.0, "nonfinite": "skip"}),  # around the rule
         (schuss.Adam, {"state_dtype": "bfloat16"}),
         (schuss.AdamW, {"no_decay": lambda name, a: True}),
     ],
@@ -359,6 +360,47 @@ def test_what_makes_no_difference_there(rule: type[Optimizer], options: dict[str
     pytorch()
     given = schuss.torch_state_dict(rule([np.ones(3, F4)], **options))
     assert given["param_groups"][0].get("weight_decay", 0) == 0
+
+
+LEFT_OUT: dict[str, tuple[dict[str, Any], Any]] = {
+    "ema=0.9": ({"ema": 0.9}, F4),
+    "clip_norm=1.0; nonfinite='raise'": ({"clip_norm": 1.0, "nonfinite": "raise"}, F4),
+    "grad_scale=4.0": ({"grad_scale": 4.0}, F4),
+    "nonfinite='skip'; grad_scale=8.0": (
+        {"grad_scale": schuss.LossScale(8.0), "nonfinite": "skip"},
+        F4,
+    ),
+    "the schedule at 0.lr": ({"lr": schuss.schedules.ReduceOnPlateau(0.1)}, F4),
+    "state wider than its 16-bit parameter, which PyTorch casts: '0'": ({}, BF16),
+}
+
+
+@pytest.mark.parametrize("lost", LEFT_OUT)
+def test_what_pytorchs_format_cant_hold_is_named(lost: str) -> None:
+    pytorch()
+    options, dtype = LEFT_OUT[lost]
+    with pytest.warns(UserWarning, match="torch_state_dict: not in") as caught:
+        schuss.torch_state_dict(schuss.Adam([np.ones(3, dtype)], **options))
+    assert [str(w.message) for w in caught] == [
+        f"torch_state_dict: not in PyTorch's format: {lost}"
+    ]
+
+
+def test_notes_of_the_users_own_in_a_group(adam: Ours, given: dict[str, Any]) -> None:
+    given["param_groups"][0] |= {"name": "head", "lr_scale": 0.5}
+    adam.opt.load_state_dict(given)
+    assert "name" not in adam.opt.param_groups[0]
+
+
+@pytest.mark.parametrize("rule", [schuss.Adam, schuss.AdamW])
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_adamw_stays_decoupled(rule: type[Optimizer], decoupled: bool) -> None:
+    """As PyTorch's, into which Adam's state may be loaded; Adam itself goes either way."""
+    group = {"lr": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": decoupled, "params": [0]}
+    opt = rule([np.ones(2)])
+    opt.load_state_dict({"state": {}, "param_groups": [group]})
+    mode = "decoupled" if decoupled or rule is schuss.AdamW else "l2"
+    assert opt.param_groups[0]["decay_mode"] == mode
 
 
 def test_no_decay_of_a_part_needs_groups() -> None:
@@ -601,7 +643,10 @@ def test_decoupled_weight_decay(there: bool, here: str, adam: Ours, given: dict[
         (lambda s: s["state"][0].update(step=-1.0), "'b' step: -1"),
         (lambda s: s["state"].update({0: [1.0]}), "'b': list, wanted a mapping"),
         (lambda s: s["state"].update({7: {}}), "unknown 7"),
-        (lambda s: s["param_groups"][0].update(foo=1.0), "foo: unknown; Adam has lr"),
+        (lambda s: s["param_groups"][0].update(dampening=0.0), "dampening: not of Adam"),
+        (lambda s: s["param_groups"][0].update(params=0), 'no list of numbers as its "params"'),
+        (lambda s: s["param_groups"][0].update(params=[[], []]), "no list of numbers"),
+        (lambda s: s["param_groups"].append(None), "None has no list of numbers"),
         (lambda s: s["param_groups"][1].update(lr=-1.0), "lr: -1.0"),
         (lambda s: s["param_groups"][1].update(amsgrad=True), "would change the state arrays"),
         (lambda s: s["param_groups"][0].update(params=[0]), "parameters; wanted [['b', 'w']"),

@@ -203,6 +203,11 @@ class Several(Hyperparameter):
         return tuple(part.saved(v) for part, v in zip(self.parts, value, strict=True))
 
     def loaded(self, value: Any, own: Any) -> Any:
+        several = isinstance(value, tuple | list) or (
+            isinstance(value, np.ndarray) and value.ndim == 1
+        )
+        if not several or len(value) != len(own):
+            return value  # which the check refuses
         triples = zip(self.parts, value, own, strict=True)
         return tuple(part.loaded(v, o) for part, v, o in triples)
 

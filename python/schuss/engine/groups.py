@@ -50,11 +50,6 @@ class Parameter:
         beside = {names[k]: a for k, a in self.beside.items() if k in names}
         return self.state | self.matrices | beside
 
-    def refresh(self) -> None:
-        """Takes what was taken from the parameter at the start anew."""
-        for a in self.copies:
-            a[...] = self.x
-
     def require_writeable_copies(self) -> None:
         """Raises where `refresh` could not write."""
         if not all(a.flags.writeable for a in self.copies):
@@ -72,6 +67,14 @@ class Parameter:
             label("grads", self.name),
             *(f'{state}["{key}"]' for key in (*self.state, *self.beside)),
         ]
+
+
+class Swapped(NamedTuple):
+    """What stands in the place of the parameters for a while, and what comes back."""
+
+    form: str  # "averaged" or "evaluated"
+    says: str  # why no step may be taken, and what ends it
+    weights: list[tuple[Parameter, np.ndarray]]
 
 
 class Reading(dict[str, Any]):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -43,3 +46,12 @@ def address(a: np.ndarray) -> int:
     """Where the first element lies."""
     pointer: int = a.__array_interface__["data"][0]
     return pointer
+
+
+def write(pairs: Iterable[tuple[np.ndarray, Any]]) -> None:
+    """Writes each value into its array, which must be writeable: all of them, or an interrupt
+    comes before the first one. No line of Python's runs in between, not even of a subclass.
+    """
+    arrays, values = zip(*pairs, strict=True) if (pairs := list(pairs)) else ((), ())
+    with np.errstate(all="ignore"):  # a warning may be an error: what overflows is infinite
+        deque(map(np.ndarray.__setitem__, arrays, repeat(...), values), maxlen=0)

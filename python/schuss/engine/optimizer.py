@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import InitVar
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, dataclass_transform
 
 import numpy as np
@@ -43,12 +44,20 @@ from schuss.engine.declare import (
     user_level,
     whole,
 )
-from schuss.engine.groups import Group, Parameter, Settings, meant, nearest
+from schuss.engine.groups import Group, Parameter, Settings, Swapped, meant, nearest
 from schuss.engine.guard import IN_A_CALL, alive, one_at_a_time, shorten
-from schuss.engine.memory import FREE, room
+from schuss.engine.memory import FREE, room, write
 from schuss.engine.observers import check_metric, observers
-from schuss.engine.rule import Rule
-from schuss.engine.saved import States, assign, copied, read, require_writeable, written
+from schuss.engine.rule import Rule, is_ours
+from schuss.engine.saved import (
+    Differences,
+    States,
+    assign,
+    copied,
+    read,
+    require_writeable,
+    written,
+)
 from schuss.engine.scalars import Options
 from schuss.engine.step import Recipe
 from schuss.engine.structure import (
@@ -67,6 +76,10 @@ from schuss.engine.structure import (
 from schuss.reference.storage import is_narrow
 
 NoDecay = Callable[[str, np.ndarray], bool]
+
+AVERAGED = "the parameters hold their means; leave opt.averaged() first"
+
+PICKLED = 2  # the form of a pickle: another one where what an optimizer consists of changes
 
 
 def signature(arguments: dict[str, Any], keywords: dict[str, Any]) -> inspect.Signature:
@@ -246,6 +259,8 @@ class Optimizer(Rule, Declared):
         self._names: dict[str, int] = {}  # the number of each parameter
         self._start = {"no_decay": no_decay, **hyperparameters}  # what added groups begin with
         self._has_converted = False
+        self._swapped: Swapped | None = None
+        self._averaging = 0  # how many `with opt.averaged()` are open
         params = listed(params)
         self._grouped = is_groups(params)
         for group in params if self._grouped else [{"params": params}]:
@@ -256,7 +271,7 @@ class Optimizer(Rule, Declared):
             for p, g in zip(self._parameters, self._gather(grads, "grads"), strict=True):
                 p.g = g
         self._bound = any(p.g is not None for p in self._parameters)
-        self._require_options_that_go_together()
+        self._require_options_that_go_together(self._settings())
         self._register(self._parameters)
         self._expect()
         self._restore(0, [0] * len(self._parameters), self._memories(), self.shared)
@@ -420,15 +435,18 @@ class Optimizer(Rule, Declared):
         self._watch([(params, tree)])
 
     def _rebind(self, arrays: list[Any]) -> None:
-        copied = [(p, p.x) for p in self._parameters if p.copies]
-        for p, _ in copied:
+        for p in self._parameters:
             p.require_writeable_copies()
+        fresh = [
+            (copied, x)
+            for p, x in zip(self._parameters, arrays, strict=True)
+            if p.copies and x is not p.x and not same_bits(x, p.x)
+            for copied in p.copies
+        ]
         self._plan.rebind(arrays)
         for p, x in zip(self._parameters, arrays, strict=True):
             p.x = x
-        for p, x in copied:
-            if x is not p.x and x.tobytes() != p.x.tobytes():
-                p.refresh()
+        write(fresh)
 
     @one_at_a_time
     def refresh(self) -> None:
@@ -439,8 +457,7 @@ class Optimizer(Rule, Declared):
         self._require_parameters("refresh")
         for p in self._parameters:
             p.require_writeable_copies()
-        for p in self._parameters:
-            p.refresh()
+        write((a, p.x) for p in self._parameters for a in p.copies)
 
     def holds(self, params: Any) -> bool:
         """Whether these are the very arrays that are stepped, in the structure of params."""
@@ -652,13 +669,12 @@ class Optimizer(Rule, Declared):
                 if others and self.iterations == done:  # an interrupt may come behind the step
                     self._rebind(before)
                     self._watch(watched)
-                    for a, values in kept:
-                        a[...] = values
+                    write(kept)
                 raise
 
     def _recipe(self) -> Recipe:
         """What a step needs, by the present options and settings."""
-        self._require_options_that_go_together()
+        self._require_options_that_go_together(self._settings())
         scale = self.grad_scale
         return Recipe(
             self._groups,
@@ -678,12 +694,20 @@ class Optimizer(Rule, Declared):
             convert=self._converted if self.convert else None,
         )
 
-    def _require_options_that_go_together(self) -> None:
-        if self.clip_norm < math.inf and any(g.settings.form.clips for g in self._groups):
+    def _settings(self) -> list[Settings]:
+        """Of each group."""
+        return [group.settings for group in self._groups]
+
+    def _require_options_that_go_together(
+        self, settings: list[Settings], changed: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
+        """Raises where they don't, with some that are about to change."""
+        given = {name: vars(self)[o.key] for name, o in self.options.items()} | {**changed}
+        if given["clip_norm"] < math.inf and any(s.form.clips for s in settings):
             raise ValueError("clip_value: not with clip_norm; choose one of the two")
-        if self.master and self.stochastic_rounding:
+        if given["master"] and given["stochastic_rounding"]:
             raise ValueError("stochastic_rounding: not with master, which needs no chance")
-        if isinstance(self.grad_scale, Scale) and self.nonfinite != "skip":
+        if isinstance(given["grad_scale"], Scale) and given["nonfinite"] != "skip":
             raise ValueError('grad_scale: a LossScale needs nonfinite="skip"')
 
     def _match(self, grads: Any) -> tuple[list[Any], Any]:
@@ -798,25 +822,48 @@ class Optimizer(Rule, Declared):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within a `with`, the parameters hold their means; afterwards the same bits as before."""
+        """Within a `with`, the parameters hold their means; afterwards the same bits as before.
+
+        Raises ValueError where there are no means, or where a parameter is read-only: before the
+        first is written. If one has become read-only within, none comes back; once that is mended,
+        another `with opt.averaged()` brings them all back.
+        """
         if self.ema_decay is None:
             raise ValueError("ema: no running means; ask for them at construction with ema=")
         with self._lock:
-            held, before = list(self._parameters), self._plan.barred
-            for p in held:
-                _core.require_parameter(p.x, p.labels()[0])
-            kept = [p.x.copy(order="K") for p in held]
-            self._plan.barred = "the parameters hold their means; leave opt.averaged() first"
+            if self._swapped is None:
+                means = [(p, p.beside["average"]) for p in self._parameters]
+                self._swap("averaged", AVERAGED, means)
+            elif self._swapped.form != "averaged":
+                self._require_parameters("averaged")
+            self._averaging += 1
         try:
-            with self._lock:
-                for p in held:
-                    p.x[...] = p.beside["average"]
             yield
         finally:
             with self._lock:
-                self._plan.barred = before
-                for p, x in zip(held, kept, strict=True):
-                    p.x[...] = x
+                self._averaging -= 1
+                if self._averaging == 0:
+                    self._swap_back()
+
+    def _swap(self, form: str, says: str, values: list[tuple[Parameter, np.ndarray]]) -> None:
+        """Puts values in the place of parameters, until `_swap_back`: all of them, or none."""
+        for p, _ in values:
+            _core.require_parameter(p.x, p.labels()[0])
+        self._swapped = Swapped(form, says, [(p, p.x.copy(order="K")) for p, _ in values])
+        self._plan.barred = says
+        write((p.x, a) for p, a in values)
+
+    def _swap_back(self) -> None:
+        """Brings the weights back, with the bits that they had: all of them, or none."""
+        if self._swapped is None:
+            return
+        for p, _ in self._swapped.weights:
+            _core.require_parameter(p.x, p.labels()[0])
+        write((p.x, a) for p, a in self._swapped.weights)
+        self._swapped, self._plan.barred = None, ""
+
+    def _resume(self, form: str) -> None:
+        """Goes on in the form in which the parameters were when their state was saved."""
 
     def empty_like_params(self) -> Any:
         """New arrays in the structure of params, with no content."""
@@ -842,34 +889,51 @@ class Optimizer(Rule, Declared):
         return copied(written(self))
 
     @one_at_a_time
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Differences:
         """Goes on where `state_dict` was taken; callables that are set here stay.
 
         state_dict   what `state_dict` gave; or what that of the same rule in PyTorch gave: tensors
                      or arrays by the parameters' positions, or by their names where those are
                      PyTorch's param_names. What PyTorch doesn't know is then as it is here
+        strict       False: state that is missing starts anew, what has no place here is left out,
+                     another floating-point type is cast. So a run goes on with a mean, `amsgrad` or
+                     another `state_dtype` switched on or off. Default True: an error
 
-        The arrays are copied into this optimizer's. Raises TypeError or ValueError that lists the
-        differences in names, shapes and types; nothing has changed then.
+        Returns what started anew, was left out, or was cast. The arrays are copied into this
+        optimizer's. Where the parameters held their means, the weights that were kept come back
+        into the parameters. Raises TypeError or ValueError that lists what is wrong; nothing has
+        changed then.
         """
         self._require_parameters("load_state_dict")
-        found = read(self, state_dict)
+        found = read(self, state_dict, strict)
         require_writeable(self, found)
         assign(self, found)
+        return found.differences
 
     def __getstate__(self) -> dict[str, Any]:
         own = {k: v for k, v in vars(self).items() if k not in ("_plan", "_lock")}
         own["_start"] = {k: v for k, v in self._start.items() if k not in self.apart}
-        return own | {"moved": self._moved()}
+        return own | {"moved": self._moved(), "pickled": PICKLED}
 
     def __setstate__(self, own: dict[str, Any]) -> None:
-        vars(self).update(own)
-        moved = vars(self).pop("moved")
+        if (pickled := own.get("pickled")) != PICKLED:
+            raise ValueError(
+                f"pickle: in form {pickled!r} of another version of schuss, wanted {PICKLED}; what "
+                "lasts longer is schuss.save"
+            )
+        vars(self).update({k: v for k, v in own.items() if k not in ("moved", "pickled")})
+        moved = own["moved"]
         self._plan = _core.Plan()
         self._register(self._parameters)
         self._expect()
         self._plan.restore(*moved)
         self._free()
+        if self._swapped is None:
+            return
+        self._plan.barred = self._swapped.says
+        if self._swapped.form == "averaged":  # there is no `with` that this one could leave
+            self._averaging = 0
+            self._swap_back()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Optimizer:
         with self._lock:  # between two steps of another thread
@@ -903,14 +967,17 @@ def is_groups(params: Any) -> bool:
     )
 
 
+def same_bits(x: Any, y: np.ndarray) -> bool:
+    """Whether an array is like another one, of the same memory order, to the last bit."""
+    if not isinstance(x, np.ndarray) or described(x) != described(y):
+        return False
+    a, b = (np.asarray(z).ravel(order="K").view(np.uint8) for z in (x, y))
+    return np.array_equal(a, b)
+
+
 def computing_type(x: np.ndarray) -> np.dtype[Any]:
     """What a parameter's step is computed in, and its state stored in unless told otherwise."""
     return np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
-
-
-def is_ours(cls: type) -> bool:
-    """Whether a class is one of this package."""
-    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def is_settable(cls: type, name: str) -> bool:

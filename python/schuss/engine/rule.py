@@ -25,6 +25,7 @@ class Rule(metaclass=RuleType):
     states: ClassVar[dict[str, tuple[str, ...]]]  # the state arrays of each kernel
     memory: ClassVar[dict[str, float]] = {}  # numbers beside each array's state, at the start
     shared: ClassVar[dict[str, float]] = {}  # numbers beside the state of all, at the start
+    ranges: ClassVar[dict[str, str]] = {}  # of these numbers, where not "[-inf, inf]"
     starting: ClassVar[tuple[str, ...]] = ()  # state arrays that start at the parameter
     apart: ClassVar[tuple[str, ...]] = ()  # arguments of a group that are no hyperparameters
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # what differs from PyTorch's convention
@@ -85,3 +86,8 @@ class Rule(metaclass=RuleType):
 
 # What an author of a rule writes, and users needn't see.
 HOOKS = {n for n in (*vars(Rule), *Rule.__annotations__) if not n.startswith("_")}
+
+
+def is_ours(cls: type) -> bool:
+    """Whether a class is one of this package."""
+    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -10,17 +11,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from schuss import _core
-from schuss.checks import Interval, check_int
-from schuss.engine.declare import Scale
-from schuss.engine.groups import Settings
+from schuss.checks import Interval, check_int, unpacked
+from schuss.engine.groups import Group, Settings
+from schuss.engine.memory import write
 from schuss.engine.observers import load, saved
-from schuss.engine.structure import described, listing
+from schuss.engine.rule import HOOKS, is_ours
+from schuss.engine.structure import described, is_floating, listing
 
 # Formats of other libraries: what recognizes a state dictionary, and what makes ours of it for an
 # optimizer. Whoever knows one adds it here.
 FORMATS: list[tuple[Callable[[Any], bool], Callable[[Any, Any], dict[str, Any]]]] = []
 
-MOST = 2**62  # steps that a saved counter may say: it has room for as many again
+MOST = 2**53  # steps that a saved counter may say: every whole number up to here is a float's
 
 
 class States(Mapping[str | int, Mapping[str, Any]]):
@@ -43,35 +45,22 @@ class States(Mapping[str | int, Mapping[str, Any]]):
         return repr({name: dict(self[name]) for name in self})
 
 
-def differences(expected: Mapping[Any, Any], loaded: Mapping[str, Any]) -> list[str]:
-    """How a loaded state differs from the expected one in names, shapes and types."""
-    lines = [f"missing {name!r}" for name in expected if name not in loaded]
-    lines += [f"unknown {name!r}" for name in loaded if name not in expected]
-    for name in [name for name in expected if name in loaded]:
-        if not isinstance(loaded[name], Mapping):
-            lines.append(f"{name!r}: {type(loaded[name]).__name__}, wanted a mapping")
-            continue
-        mine, theirs = expected[name], loaded[name]
-        lines += [f"missing {name!r} {key}" for key in mine if key not in theirs]
-        lines += [f"unknown {name!r} {key}" for key in theirs if key not in mine]
-        for key in [key for key in mine if key in theirs]:
-            a, b = mine[key], theirs[key]
-            if not isinstance(a, np.ndarray):  # a number, which is checked when it is read
-                continue
-            if not isinstance(b, np.ndarray) or (a.shape, a.dtype) != (b.shape, b.dtype):
-                lines.append(f"{name!r} {key}: {described(b)}, wanted {described(a)}")
-    return lines
+# ---- What is saved
 
 
-def in_groups(names: Sequence[Sequence[object]]) -> str:
-    """The parameters of each group, as messages show them."""
-    return listing((f"[{listing(map(repr, group))}]" for group in names), " and ") or "none"
+def rule_name(rule: type) -> str:
+    """What a state dictionary calls a rule: a subclass that only says what it begins with is one
+    with its base.
+    """
+    hooks = HOOKS - {"hyperparameters", "options", "presets", "apart"}
+    return next(c for c in rule.__mro__ if is_ours(c) or hooks & vars(c).keys()).__name__
 
 
 def written(opt: Any) -> dict[str, Any]:
     """What a resumed run needs, by name: numbers, and the live arrays."""
-    scale = opt.grad_scale
+    scale, swapped = opt.grad_scale, opt._swapped
     return {
+        "rule": rule_name(type(opt)),
         "state": {name: dict(own) for name, own in opt.state.items()},
         "param_groups": [
             {
@@ -85,7 +74,10 @@ def written(opt: Any) -> dict[str, Any]:
         "shared": dict(zip(opt.shared, opt._plan.shared, strict=True)),
         "skipped_steps": opt.skipped_steps,
         "schedules": saved(opt._observers()),
-        "loss_scale": dict(vars(scale)) if isinstance(scale, Scale) else None,
+        "loss_scale": scale.state_dict() if hasattr(scale, "state_dict") else None,
+        # In which form the parameters were, and where not in training, their weights there.
+        "form": "training" if swapped is None else swapped.form,
+        "weights": {} if swapped is None else {p.name: x for p, x in swapped.weights},
     }
 
 
@@ -95,7 +87,19 @@ def copied(state_dict: dict[str, Any]) -> dict[str, Any]:
         name: {key: copy.copy(value) for key, value in own.items()}
         for name, own in state_dict["state"].items()
     }
-    return {**state_dict, "state": state}
+    weights = {name: x.copy(order="K") for name, x in state_dict["weights"].items()}
+    return {**state_dict, "state": state, "weights": weights}
+
+
+# ---- What is loaded
+
+
+class Differences(NamedTuple):
+    """Between what was saved and what is here, by the names of parameter and state."""
+
+    missing_keys: list[str]  # what starts anew
+    unexpected_keys: list[str]  # what has no place here
+    converted_keys: list[str]  # what has another type here
 
 
 class Saved(NamedTuple):
@@ -103,18 +107,315 @@ class Saved(NamedTuple):
 
     settings: list[Settings]  # of each group
     options: dict[str, Any]
-    arrays: list[tuple[np.ndarray, np.ndarray]]  # the optimizer's own, and what comes into it
+    arrays: list[tuple[np.ndarray, Any]]  # the optimizer's own, and what comes into it
     counts: list[int]
     memories: list[list[float]]
     shared: dict[str, float]
     iterations: int
     skipped_steps: int
-    schedules: Mapping[str, Any]
-    loss_scale: Mapping[str, Any] | None
+    schedules: dict[str, Any]
+    loss_scale: Any
+    form: str
+    differences: Differences
 
 
-def read(opt: Any, state_dict: Mapping[str, Any]) -> Saved:
-    """What a state dictionary, ours or PyTorch's, says; changes nothing, raises what is wrong."""
+def owner(a: Any) -> int:
+    """Whose memory an array has."""
+    while getattr(a, "base", None) is not None:
+        a = a.base
+    return id(a)
+
+
+class Reader:
+    """Reads a state dictionary for an optimizer, and collects all that is wrong with it."""
+
+    def __init__(self, opt: Any, state_dict: Mapping[str, Any], strict: bool) -> None:
+        self.opt, self.strict = opt, strict
+        self.given = state_dict
+        self.wrong: list[str] = []
+        self.differences = Differences([], [], [])
+
+    def checked(self, check: Callable[..., Any], *arguments: Any) -> Any:
+        """What a check returns; where it raises, what it says is kept."""
+        try:
+            return check(*arguments)
+        except (TypeError, ValueError) as error:
+            self.wrong.append(str(error))
+            return None
+
+    def missing(self, name: str) -> None:
+        self.differences.missing_keys.append(name)
+        if self.strict:
+            self.wrong.append(f"missing {name}")
+
+    def unexpected(self, name: str, why: str = "") -> None:
+        self.differences.unexpected_keys.append(name)
+        if self.strict:
+            self.wrong.append(f"unknown {name}{why}")
+
+    def mapping(self, name: str) -> Mapping[str, Any]:
+        """A part of the state dictionary that is a mapping; empty where it isn't there."""
+        value = unpacked(self.given.get(name, {}))
+        if isinstance(value, Mapping):
+            return value
+        self.wrong.append(f"{name}: {value!r} is not a mapping")
+        return {}
+
+    def read(self) -> Saved:
+        opt = self.opt
+        for key in self.given:
+            if key not in KEYS:
+                self.unexpected(repr(key))
+        rule = unpacked(self.given.get("rule", rule_name(type(opt))))
+        if rule != rule_name(type(opt)):
+            raise ValueError(
+                f"state_dict: rule: {rule!r} was saved, but this is {rule_name(type(opt))}"
+            )
+        settings, places = self.groups()
+        form, weights = self.weights()
+        options = self.options()
+        if not self.wrong:
+            self.checked(opt._require_options_that_go_together, settings, options)
+        found = Saved(
+            settings,
+            options,
+            [*weights, *self.arrays()],
+            self.counts(),
+            self.memories(),
+            self.shared(),
+            self.checked(check_int, "iterations", self.given.get("iterations"), 0, MOST),
+            self.checked(check_int, "skipped_steps", self.given.get("skipped_steps", 0), 0, MOST),
+            self.schedules(places),
+            self.loss_scale(),
+            form,
+            self.differences,
+        )
+        if self.wrong:
+            raise ValueError(f"state_dict: {listing(self.wrong, '; ', most=20)}")
+        return found
+
+    # ---- The parameters' state
+
+    def arrays(self) -> list[tuple[np.ndarray, Any]]:
+        """The optimizer's own arrays, each with what comes into it."""
+        state = self.mapping("state")
+        self.wrong += [f"missing {name!r}" for name in self.opt.state if name not in state]
+        self.wrong += [f"unknown {name!r}" for name in state if name not in self.opt.state]
+        pairs: list[tuple[np.ndarray, Any]] = []
+        for p in self.opt._parameters:
+            if p.name not in state:
+                continue
+            theirs = state[p.name]
+            if not isinstance(theirs, Mapping):
+                self.wrong.append(f"{p.name!r}: {type(theirs).__name__}, wanted a mapping")
+                continue
+            for key in theirs:
+                if key not in ("step", *self.opt.memory, *p.saved):
+                    self.unexpected(f"{p.name!r} {key}")
+            start = self.opt.initial(self.opt.param_groups[p.group])
+            for key, own in p.saved.items():
+                if key in theirs:
+                    pairs += self.array(f"{p.name!r} {key}", own, theirs[key])
+                elif key in p.matrices:  # which belong together
+                    self.wrong.append(f"missing {p.name!r} {key}")
+                else:
+                    self.missing(f"{p.name!r} {key}")
+                    copies = any(own is a for a in p.copies)
+                    pairs.append((own, p.x if copies else start.get(key, 0.0)))
+        return pairs
+
+    def array(self, name: str, own: np.ndarray, value: Any) -> list[tuple[np.ndarray, Any]]:
+        """An array of the optimizer's with the saved one, where that fits."""
+        plain = isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray)
+        if plain and (value.dtype.str, own.dtype.name) == ("|V2", "bfloat16"):
+            value = value.view(own.dtype)  # NumPy's files don't know its name
+        same = plain and value.dtype == own.dtype
+        if not (plain and value.shape == own.shape and (same or self.casts(value))):
+            self.wrong.append(f"{name}: {described(value)}, wanted {described(own)}")
+            return []
+        if not same:
+            self.differences.converted_keys.append(name)
+        # What was saved may be arrays of this very optimizer, in other places.
+        return [(own, value.copy() if owner(value) in self.owners else value)]
+
+    def casts(self, value: np.ndarray) -> bool:
+        """Whether an array may come in another type."""
+        return not self.strict and is_floating(value.dtype)
+
+    @functools.cached_property
+    def owners(self) -> set[int]:
+        """Whose memory is written to."""
+        return {owner(a) for p in self.opt._parameters for a in (p.x, *p.saved.values())}
+
+    def each(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """The saved state of each parameter that has one."""
+        state = self.mapping("state")
+        for name in self.opt.state:
+            if isinstance(found := state.get(name), Mapping):
+                yield name, found
+
+    def counts(self) -> list[int]:
+        self.wrong += [f"missing {name!r} step" for name, own in self.each() if "step" not in own]
+        check = self.checked
+        return [
+            check(check_int, f"{name!r} step", own["step"], 0, MOST)
+            for name, own in self.each()
+            if "step" in own
+        ]
+
+    def memories(self) -> list[list[float]]:
+        names = self.opt.memory
+        return [[self.number(own, k, f"{n!r} {k}") for k in names] for n, own in self.each()]
+
+    def shared(self) -> dict[str, float]:
+        given = self.mapping("shared")
+        for key in given:
+            if key not in self.opt.shared:
+                self.unexpected(f"shared {key!r}")
+        return {key: self.number(given, key, f"shared {key!r}") for key in self.opt.shared}
+
+    def number(self, given: Mapping[str, Any], key: str, name: str) -> float:
+        """A number that the rule remembers; the one that it starts with where it is missing."""
+        if key not in given:
+            self.missing(name)
+            start: float = {**self.opt.memory, **self.opt.shared}[key]
+            return start
+        range_ = Interval(self.opt.ranges.get(key, "[-inf, inf]"))
+        found: float = self.checked(range_.check, name, given[key])
+        return found
+
+    def weights(self) -> tuple[str, list[tuple[np.ndarray, Any]]]:
+        """In which form the parameters were, and their weights where that wasn't training."""
+        form, weights = unpacked(self.given.get("form", "training")), self.mapping("weights")
+        known = ("training", "averaged", *(("evaluated",) if hasattr(self.opt, "eval") else ()))
+        if form not in known:
+            self.wrong.append(f"form: {form!r} is unknown; wanted {' or '.join(map(repr, known))}")
+        names = [] if form == "training" else list(self.opt.state)
+        self.wrong += [f"missing weights of {name!r}" for name in names if name not in weights]
+        self.wrong += [f"unknown weights of {name!r}" for name in weights if name not in names]
+        pairs: list[tuple[np.ndarray, Any]] = []
+        for p in self.opt._parameters:
+            if p.name in weights and p.name in names:
+                pairs += self.array(f"weights of {p.name!r}", p.x, weights[p.name])
+        return str(form), pairs
+
+    # ---- Settings
+
+    def groups(self) -> tuple[list[Settings], dict[str, str]]:
+        """The settings of each group here, and the number here of each group there.
+
+        By the parameters' names, in whatever order they come.
+        """
+        groups, own = self.given["param_groups"], self.opt.param_groups
+        theirs = [self.names(group) for group in groups]
+        if None in theirs:
+            return [], {}
+        ours = [group["param_names"] for group in own]
+        left: dict[frozenset[str], list[int]] = {}
+        for i, names in reversed(list(enumerate(theirs))):
+            left.setdefault(frozenset(names), []).append(i)
+        order = [(left.get(frozenset(names)) or [-1]).pop() for names in ours]
+        sizes = sorted(map(len, theirs)), sorted(map(len, ours))
+        if -1 in order or len(theirs) != len(ours) or sizes[0] != sizes[1]:
+            found, wanted = in_groups(theirs), in_groups(ours)
+            self.wrong.append(f"param_groups: other parameters: {found}; wanted {wanted}")
+            return [], {}
+        settings: list[Settings] = []
+        for group, i in zip(own, order, strict=True):
+            read = self.checked(self.settings, group, groups[i])
+            if read is not None:  # groups with the same share scalars
+                same = bool(settings) and read.is_like(settings[-1])
+                settings.append(settings[-1] if same else read)
+        return settings, {str(i): str(n) for n, i in enumerate(order)}
+
+    def names(self, group: Any) -> Any:
+        """The parameters of a group that was saved; None where it doesn't say."""
+        members = group.get("params") if isinstance(group, Mapping) else None
+        if isinstance(members, np.ndarray) and members.ndim == 1:
+            members = list(members)
+        if isinstance(members, list | tuple):
+            return [str(name) for name in members]
+        self.wrong.append(f'param_groups: {group!r} has no list of names as its "params"')
+        return None
+
+    def settings(self, group: Group, saved: Mapping[str, Any]) -> Settings:
+        """The settings of a group here with the values of a saved one."""
+        declared, fixed = group.rule.hyperparameters, group.settings.form.decisive
+        values = {name: value for name, value in saved.items() if name != "params"}
+        for name in values.keys() & declared.keys():
+            values[name] = declared[name].loaded(values[name], group[name])
+        if not self.strict:  # what decides which state there is stays as it is here
+            for name in values.keys() - declared.keys():
+                self.unexpected(f"param_groups {name!r}")
+            values = {k: v for k, v in values.items() if k in declared and k not in fixed}
+        return group.with_values(values)
+
+    def options(self) -> dict[str, Any]:
+        """The options that are brought along."""
+        given, opt = self.mapping("options"), self.opt
+        for name in given:
+            if name not in opt.options:
+                self.unexpected(f"options {name!r}")
+        own = opt.ema_decay
+        if self.strict and (its := unpacked(given.get("ema", own))) != own:
+            self.wrong.append(f"ema: {its!r} was saved, but {own!r} is fixed here")
+        carried = [name for name in CARRIED if name in given]
+        return {name: self.checked(opt.options[name].check, given[name]) for name in carried}
+
+    # ---- What follows the steps
+
+    def schedules(self, places: dict[str, str]) -> dict[str, Any]:
+        """The states of the schedules here, by place."""
+        here, found = self.opt._observers(), {}
+        for place, state in self.mapping("schedules").items():
+            group, _, rest = str(place).partition(".")
+            own = f"{places.get(group, group)}.{rest}"
+            if not hasattr(here.get(own), "load_state_dict"):
+                self.unexpected(f"schedules {place!r}", ", where nothing follows a metric here")
+                continue
+            found[own] = state
+            self.tried(f"schedules {place!r}", here[own], state)
+        return found
+
+    def loss_scale(self) -> Any:
+        """The state of the loss scale here."""
+        scale, state = self.opt.grad_scale, unpacked(self.given.get("loss_scale"))
+        if state is None:
+            return None
+        if not hasattr(scale, "load_state_dict"):
+            self.unexpected("loss_scale", f", for grad_scale is {scale!r} here")
+            return None
+        self.tried("loss_scale", scale, state)
+        return state
+
+    def tried(self, name: str, follows: Any, state: Any) -> None:
+        """Loads a state into a copy of what it is for."""
+        try:
+            copy.deepcopy(follows).load_state_dict(state)
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
+            self.wrong.append(f"{name}: {error}")
+
+
+# What a state dictionary has.
+KEYS = (
+    *("rule", "state", "param_groups", "options", "iterations", "shared", "skipped_steps"),
+    *("schedules", "loss_scale", "form", "weights"),
+)
+
+# Options that a saved state brings along; the others are those of the place where it is loaded.
+CARRIED = ("clip_norm", "nonfinite", "zero_grad", "stochastic_rounding", "seed", "subnormals")
+
+
+def in_groups(names: Sequence[Sequence[object]]) -> str:
+    """The parameters of each group, as messages show them."""
+    return listing((f"[{listing(map(repr, group))}]" for group in names), " and ") or "none"
+
+
+def read(opt: Any, state_dict: Mapping[str, Any], strict: bool = True) -> Saved:
+    """What a state dictionary, ours or PyTorch's, says; changes nothing, raises all that is wrong.
+
+    strict   False: differences that leave what is here usable are noted, and no errors
+    """
     entries = state_dict if isinstance(state_dict, Mapping) else {}
     state, groups = entries.get("state"), entries.get("param_groups")
     if not isinstance(state, Mapping) or not isinstance(groups, list | tuple):
@@ -122,55 +423,7 @@ def read(opt: Any, state_dict: Mapping[str, Any]) -> Saved:
     for recognized, translated in FORMATS:
         if recognized(state_dict):
             state_dict = translated(opt, state_dict)
-            state, groups = state_dict["state"], state_dict["param_groups"]
-    wrong = differences(opt.state, state)
-    theirs = [list(g["params"]) for g in groups]
-    ours = [g["param_names"] for g in opt.param_groups]
-    if theirs != ours:
-        found, wanted = in_groups(theirs), in_groups(ours)
-        wrong.append(f"param_groups: other parameters: {found}; wanted {wanted}")
-    if wrong:
-        raise ValueError(f"state_dict: {listing(wrong, '; ')}")
-    settings = []
-    for own, group in zip(opt.param_groups, groups, strict=True):
-        given = {name: value for name, value in group.items() if name != "params"}
-        declared = own.settings.rule.hyperparameters
-        known = given.keys() & declared.keys()
-        given |= {k: declared[k].loaded(given[k], own[k]) for k in known}
-        settings.append(own.with_values(given))
-    options = read_options(opt, state_dict.get("options", {}))
-    finite = Interval("[-inf, inf]")
-    given_shared = {**opt.shared, **state_dict.get("shared", {})}
-    return Saved(
-        settings,
-        options,
-        [
-            (a, state[name][key].copy())
-            for name, own in opt.state.items()
-            for key, a in own.items()
-            if isinstance(a, np.ndarray)
-        ],
-        [check_int(f"{name!r} step", state[name]["step"], 0, MOST) for name in opt.state],
-        [[finite.check(f"{n!r} {k}", state[n][k]) for k in opt.memory] for n in opt.state],
-        {key: finite.check(key, given_shared[key]) for key in opt.shared},
-        check_int("iterations", state_dict.get("iterations"), 0, MOST),
-        check_int("skipped_steps", state_dict.get("skipped_steps", 0), 0, MOST),
-        state_dict.get("schedules", {}),
-        state_dict.get("loss_scale"),
-    )
-
-
-# Options that a saved state brings along; the others are those of the place where it is loaded.
-CARRIED = ("clip_norm", "nonfinite", "zero_grad", "stochastic_rounding", "seed", "subnormals")
-
-
-def read_options(opt: Any, saved: Any) -> dict[str, Any]:
-    """The options that a state dictionary brings; raises where one is fixed here and another."""
-    if not isinstance(saved, Mapping):
-        raise TypeError(f"options: {saved!r} is not a mapping")
-    if (own := opt.ema_decay) != (its := saved.get("ema", own)):
-        raise ValueError(f"state_dict: ema: {its!r} was saved, but {own!r} is fixed here")
-    return {name: opt.options[name].check(saved[name]) for name in CARRIED if name in saved}
+    return Reader(opt, state_dict, strict).read()
 
 
 def require_writeable(opt: Any, found: Saved) -> None:
@@ -187,13 +440,13 @@ def require_writeable(opt: Any, found: Saved) -> None:
 def assign(opt: Any, found: Saved) -> None:
     """Puts what was read and found good into the optimizer."""
     load(opt._observers(), found.schedules)
+    if found.loss_scale is not None:
+        opt.grad_scale.load_state_dict(found.loss_scale)
     for own, settings in zip(opt.param_groups, found.settings, strict=True):
         own.settings = settings
     for name, value in found.options.items():
         opt.options[name].__set__(opt, value)
-    for array, value in found.arrays:
-        array[...] = value
+    write(found.arrays)
     opt._restore(found.iterations, found.counts, found.memories, found.shared)
     opt._skipped_steps = found.skipped_steps
-    if isinstance(opt.grad_scale, Scale) and found.loss_scale:
-        vars(opt.grad_scale).update(found.loss_scale)
+    opt._resume(found.form)

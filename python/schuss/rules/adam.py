@@ -257,6 +257,7 @@ class NAdam(Optimizer):
 
     states: ClassVar = {"general_adam": ("exp_avg", "exp_avg_sq")}
     memory: ClassVar = {"mu_product": 1.0}
+    ranges: ClassVar = {"mu_product": "[0, 1]"}
     presets: ClassVar = {
         "torch": {},
         "keras": {"lr": 1e-3, "eps": 1e-7, "momentum_decay": 1.0, "decay_mode": "decoupled"},

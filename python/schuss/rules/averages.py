@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -40,6 +39,7 @@ class ASGD(Optimizer):
     states: ClassVar = {"asgd": ("ax",)}
     starting: ClassVar = ("ax",)
     memory: ClassVar = {"eta": 0.0, "mu": 1.0}
+    ranges: ClassVar = {"eta": "[0, inf]", "mu": "[0, 1]"}
     presets: ClassVar = {"torch": {}}
     lr: Number = number("[0, inf)", default=1e-2)
     lambd: Number = number("[0, inf)", default=1e-4)
@@ -65,18 +65,14 @@ class ASGD(Optimizer):
         }
 
 
-AVERAGES = "the parameters hold their averages; call opt.train() first"
-
-
 class ScheduleFree(Optimizer):
     """What the two rules without a schedule share: the weights of the average, `eval`, `train`."""
 
     memory: ClassVar = {"weight_sum": 0.0, "lr_max": 0.0}
+    ranges: ClassVar = dict.fromkeys(memory, "[0, inf]")
     warmup_steps: Number = number("[0, inf)", default=0.0)
     r: Number = number("[0, inf)", default=0.0)
     weight_lr_power: Number = number("[0, inf)", default=2.0)
-    # The parameters, while their averages are evaluated: None where only these were saved.
-    _trained: list[np.ndarray | None] | None = None
 
     @staticmethod
     def averaging(h: Values, t: int, memory: Numbers, beta: float) -> dict[str, float]:
@@ -105,64 +101,47 @@ class ScheduleFree(Optimizer):
         """Puts the averages, the result of the training, in the place of the parameters.
 
         Until `train` is called, a step is an error. An array that has not been stepped stays.
+        Raises ValueError where a parameter is read-only; nothing has changed then.
         """
-        if self._trained is not None:
-            return
-        self._require_parameters("eval")
-        values = [group.settings.at(self.iterations) for group in self._groups]
-        kept = [p.x.copy(order="K") for p in self._parameters]
-        self._mark([*kept])
-        for i, p in enumerate(self._parameters):
-            if self._plan.count(i):
-                computing = computing_type(p.x)
-                y = p.beside.get("master", np.asarray(p.x)).astype(computing, copy=False)
-                z = p.state["z"].astype(computing, copy=False)
-                beyond = computing.type(1.0 - 1.0 / self.interpolation(values[p.group]))
-                with np.errstate(all="ignore"):
-                    p.x[...] = y + beyond * (z - y)
+        if self._swapped is None or self._swapped.form != "evaluated":
+            self._require_parameters("eval")
+            self._evaluate()
 
-    def _point(self, number: int) -> np.ndarray:
-        """What a parameter was before its average took its place, to rounding."""
+    def _evaluate(self) -> None:
+        self._swap(
+            "evaluated",
+            "the parameters hold their averages; call opt.train() first",
+            [(p, self._average(i)) for i, p in enumerate(self._parameters)],
+        )
+
+    def _average(self, number: int) -> np.ndarray:
+        """The average of a parameter's points, from where it is and where it would be without."""
         p = self._parameters[number]
-        if "master" in p.beside or not self._plan.count(number):
-            return p.beside.get("master", p.x)
+        if not self._plan.count(number):
+            return p.x.copy(order="K")
         computing = computing_type(p.x)
-        beta = self.interpolation(self._groups[p.group].settings.at(self.iterations))
-        x, z = (np.asarray(a).astype(computing, copy=False) for a in (p.x, p.state["z"]))
+        y = p.beside.get("master", np.asarray(p.x)).astype(computing, copy=False)
+        z = p.state["z"].astype(computing, copy=False)
+        h = self._groups[p.group].settings.at(self.iterations)
+        beyond = computing.type(1.0 - 1.0 / self.interpolation(h))
         with np.errstate(all="ignore"):
-            y: np.ndarray = z + computing.type(beta) * (x - z)
-        return y
+            average: np.ndarray = y + beyond * (z - y)
+        return average
 
     @one_at_a_time
     def train(self) -> None:
-        """Brings the parameters back, with the bits that they had before `eval`."""
-        if self._trained is None:
-            return
-        if self._plan.barred != AVERAGES:
+        """Brings the parameters back, with the bits that they had before `eval`.
+
+        Raises ValueError where a parameter is read-only; nothing has changed then.
+        """
+        if self._swapped is None or self._swapped.form != "evaluated":
             self._require_parameters("train")
-        for i, x in enumerate(self._trained):  # later ones are new
-            self._parameters[i].x[...] = self._point(i) if x is None else x
-        self._mark(None)
+        else:
+            self._swap_back()
 
-    def state_dict(self) -> dict[str, Any]:
-        """As that of every rule; and whether the parameters held their averages."""
-        with self._lock:
-            return super().state_dict() | {"evaluated": self._trained is not None}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """As that of every rule; where the saved parameters were averages, `train` is to follow."""
-        with self._lock:
-            super().load_state_dict(state_dict)
-            if state_dict.get("evaluated"):
-                self._mark([None] * len(self._parameters))
-
-    def _mark(self, trained: list[np.ndarray | None] | None) -> None:
-        """Keeps the parameters, and refuses steps; or no more."""
-        self._trained, self._plan.barred = trained, "" if trained is None else AVERAGES
-
-    def _free(self) -> None:
-        super()._free()
-        self._mark(self._trained)
+    def _resume(self, form: str) -> None:
+        if form == "evaluated":
+            self._evaluate()
 
 
 class ScheduleFreeSGD(ScheduleFree):

@@ -54,6 +54,7 @@ class Eve(Optimizer):
 
     states: ClassVar = {"adam": ("exp_avg", "exp_avg_sq")}
     shared: ClassVar = {"d": 1.0, "fhat": math.inf}
+    ranges: ClassVar = {"d": "(0, inf]"}
     presets: ClassVar = {"paper": {}, "code": {"variant": "code"}, "article": {"variant": "v1"}}
     lr: Number = number("[0, inf)", default=1e-3)
     betas: tuple[Number, Number, Number] = numbers("[0, 1)", default=(0.9, 0.999, 0.999))

@@ -149,6 +149,7 @@ class LaProp(Optimizer):
 
     states: ClassVar = {"rmsprop_momentum": ("exp_avg_sq", "exp_avg")}
     memory: ClassVar = {"exp_avg_lr": 0.0}
+    ranges: ClassVar = {"exp_avg_lr": "[0, inf]"}
     presets: ClassVar = {"paper": {"lr_in_buffer": False}}
     lr: Number = number("[0, inf)", default=4e-4)
     betas: tuple[Number, Number] = numbers("[0, 1)", default=(0.9, 0.999))

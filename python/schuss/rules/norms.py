@@ -345,6 +345,7 @@ class Prodigy(Optimizer):
     states: ClassVar = {"prodigy": ("exp_avg", "exp_avg_sq", "s", "p0")}
     starting: ClassVar = ("p0",)
     shared: ClassVar = {"d": 0.0, "d_max": 0.0, "d_numerator": 0.0}
+    ranges: ClassVar = {"d": "[0, inf]", "d_max": "[0, inf]"}
     presets: ClassVar = {"paper": {}, "optax": {"bias_correction": True}}
     lr: Number = number("[0, inf)", default=1.0)
     betas: tuple[Number, Number] = numbers("[0, 1)", default=(0.9, 0.999))
@@ -424,6 +425,7 @@ class DAdaptAdam(Optimizer):
 
     states: ClassVar = {"dadapt_adam": ("exp_avg", "exp_avg_sq", "s")}
     shared: ClassVar = {"d": 0.0, "d_numerator": 0.0}
+    ranges: ClassVar = {"d": "[0, inf]"}
     presets: ClassVar = {"paper": {}}
     lr: Number = number("[0, inf)", default=1.0)
     betas: tuple[Number, Number] = numbers("[0, 1)", default=(0.9, 0.999))
