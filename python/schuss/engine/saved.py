@@ -11,7 +11,6 @@ import numpy as np
 
 from schuss import _core
 from schuss.checks import Interval, check_int
-from schuss.engine.declare import Scale
 from schuss.engine.groups import Settings
 from schuss.engine.observers import load, saved
 from schuss.engine.structure import described, listing
@@ -85,7 +84,7 @@ def written(opt: Any) -> dict[str, Any]:
         "shared": dict(zip(opt.shared, opt._plan.shared, strict=True)),
         "skipped_steps": opt.skipped_steps,
         "schedules": saved(opt._observers()),
-        "loss_scale": dict(vars(scale)) if isinstance(scale, Scale) else None,
+        "loss_scale": scale.state_dict() if hasattr(scale, "state_dict") else None,
     }
 
 
@@ -139,6 +138,9 @@ def read(opt: Any, state_dict: Mapping[str, Any]) -> Saved:
         given |= {k: declared[k].loaded(given[k], own[k]) for k in known}
         settings.append(own.with_values(given))
     options = read_options(opt, state_dict.get("options", {}))
+    scale = state_dict.get("loss_scale") if hasattr(opt.grad_scale, "load_state_dict") else None
+    if scale is not None:
+        copy.deepcopy(opt.grad_scale).load_state_dict(scale)
     finite = Interval("[-inf, inf]")
     given_shared = {**opt.shared, **state_dict.get("shared", {})}
     return Saved(
@@ -156,7 +158,7 @@ def read(opt: Any, state_dict: Mapping[str, Any]) -> Saved:
         check_int("iterations", state_dict.get("iterations"), 0, MOST),
         check_int("skipped_steps", state_dict.get("skipped_steps", 0), 0, MOST),
         state_dict.get("schedules", {}),
-        state_dict.get("loss_scale"),
+        scale,
     )
 
 
@@ -195,5 +197,5 @@ def assign(opt: Any, found: Saved) -> None:
         array[...] = value
     opt._restore(found.iterations, found.counts, found.memories, found.shared)
     opt._skipped_steps = found.skipped_steps
-    if isinstance(opt.grad_scale, Scale) and found.loss_scale:
-        vars(opt.grad_scale).update(found.loss_scale)
+    if found.loss_scale is not None:
+        opt.grad_scale.load_state_dict(found.loss_scale)
