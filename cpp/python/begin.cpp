@@ -184,13 +184,13 @@ void plan::begin_sets() {
   keyed_right_ = true;
 }
 
-// 1/grad_scale: this step's, or the optimizer's.
+// 1/grad_scale: this step's, or the optimizer's. It is finite in float, too.
 double plan::scale_of(const py::object& grad_scale) const {
   const py::object& found = grad_scale.is_none() ? recipe_->scale : grad_scale;
   const double scale = number(found);
-  if (!(scale > 0 && scale < std::numeric_limits<double>::infinity()))
-    throw py::value_error("grad_scale: " + std::to_string(scale) +
-                          " is out of range, wanted (0, inf)");
+  if (!(scale >= 1.17549e-38 && scale < std::numeric_limits<double>::infinity()))
+    throw py::value_error("grad_scale: " + std::string(py::repr(py::float_(scale))) +
+                          " is out of range, wanted [1.17549e-38, inf)");
   return 1.0 / scale;
 }
 

@@ -236,7 +236,7 @@ def test_training_with_a_ramp() -> None:
         (lambda: draw(linear(1.0, 3), 0), ValueError, "steps: 0 is out of range"),
         (lambda: ReduceOnPlateau(-1.0), ValueError, "lr: -1.0 is out of range"),
         (lambda: ReduceOnPlateau(1.0, factor=1.0), ValueError, "factor: 1.0 is out of range"),
-        (lambda: ReduceOnPlateau(1.0, threshold=1.0), ValueError, "threshold: 1.0 is out of range"),
+        (lambda: ReduceOnPlateau(1.0, threshold=-1), ValueError, "threshold: -1.0 is out of range"),
         (lambda: ReduceOnPlateau(1.0, patience=-1), ValueError, "patience: -1 is out of range"),
         (lambda: ReduceOnPlateau(1.0, cooldown=0.5), TypeError, "cooldown: 0.5 is not a whole"),  # type: ignore[arg-type]
         (lambda: ReduceOnPlateau(1.0, min_lr=2.0), ValueError, r"min_lr: 2.0 is above lr \(1.0\)"),
@@ -317,6 +317,78 @@ def test_a_fall_no_larger_than_eps_is_left_out() -> None:
     assert fed(ReduceOnPlateau(1.0, 0.1, 0, min_lr=0.05), [1.0] * 4) == [1.0, 0.1, 0.05, 0.05]
 
 
+@pytest.mark.parametrize("threshold", [0.0, 0.25, 1.0, 3.0])
+@pytest.mark.parametrize("best", [-8.0, -0.0, 0.0, 8.0, math.inf, -math.inf])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_relative_threshold_is_of_the_size_of_the_best(
+    sign: float, best: float, threshold: float
+) -> None:
+    """By exact numbers, and a metric that shall grow is the mirror image."""
+    schedule = ReduceOnPlateau(1.0, threshold=threshold, mode="min" if sign > 0 else "max")
+    fed(schedule, [sign * best])
+    wanted = best - threshold * abs(best) if math.isfinite(best) else best
+    if not math.isnan(wanted):
+        assert not schedule.better(sign * wanted)
+        below = math.nextafter(wanted, -math.inf)
+        assert schedule.better(sign * below) is (best > -math.inf)
+    assert not schedule.better(sign * math.inf)
+    assert not schedule.better(math.nan)
+
+
+def test_a_relative_threshold_above_0_is_pytorchs_to_the_last_bit() -> None:
+    for best in np.random.default_rng(0).uniform(0, 10, 1000).tolist():
+        for mode, factor, towards in (("min", 1 - 1e-4, 0), ("max", 1 + 1e-4, math.inf)):
+            schedule = ReduceOnPlateau(1.0, mode=mode)
+            fed(schedule, [best])
+            assert not schedule.better(best * factor)
+            assert schedule.better(math.nextafter(best * factor, towards))
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("level", [-1.0, 0.0, 1.0])
+def test_metrics_of_either_sign_that_become_worse_or_better(sign: float, level: float) -> None:
+    told: dict[str, Any] = {"patience": 2, "mode": "min" if sign > 0 else "max"}
+    worse = [sign * (level + 1e-6 * k) for k in range(10)]
+    assert fed(ReduceOnPlateau(0.1, **told), worse)[-1] < 0.1
+    better = [sign * (level - 1e-3 * k) for k in range(10)]
+    assert fed(ReduceOnPlateau(0.1, **told), better)[-1] == 0.1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"value": -1.0},
+        {"value": 0.05},
+        {"value": 1.5},
+        {"value": math.nan},
+        {"best": math.nan},
+        {"best": "good"},
+        {"bad": -1},
+        {"bad": 1.0},
+        {"bad": 2**62},
+        {"cooling": 4},
+        {"cooling": True},
+        {"more": 1},
+    ],
+)
+def test_the_state_of_a_plateau_is_checked(wrong: dict[str, Any]) -> None:
+    """All or nothing, also where another schedule is loaded before."""
+    opt = groups(lr=0.1)
+    for group in opt.param_groups:
+        group["lr"] = ReduceOnPlateau(1.0, 0.5, 1, cooldown=3, min_lr=0.1)
+    good = {"value": 0.25, "best": -2.0, "bad": np.array(1), "cooling": np.int64(3)}
+    state, before = opt.state_dict(), copy.deepcopy([g["lr"] for g in opt.param_groups])
+    state |= {"schedules": {"0.lr": good, "1.lr": good | wrong}, "iterations": 5}
+    with pytest.raises((TypeError, ValueError), match=f"{next(iter(wrong))}"):
+        opt.load_state_dict(state)
+    assert [g["lr"] for g in opt.param_groups] == before
+    assert opt.iterations == 0
+    state["schedules"]["1.lr"] = good
+    opt.load_state_dict(state)
+    assert opt.param_groups[1]["lr"].state_dict() == good
+    assert opt.current_learning_rate == 0.25
+
+
 def groups(**options: Any) -> schuss.Optimizer:
     return schuss.SGD([{"params": np.ones(2)}, {"params": np.ones(3)}], **options)
 
@@ -371,7 +443,7 @@ def test_a_plateau_is_saved_with_the_optimizer() -> None:
     broken["schedules"]["1.lr.0"] = {"value": 1.0}
     with pytest.raises(ValueError, match="is not that of a ReduceOnPlateau"):
         other.load_state_dict(broken)
-    with pytest.raises(TypeError, match="schedules: 3 is not a mapping"):
+    with pytest.raises(ValueError, match="schedules: 3 is not a mapping"):
         other.load_state_dict({**saved, "schedules": 3})
     assert loaded == fresh()[1]
     plain = groups(lr=0.1, momentum=0.5)

@@ -357,6 +357,15 @@ class Scale(Protocol):
     def update(self, stepped: bool) -> None: ...
 
 
+@runtime_checkable
+class SharedScale(Scale, Protocol):
+    """One that several optimizers may have, and that gives up in the end."""
+
+    @property
+    def given_up(self) -> str: ...  # why no more steps may be skipped, or nothing
+    def reader(self, optimizer: object) -> Scale: ...
+
+
 class ScaleOrNumber(Bounded):
     """A number in an interval, or one that follows the steps."""
 

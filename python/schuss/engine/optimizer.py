@@ -30,6 +30,7 @@ from schuss.engine.declare import (
     Preset,
     Scale,
     ScaleOrNumber,
+    SharedScale,
     Storage,
     Whole,
     check_state_dtype,
@@ -72,6 +73,7 @@ from schuss.engine.structure import (
     is_sequence,
     label,
     listed,
+    listing,
 )
 from schuss.reference.storage import is_narrow
 
@@ -151,8 +153,8 @@ class Optimizer(Rule, Declared):
 
     Options of the optimizer:
 
-    grad_scale   the loss scale, in (0, inf), default 1: gradients are multiplied by 1/grad_scale;
-                 or a LossScale
+    grad_scale   the loss scale, in [1.17549e-38, inf), default 1: gradients are multiplied by
+                 1/grad_scale, which is finite in float32, too; or a LossScale
     clip_norm    gradients are scaled down together to this norm, in (0, inf], default inf; needs
                  one read of them more
     nonfinite    what becomes of a step with a gradient that is not finite: "propagate" (default),
@@ -202,7 +204,7 @@ class Optimizer(Rule, Declared):
     l1: Number = number("[0, inf)", default=0.0)
     l1_mode: Literal["coupled", "prox"] = choice(default="coupled")
     bounds: tuple[Any, Any] | None = pair(default=None)
-    grad_scale: float | Scale = option(ScaleOrNumber, "(0, inf)", default=1.0)
+    grad_scale: float | Scale = option(ScaleOrNumber, "[1.17549e-38, inf)", default=1.0)
     clip_norm: float = option(Bounded, "(0, inf]", default=math.inf)
     nonfinite: Literal["propagate", "skip", "raise"] = option(Choice, default="propagate")
     ema_decay = option(Bounded, "[0, 1)", default=None, fixed=True, argument="ema")
@@ -611,7 +613,7 @@ class Optimizer(Rule, Declared):
         lr: float | None = None,
         params: Arrays | None = None,
         loss: float | None = None,
-        grad_scale: float | None = None,
+        grad_scale: float | Scale | None = None,
     ) -> bool:
         """Updates every parameter that has a gradient, in place; True when it did.
 
@@ -642,7 +644,7 @@ class Optimizer(Rule, Declared):
                     raise TypeError(f"lr: {lr!r} is for one step, but {what}")
                 lr = declared.check(lr)
             if grad_scale is not None:
-                grad_scale = self.options["grad_scale"].check(grad_scale)
+                grad_scale = self._read_by_this(self.options["grad_scale"].check(grad_scale))
             if params is not None:
                 return self._step_of(params, grads, lr, loss, grad_scale)
             return self._plan.step(grads, lr, loss, grad_scale)
@@ -675,7 +677,7 @@ class Optimizer(Rule, Declared):
     def _recipe(self) -> Recipe:
         """What a step needs, by the present options and settings."""
         self._require_options_that_go_together(self._settings())
-        scale = self.grad_scale
+        scale = self._read_by_this(self.grad_scale)
         return Recipe(
             self._groups,
             Options(
@@ -693,6 +695,10 @@ class Optimizer(Rule, Declared):
             backend=None if self.backend == "compiled" else Numpy(self._parameters),
             convert=self._converted if self.convert else None,
         )
+
+    def _read_by_this(self, scale: Any) -> Any:
+        """A loss scale, of which a shared one keeps the optimizers apart."""
+        return scale.reader(self) if isinstance(scale, SharedScale) else scale
 
     def _settings(self) -> list[Settings]:
         """Of each group."""
@@ -748,12 +754,17 @@ class Optimizer(Rule, Declared):
 
     def _leave_undone(self, gradients: list[Any], active: list[int]) -> None:
         """What is left of a step whose gradients are not finite."""
-        if self.nonfinite == "raise":
+        scale = self.grad_scale
+        why = scale.given_up if isinstance(scale, SharedScale) else ""
+        if self.nonfinite == "raise" or why:
             bad = [
                 self._parameters[i]
                 for i, g in zip(active, gradients, strict=True)
                 if not np.isfinite(g).all()
             ]
+            if why:
+                names = listing(p.labels()[1] for p in bad)
+                raise FloatingPointError(f"{names}: has elements that are not finite; {why}")
             raise FloatingPointError(f"{bad[0].labels()[1]}: has elements that are not finite")
         self._skipped_steps += 1
         if self.zeroes_grad:  # or a buffer that accumulates would stay infinite

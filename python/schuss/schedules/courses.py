@@ -606,7 +606,7 @@ def draw(
 
     Wants matplotlib.
     """
-    check_int("steps", steps, 1)
+    steps = check_int("steps", steps, 1)
     if ax is None:
         from matplotlib.figure import Figure  # noqa: PLC0415  an optional package
 

@@ -10,6 +10,8 @@ from typing import Any
 from schuss.checks import Interval, check_fields, check_int
 from schuss.engine.observers import check_metric
 
+COUNTS = 2**53
+
 
 @dataclass
 class ReduceOnPlateau:
@@ -27,8 +29,7 @@ class ReduceOnPlateau:
     factor            in (0, 1), default 0.1
     patience          at least 0, default 10: see patience_mode
     threshold         in [0, inf), default 1e-4
-    threshold_mode    "rel" (default): below best*(1 - threshold), for metrics above 0 and a
-                      threshold below 1; "abs": below best - threshold
+    threshold_mode    "rel" (default): below best - threshold*|best|; "abs": below best - threshold
     cooldown          metrics after a fall that aren't counted, at least 0, default 0
     min_lr            no fall goes below it, in [0, lr], default 0
     eps               a fall by no more than this is left out, in [0, inf), default 1e-8, as in
@@ -40,7 +41,11 @@ class ReduceOnPlateau:
                       "optax": at bad metric `patience`, which is at least 1
 
     It has state: the same object in several groups falls in all of them, an optimizer's `observe`
-    tells it once, and `state_dict` saves it. Keras' threshold, min_delta, is absolute.
+    tells it once, and `state_dict` saves it.
+
+    For metrics above 0 all numbers are PyTorch's. Below 0 its "rel", best*(1 - threshold), lies on
+    the other side of best, so that metrics that become worse are better ones, and none is bad.
+    Keras' threshold, min_delta, is absolute.
 
     Source: PyTorch's ReduceLROnPlateau, Keras', optax.contrib.reduce_on_plateau.
     """
@@ -66,7 +71,7 @@ class ReduceOnPlateau:
             lr="[0, inf)",
             factor="(0, 1)",
             threshold_mode=("rel", "abs"),
-            threshold="[0, 1)" if self.threshold_mode == "rel" else "[0, inf)",
+            threshold="[0, inf)",
             cooldown=0,
             min_lr="[0, inf)",
             eps="[0, inf)",
@@ -113,8 +118,11 @@ class ReduceOnPlateau:
     def better(self, metric: float) -> bool:
         """Whether a metric is beyond the best one by the threshold."""
         sign = 1.0 if self.mode == "min" else -1.0
+        if math.isinf(self.best):  # at the start; infinity less a part of it would be NaN
+            return sign * metric < sign * self.best
         if self.threshold_mode == "rel":
-            return sign * metric < sign * (self.best * (1.0 - sign * self.threshold))
+            share = math.copysign(self.threshold, self.best)
+            return sign * metric < sign * (self.best * (1.0 - sign * share))
         return sign * metric < sign * (self.best - sign * self.threshold)
 
     def state_dict(self) -> dict[str, float]:
@@ -125,8 +133,8 @@ class ReduceOnPlateau:
         """Goes on where `state_dict` was taken; raises and changes nothing where it can't."""
         if not isinstance(state_dict, Mapping) or state_dict.keys() != self.state_dict().keys():
             raise ValueError(f"state_dict: {state_dict!r} is not that of a ReduceOnPlateau")
-        value = Interval("(-inf, inf)").check("value", state_dict["value"])
+        value = Interval(f"[{self.min_lr}, {self.lr}]").check("value", state_dict["value"])
         best = Interval("[-inf, inf]").check("best", state_dict["best"])
-        bad = check_int("bad", state_dict["bad"], 0)
-        cooling = check_int("cooling", state_dict["cooling"], 0)
+        bad = check_int("bad", state_dict["bad"], 0, COUNTS)  # patience may be another than before
+        cooling = check_int("cooling", state_dict["cooling"], 0, self.cooldown)
         self.value, self.best, self.bad, self.cooling = value, best, bad, cooling
