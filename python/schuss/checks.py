@@ -15,6 +15,14 @@ def unpacked(value: Any) -> Any:
     return value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
 
 
+def shown(value: Any) -> str:
+    """A value in a message, cut where it is long."""
+    if isinstance(value, np.ndarray) and value.size > 3:
+        return f"an array of {value.dtype} of shape {value.shape}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:76]} ..."
+
+
 class Interval:
     """A range of numbers, written as in mathematics: "[0, 1)"."""
 
@@ -36,7 +44,7 @@ class Interval:
             return value  # nearly always
         value = unpacked(value)
         if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
-            raise TypeError(f"{name}: {value!r} is not a number; wanted one in {self.text}")
+            raise TypeError(f"{name}: {shown(value)} is not a number; wanted one in {self.text}")
         try:
             number = float(value)
         except OverflowError:
@@ -50,7 +58,7 @@ def check_int(name: str, value: Any, low: int, high: float = math.inf) -> int:
     """A whole number from `low` to `high`; errors name the argument, the value and the range."""
     value = unpacked(value)
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name}: {value!r} is not a whole number")
+        raise TypeError(f"{name}: {shown(value)} is not a whole number")
     if not low <= int(value) <= high:
         raise ValueError(f"{name}: {value} is out of range, wanted whole numbers {low} to {high}")
     return int(value)
@@ -66,7 +74,7 @@ def check_fields(instance: Any, **wanted: str | int | tuple[Any, ...]) -> None:
         if isinstance(range_, tuple):
             if not isinstance(value, str | bool | np.bool_) or value not in range_:
                 choices = " or ".join(map(repr, range_))
-                raise ValueError(f"{name}: {value!r} is unknown; wanted {choices}")
+                raise ValueError(f"{name}: {shown(value)} is unknown; wanted {choices}")
             value = range_[range_.index(value)]
         elif isinstance(range_, int):
             value = check_int(name, value, range_)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from schuss.checks import shown
 from schuss.engine.declare import user_level
 from schuss.engine.groups import Group, Parameter
 from schuss.engine.saved import FORMATS, KEYS
@@ -75,7 +76,7 @@ def from_torch(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str,
             state[p.name] = read(p, given, start) if isinstance(given, Mapping) else given
         groups.append({"params": own["param_names"], **values})
     if left:
-        raise ValueError(f"state_dict: {listing(f'unknown {key!r}' for key in left)}")
+        raise ValueError(f"{listing(f'unknown {key!r}' for key in left)}")
     steps = [own.get("step") for own in state.values() if isinstance(own, dict)]
     return {
         "state": state,
@@ -95,7 +96,7 @@ def require_groups(groups: Sequence[Any]) -> None:
                 isinstance(one, Hashable) for one in of_each
             ):
                 raise TypeError(
-                    f'state_dict: param_groups: {group!r} has no list of numbers as its "params"'
+                    f'param_groups: {shown(group)} has no list of numbers as its "params"'
                 )
 
 
@@ -117,7 +118,7 @@ def match_groups(
     sizes, wanted = [len(i) for i in ids], [len(c) for c in called]
     if sizes != wanted or len(groups) != len(own) or -1 in order:
         found = f"{names} of {sizes} parameters"
-        raise ValueError(f"state_dict: param_groups: {found}; wanted {ours}")
+        raise ValueError(f"param_groups: {found}; wanted {ours}")
     keys = [
         {name: {name, key, theirs} for name, key, theirs in zip(*columns, strict=True)}
         for columns in zip(called, ids, names, strict=True)
@@ -131,7 +132,7 @@ def hyperparameters(rule: type[Optimizer], group: Mapping[str, Any]) -> dict[str
     decoupled = values.pop("decoupled_weight_decay", None)
     others = [key for key in values if key in KNOWN and key not in rule.hyperparameters]
     if others:
-        raise ValueError(f"state_dict: param_groups: {listing(others)}: not of {rule.__name__}")
+        raise ValueError(f"param_groups: {listing(others)}: not of {rule.__name__}")
     values = {key: value for key, value in values.items() if key in KNOWN}
     default = rule.hyperparameters["decay_mode"].default
     if decoupled is not None and default != "decoupled":  # AdamW stays AdamW, as in PyTorch
@@ -181,9 +182,7 @@ def require_one_rule(optimizer: Optimizer) -> None:
     """Raises where some parameters have another rule than the optimizer's, as beside matrices."""
     names = dict.fromkeys(group.settings.rule.__name__ for group in optimizer.param_groups)
     if len(names) > 1:
-        raise ValueError(
-            f"state_dict: {' and '.join(names)} are one optimizer here, not in PyTorch"
-        )
+        raise ValueError(f"{' and '.join(names)} are one optimizer here, not in PyTorch")
 
 
 # ---- To PyTorch

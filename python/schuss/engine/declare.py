@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
-from schuss.checks import Interval, check_int, unpacked
+from schuss.checks import Interval, check_int, shown, unpacked
 
 # A callable takes the number of finished steps and returns the value of the coming one.
 Number = float | Callable[[int], float]
@@ -193,7 +193,7 @@ class Several(Hyperparameter):
             value = list(value)
         if not isinstance(value, tuple | list) or len(value) != len(self.parts):
             wanted = f"{len(self.parts)} numbers in {self.intervals}"
-            raise TypeError(f"{self.name}: {value!r} is not {wanted}")
+            raise TypeError(f"{self.name}: {shown(value)} is not {wanted}")
         return tuple(part.check(v) for part, v in zip(self.parts, value, strict=True))
 
     def scheduled(self, value: Any) -> bool:
@@ -221,7 +221,7 @@ class Flag(Hyperparameter):
     def check(self, value: Any) -> Any:
         value = unpacked(value)
         if not isinstance(value, bool | np.bool_):
-            raise TypeError(f"{self.name}: {value!r} is not True or False")
+            raise TypeError(f"{self.name}: {shown(value)} is not True or False")
         return bool(value)
 
 
@@ -241,7 +241,7 @@ class Choice(Hyperparameter):
             value = bool(value)
         if not isinstance(value, str | bool) or value not in self.choices:
             wanted = " or ".join(map(repr, self.choices))
-            raise ValueError(f"{self.name}: {value!r} is unknown; wanted {wanted}")
+            raise ValueError(f"{self.name}: {shown(value)} is unknown; wanted {wanted}")
         return self.choices[self.choices.index(value)]  # a plain str, where NumPy's was passed
 
 
@@ -261,14 +261,14 @@ class Pair(Hyperparameter):
         if value is None:
             return None
         if not isinstance(value, tuple | list) or len(value) != 2:
-            raise TypeError(f"{self.name}: {value!r} is not a pair (low, high)")
+            raise TypeError(f"{self.name}: {shown(value)} is not a pair (low, high)")
         anything = Interval("[-inf, inf]")
         low, high = (
             v if isinstance(v, np.ndarray) and v.ndim else anything.check(self.name, v)
             for v in value
         )
         if not np.all(np.asarray(low) <= np.asarray(high)):
-            raise ValueError(f"{self.name}: {value!r} has a lower bound above the upper one")
+            raise ValueError(f"{self.name}: {shown(value)} has a lower bound above the upper one")
         return low, high
 
     @staticmethod

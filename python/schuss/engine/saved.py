@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from schuss import _core
-from schuss.checks import Interval, check_int, unpacked
-from schuss.engine.groups import Group, Settings
+from schuss.checks import Interval, check_int, shown, unpacked
+from schuss.engine.groups import Group, Settings, is_same
 from schuss.engine.memory import write
 from schuss.engine.observers import load, saved
 from schuss.engine.rule import HOOKS, is_ours
@@ -126,6 +126,12 @@ def owner(a: Any) -> int:
     return id(a)
 
 
+def plain(value: Any) -> Any:
+    """Python's own number or word where the value is NumPy's, alone in an array or not."""
+    value = unpacked(value)
+    return value.item() if isinstance(value, np.generic) else value
+
+
 class Reader:
     """Reads a state dictionary for an optimizer, and collects all that is wrong with it."""
 
@@ -158,7 +164,7 @@ class Reader:
         value = unpacked(self.given.get(name, {}))
         if isinstance(value, Mapping):
             return value
-        self.wrong.append(f"{name}: {value!r} is not a mapping")
+        self.wrong.append(f"{name}: {shown(value)} is not a mapping")
         return {}
 
     def read(self) -> Saved:
@@ -166,10 +172,10 @@ class Reader:
         for key in self.given:
             if key not in KEYS:
                 self.unexpected(repr(key))
-        rule = unpacked(self.given.get("rule", rule_name(type(opt))))
-        if rule != rule_name(type(opt)):
+        rule = plain(self.given.get("rule", rule_name(type(opt))))
+        if not is_same(rule, rule_name(type(opt))):
             raise ValueError(
-                f"state_dict: rule: {rule!r} was saved, but this is {rule_name(type(opt))}"
+                f"state_dict: rule: {shown(rule)} was saved, but this is {rule_name(type(opt))}"
             )
         settings, places = self.groups()
         form, weights = self.weights()
@@ -286,11 +292,13 @@ class Reader:
 
     def weights(self) -> tuple[str, list[tuple[np.ndarray, Any]]]:
         """In which form the parameters were, and their weights where that wasn't training."""
-        form, weights = unpacked(self.given.get("form", "training")), self.mapping("weights")
+        form, weights = plain(self.given.get("form", "training")), self.mapping("weights")
         known = ("training", "averaged", *(("evaluated",) if hasattr(self.opt, "eval") else ()))
-        if form not in known:
-            self.wrong.append(f"form: {form!r} is unknown; wanted {' or '.join(map(repr, known))}")
-        names = [] if form == "training" else list(self.opt.state)
+        if not (isinstance(form, str) and form in known):
+            self.wrong.append(
+                f"form: {shown(form)} is unknown; wanted {' or '.join(map(repr, known))}"
+            )
+        names = [] if is_same(form, "training") else list(self.opt.state)
         self.wrong += [f"missing weights of {name!r}" for name in names if name not in weights]
         self.wrong += [f"unknown weights of {name!r}" for name in weights if name not in names]
         pairs: list[tuple[np.ndarray, Any]] = []
@@ -335,13 +343,16 @@ class Reader:
             members = list(members)
         if isinstance(members, list | tuple):
             return [str(name) for name in members]
-        self.wrong.append(f'param_groups: {group!r} has no list of names as its "params"')
+        self.wrong.append(f'param_groups: {shown(group)} has no list of names as its "params"')
         return None
 
     def settings(self, group: Group, saved: Mapping[str, Any]) -> Settings:
         """The settings of a group here with the values of a saved one."""
         declared, fixed = group.rule.hyperparameters, group.settings.form.decisive
         values = {name: value for name, value in saved.items() if name != "params"}
+        for name, value in values.items():
+            if any(map(callable, value if isinstance(value, tuple | list) else [value])):
+                raise TypeError(f"{name}: {shown(value)} is a callable, which no state has")
         for name in values.keys() & declared.keys():
             values[name] = declared[name].loaded(values[name], group[name])
         if not self.strict:  # what decides which state there is stays as it is here
@@ -357,8 +368,9 @@ class Reader:
             if name not in opt.options:
                 self.unexpected(f"options {name!r}")
         own = opt.ema_decay
-        if self.strict and (its := unpacked(given.get("ema", own))) != own:
-            self.wrong.append(f"ema: {its!r} was saved, but {own!r} is fixed here")
+        its = plain(given.get("ema", own))
+        if self.strict and not (is_same(its, own) or (isinstance(its, int) and its == own)):
+            self.wrong.append(f"ema: {shown(its)} was saved, but {own!r} is fixed here")
         carried = [name for name in CARRIED if name in given]
         return {name: self.checked(opt.options[name].check, given[name]) for name in carried}
 
@@ -422,7 +434,10 @@ def read(opt: Any, state_dict: Mapping[str, Any], strict: bool = True) -> Saved:
         raise TypeError('state_dict: wanted a mapping with "state", "param_groups", "iterations"')
     for recognized, translated in FORMATS:
         if recognized(state_dict):
-            state_dict = translated(opt, state_dict)
+            try:
+                state_dict = translated(opt, state_dict)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"state_dict: {error}") from error
     return Reader(opt, state_dict, strict).read()
 
 

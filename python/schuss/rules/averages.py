@@ -13,6 +13,14 @@ from schuss.engine.optimizer import Optimizer, computing_type
 from schuss.engine.rule import Numbers, Values
 
 
+def power(base: float, exponent: float) -> float:
+    """Infinite where it is too large, as NumPy's; Python's would be an error."""
+    try:
+        return math.pow(base, exponent)
+    except OverflowError:
+        return math.inf
+
+
 class ASGD(Optimizer):
     """Gradient descent with a falling rate, and the average of its points.
 
@@ -60,7 +68,7 @@ class ASGD(Optimizer):
             "decay": lambd * rate,
             "rate": rate,
             "share": memory["mu"],
-            "eta": lr / (1.0 + lambd * lr * t) ** h["alpha"],
+            "eta": lr / power(1.0 + lambd * lr * t, h["alpha"]),
             "mu": 1.0 / max(1.0, t - h["t0"]),
         }
 
@@ -79,7 +87,7 @@ class ScheduleFree(Optimizer):
         """The scalars of both kernels, and the new memory."""
         lr = h["lr"] * (t / h["warmup_steps"] if t < h["warmup_steps"] else 1.0)
         lr_max = max(memory["lr_max"], lr)
-        weight = float(t) ** h["r"] * lr_max ** h["weight_lr_power"]
+        weight = power(t, h["r"]) * power(lr_max, h["weight_lr_power"])
         weight_sum = memory["weight_sum"] + weight
         ck = weight / weight_sum if weight_sum else 0.0
         return {
