@@ -111,7 +111,7 @@ class Constraints:
     @property
     def accuracy(self) -> float:
         """Of a derivative, as a share of its row."""
-        return EPS if all(c.jac is not None for c, _ in self.sized) else 1e-7
+        return 64 * EPS if all(c.jac is not None for c, _ in self.sized) else 1e-7
 
 
 def joined(pieces: Iterable[Array]) -> Array:
