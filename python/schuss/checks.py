@@ -56,6 +56,8 @@ class Interval:
 
 def check_int(name: str, value: Any, low: int, high: float = math.inf) -> int:
     """A whole number from `low` to `high`; errors name the argument, the value and the range."""
+    if type(value) is int and low <= value <= high:
+        return value  # nearly always
     value = unpacked(value)
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name}: {shown(value)} is not a whole number")

@@ -223,11 +223,11 @@ def checked_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
 def checked_state(given: Any, own: Mapping[str, Any]) -> tuple[dict[str, Any], Course]:
     """Arguments and course of a saved LossScale; what 0.1 didn't have is as in the own one."""
     if not isinstance(given, Mapping):
-        raise TypeError(f"loss_scale: {type(given).__name__}, wanted a mapping")
+        raise TypeError(f"state_dict: {type(given).__name__}, wanted a mapping")
     wrong = [f"missing {name!r}" for name in own if name not in given and name not in SINCE_0_2]
     wrong += [f"unknown {name!r}" for name in given if name not in own]
     if wrong:
-        raise ValueError(f"loss_scale: {', '.join(wrong)}")
+        raise ValueError(f"state_dict: {', '.join(wrong)}")
     whole = {**own, "consecutive_skips": 0, **given}
     course = Course(**{name: check(name, whole[name]) for name, check in MOVING.items()})
     return checked_arguments(whole), course

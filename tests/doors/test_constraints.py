@@ -239,11 +239,107 @@ def test_newton_on_a_curved_constraint() -> None:
         np.testing.assert_allclose(r.jac, 2 * r.x * r.multipliers[0], atol=1e-6)
 
 
-def test_constraints_that_can_not_be_met() -> None:
-    twice = [DIAGONAL[2], {"type": "eq", "fun": lambda x: 2 * x[0] - 2 * x[1]}]
-    r = schuss.minimize(hill, [0, 0], method=KKT(), constraints=twice, **HILL)
+def nearest(x: np.ndarray) -> float:
+    """The squared distance from (2, 1, 1)."""
+    return float(((x - [2, 1, 1]) ** 2).sum())
+
+
+def circle(factor: float, power: int) -> dict[str, Any]:
+    """x0^2 + x1^2 = 1, in one of many ways."""
+    return {"type": "eq", "fun": lambda x: factor * ((x[0] ** 2 + x[1] ** 2) ** power - 1)}
+
+
+ON_A_CIRCLE = [2 / 5**0.5, 1 / 5**0.5, 1]
+REPEATED: dict[str, tuple[Any, list[float]]] = {
+    "one twice": (LinearConstraint([[1, 1, 0], [2, 2, 0]], [1, 2], [1, 2]), [1, 0, 1]),
+    "nothing": (LinearConstraint([[1, 1, 0], [0, 0, 0]], [1, 0], [1, 0]), [1, 0, 1]),
+    "of other sizes": (
+        LinearConstraint([[1e9, 1e9, 0], [1e-6, 1e-6, 0], [0, 0, 1e-9]], *[[1e9, 1e-6, 3e-9]] * 2),
+        [1, 0, 3],
+    ),
+    "a sum of two": (
+        [
+            LinearConstraint([[1, 1, 0], [0, 0, 1]], [1, 3], [1, 3]),
+            {"type": "eq", "fun": lambda x: x.sum() - 4},
+        ],
+        [1, 0, 3],
+    ),
+    "more than variables": (
+        LinearConstraint([[1, 1, 0], [1, -1, 0], [0, 0, 1], [1, 1, 1]], *[[1, 0, 2, 3]] * 2),
+        [0.5, 0.5, 2],
+    ),
+    "a point three times": (LinearConstraint(np.tile(np.eye(3), (3, 1)), 1, 1), [1, 1, 1]),
+    "a circle twice": ([circle(1, 1), circle(3, 1)], ON_A_CIRCLE),
+    "a circle of another power": ([circle(1, 1), circle(1, 2), circle(2, 1)], ON_A_CIRCLE),
+}
+
+
+@pytest.mark.parametrize("case", REPEATED)
+@pytest.mark.parametrize("method", [None, AugmentedLagrangian()])
+def test_constraints_that_repeat_others_are_solved(case: str, method: Any) -> None:
+    constraints, wanted = REPEATED[case]
+    for start in ([2.0, 1, 0], [0.1, 0.3, 5]):
+        if method is not None and case == "of other sizes":
+            continue  # a penalty knows no size but its own
+        r = schuss.minimize(nearest, start, constraints=constraints, method=method)
+        assert r.success, r
+        np.testing.assert_allclose(r.x, wanted, atol=1e-5)
+        given = constraints if isinstance(constraints, list) else [constraints]
+        rows = [so.approx_fprime(r.x, c["fun"]) if isinstance(c, dict) else c.A for c in given]
+        np.testing.assert_allclose(r.multipliers @ np.vstack(rows), r.jac, atol=1e-4)
+
+
+def test_what_is_fixed_by_bounds_and_constraints() -> None:
+    twice = LinearConstraint([[1, 1, 0], [2, 2, 0]], [1, 2], [1, 2])
+    for bounds, wanted in (
+        ([(0.2, 0.2), (-9, 9), (-9, 9)], [0.2, 0.8, 1]),
+        ([(0.2, 0.2), (0.8, 0.8), (-9, 9)], [0.2, 0.8, 1]),
+        ([(0.2, 0.2), (0.8, 0.8), (3, 3)], [0.2, 0.8, 3]),
+    ):
+        r = schuss.minimize(nearest, np.zeros(3), constraints=twice, bounds=bounds)
+        assert r.success, r
+        np.testing.assert_allclose(r.x, wanted, atol=1e-5)
+
+
+def test_inequalities_that_repeat_others() -> None:
+    """All of them hold x back."""
+    above = [
+        LinearConstraint([[-1, -1, 0], [-2, -2, 0]], [-1, -2], np.inf),
+        {"type": "ineq", "fun": lambda x: 1 - x[0] - x[1]},
+        LinearConstraint([0.5, 0.5, 0], 0.5, 0.5),
+    ]
+    r = schuss.minimize(nearest, np.zeros(3), constraints=above)
+    assert r.success, r
+    np.testing.assert_allclose(r.x, [1, 0, 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("backtracking", [True, False])
+@pytest.mark.parametrize(
+    ("constraints", "names"),
+    [
+        (LinearConstraint([[1, 1, 0], [2, 2, 0], [0, 0, 1]], *[[1, 3, 1]] * 2), "[0][0], [0][1]"),
+        ([LinearConstraint([0, 0, 1], 3, 3), LinearConstraint([0, 0, 0], 1, 1)], "[1]"),
+        ([circle(1, 1), {"type": "eq", "fun": lambda x: x[0] ** 2 + x[1] ** 2 - 2}], "[0], [1]"),
+    ],
+)
+def test_constraints_that_contradict_one_another_are_named(
+    constraints: Any, names: str, backtracking: bool
+) -> None:
+    r = schuss.minimize(
+        nearest, [2.0, 1, 0], constraints=constraints, method=KKT(backtracking=backtracking)
+    )
     assert (r.success, r.status) == (False, 4)
-    assert "singular matrix: rank 3 of 4; of the 2 constraints' gradients 1 are" in r.message
+    named = names.replace("[", "constraints[").replace("]constraints", "]")
+    assert f"constraints contradict one another here: {named}, in iteration" in r.message
+    penalty = AugmentedLagrangian()
+    r = schuss.minimize(
+        nearest, [2.0, 1, 0], constraints=constraints, method=penalty, options={"maxiter": 9}
+    )
+    assert r.status == 1
+    assert r.message.endswith(f"; violated: {named}")
+
+
+def test_constraints_that_can_not_be_met() -> None:
     flat = schuss.minimize(
         lambda x: 0.0, [0, 1], method=KKT(), constraints=DIAGONAL[2], jac=lambda x: 0 * x,
         hess=lambda x: np.zeros((2, 2)),
@@ -270,7 +366,6 @@ def test_constraints_that_can_not_be_met() -> None:
     ("constraint", "error", "says"),
     [
         ({"type": "ineq", "fun": lambda x: x}, ValueError, "KKT takes equalities only"),
-        (LinearConstraint(np.ones((3, 2)), 0, 0), ValueError, "3 equations, but x has 2 elements"),
         (
             LinearConstraint(np.ones(3), 0, 0),
             ValueError,

@@ -206,7 +206,7 @@ def test_a_wrong_state_is_refused_and_nothing_changes(wrong: Any) -> None:
     loads = [(scale.load_state_dict, wrong), (opt.load_state_dict, whole)]
     for load, state in loads:
         with pytest.raises(
-            (TypeError, ValueError), match=r"loss_scale: |: .* (range|number|above)"
+            (TypeError, ValueError), match=r"state_dict: |: .* (range|number|above)"
         ):
             load(state)
         assert (scale.state_dict(), opt.iterations) == (own, 1)

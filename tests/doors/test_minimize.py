@@ -240,6 +240,26 @@ def test_a_schedule_may_follow_the_function() -> None:
     assert falling(0) == 0.5
 
 
+@pytest.mark.parametrize("constant", [1e3, -1e6, 2.0**20])
+def test_a_constant_added_to_the_function_changes_nothing(constant: float) -> None:
+    """For ftol and for a plateau, whose threshold is relative."""
+
+    def run(method: Any, constant: float, **options: Any) -> Any:
+        return schuss.minimize(
+            lambda x: parabola(x) + constant, START, jac=parabola_der, method=method,
+            options={"return_all": True, "maxiter": 300, **options},
+        )  # fmt: skip
+
+    falling = schuss.schedules.ReduceOnPlateau(0.4, factor=0.5, patience=5, min_lr=1e-4)
+    for method, options in ((SGD(lr=0.1), {"ftol": 1e-5}), (SGD(lr=falling), {"gtol": 0.0})):
+        there, here = run(method, constant, **options), run(method, 0.0, **options)
+        assert (there.nit, there.status) == (here.nit, here.status)
+        assert np.array_equal(there.allvecs, here.allvecs)
+    assert np.abs(np.diff(here.allvecs[-2:], axis=0)).max() == 0 or here.nit == 300
+    moves = np.abs(np.diff([parabola(x) for x in run(SGD(lr=0.1), 0.0, ftol=1e-5).allvecs]))
+    assert moves[-1] <= 1e-5 < moves[-2]
+
+
 @pytest.mark.parametrize("bounds", [so.Bounds([0, -1], [0.5, np.inf]), [(0, 0.5), (-1, None)]])
 @pytest.mark.parametrize("where", ["minimize", "rule"])
 def test_bounds(bounds: Any, where: str) -> None:
@@ -377,6 +397,86 @@ def test_callbacks(method: Any) -> None:
     assert values == [r.fun]
 
 
+# ---- The best point, where the last one is another
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_best_point_of_the_path(sign: float) -> None:
+    """A rate that is too large for one coordinate: the start is best, or some point between."""
+    for lr, start in ((0.6, [5.0, -2.01]), (0.52, [5.0, -2.01]), (0.1, [5.0, 3.0])):
+        method = SGD(lr=lr, maximize=sign < 0)
+        r = schuss.minimize(
+            lambda x: sign * parabola(x), start, jac=lambda x: sign * parabola_der(x),
+            method=method, options={"maxiter": 30, "return_all": True},
+        )  # fmt: skip
+        values = [parabola(x) for x in r.allvecs]
+        assert sign * r.best_fun == min(values)
+        assert parabola(r.best_x) == min(values)
+        assert not np.shares_memory(r.best_x, r.x)
+        assert (r.x == r.allvecs[-1]).all()
+        assert (r.best_fun == r.fun) is (lr == 0.1)
+
+
+def test_the_best_point_violates_no_constraint() -> None:
+    """The start is lower than the solution, and violates the constraint."""
+    one = so.LinearConstraint([1, 1], 5, 5)
+    for method in (KKT(), AugmentedLagrangian()):
+        options = {"return_all": True}
+        r = schuss.minimize(parabola, [1, -2], method=method, constraints=one, options=options)
+        assert r.success
+        assert r.best_x.sum() == pytest.approx(5, abs=2e-6)
+        assert r.best_fun == pytest.approx(r.fun, abs=1e-4) != parabola(r.allvecs[0])
+        r = schuss.minimize(
+            parabola, [1, -2], method=method, constraints=one, options={"maxiter": 0}
+        )
+        assert r.best_x.tolist() == [1, -2]
+    beyond = so.LinearConstraint([[1, 1], [1, 1]], [5, 6], [5, 6])
+    r = schuss.minimize(
+        parabola, [-9, 1], method=AugmentedLagrangian(), constraints=beyond, options={"maxiter": 3}
+    )
+    assert abs(r.best_x.sum() - 5.5) < 1.0  # none is allowed: the least violation
+
+
+def test_the_best_point_where_not_even_the_start_is_finite() -> None:
+    r = schuss.minimize(logarithm, [-1.0], method=Newton())
+    assert r.best_x.tolist() == [-1.0]
+    assert np.isnan(r.best_fun)
+
+
+# ---- What SciPy takes
+
+
+@pytest.mark.parametrize("method", [Adam(lr=0.1), ConjugateGradient(), Newton(), KKT()])
+def test_one_variable_may_have_derivatives_without_a_dimension(method: Any) -> None:
+    def slope(x: np.ndarray) -> float:
+        return float(2 * (x[0] - 3))
+
+    forms: list[Callable[[float], Any]] = [float, np.array, lambda a: [a], lambda a: [[a]]]
+    starts: list[Any] = [0, [0], np.array(0.0), (0.0,)]
+    more: dict[str, Any] = {"hess": lambda x: 2.0} if isinstance(method, Newton | KKT) else {}
+    for form, x0 in zip(forms, starts, strict=True):
+        told: list[dict[str, Any]] = [
+            {
+                "fun": lambda x, form=form: form(slope(x) ** 2 / 4),
+                "jac": lambda x, f=form: f(slope(x)),
+            },
+            {"fun": lambda x, form=form: [slope(x) ** 2 / 4, form(slope(x))], "jac": True},
+        ]
+        for functions in told:
+            r = schuss.minimize(x0=x0, method=method, tol=1e-6, **functions, **more)
+            assert r.success, r
+            np.testing.assert_allclose(r.x, [3.0], atol=1e-4)
+
+
+@pytest.mark.parametrize("maxiter", [4, 4.0, np.float32(4), np.array(4.0), np.uint8(4)])
+def test_a_number_of_iterations_may_be_a_float(maxiter: Any) -> None:
+    for method in ("adam", Newton(step=0.1), "L-BFGS-B"):
+        r = schuss.minimize(rosen, START, method=method, options={"maxiter": maxiter})
+        assert r.nit == 4
+    r = schuss.minimize(parabola, START, method=SGD(lr=0.1), options={"maxiter": np.inf})
+    assert r.success
+
+
 def test_stopping() -> None:
     def run(**options: Any) -> Any:
         return schuss.minimize(
@@ -452,6 +552,8 @@ def test_a_nan_later_on_leaves_the_last_point_before() -> None:
         ({"options": {"xtol": -1}}, ValueError, "xtol: -1.0 is out of range"),
         ({"options": {"maxiter": -1}}, ValueError, "maxiter: -1 is out of range"),
         ({"options": {"maxiter": 2.5}}, TypeError, "maxiter: 2.5 is not a whole number"),
+        ({"options": {"maxiter": -np.inf}}, TypeError, "maxiter: -inf is not a whole number"),
+        ({"options": {"maxiter": np.nan}}, TypeError, "maxiter: nan is not a whole number"),
         ({"options": {"eps": 0}}, ValueError, r"eps: 0 is out of range, wanted \(0, inf\)"),
         ({"options": {"eps": [1, -1]}}, ValueError, r"eps: \[1, -1\] is out of range"),
         ({"options": {"eps": [1, 2, 3]}}, ValueError, r"eps: shape \(3,\); wanted a number, or 2"),

@@ -644,7 +644,9 @@ class Optimizer(Rule, Declared):
                     raise TypeError(f"lr: {lr!r} is for one step, but {what}")
                 lr = declared.check(lr)
             if grad_scale is not None:
-                grad_scale = self._read_by_this(self.options["grad_scale"].check(grad_scale))
+                grad_scale = self.options["grad_scale"].check(grad_scale)
+                if type(grad_scale) is not float:
+                    grad_scale = self._read_by_this(grad_scale)
             if params is not None:
                 return self._step_of(params, grads, lr, loss, grad_scale)
             return self._plan.step(grads, lr, loss, grad_scale)
@@ -677,7 +679,9 @@ class Optimizer(Rule, Declared):
     def _recipe(self) -> Recipe:
         """What a step needs, by the present options and settings."""
         self._require_options_that_go_together(self._settings())
-        scale = self._read_by_this(self.grad_scale)
+        scale: Any = self.grad_scale
+        if follows := isinstance(scale, Scale):
+            scale = self._read_by_this(scale)
         return Recipe(
             self._groups,
             Options(
@@ -688,7 +692,7 @@ class Optimizer(Rule, Declared):
                 self.zeroes_grad,
             ),
             scale=scale,
-            told=scale.update if isinstance(scale, Scale) else None,
+            told=scale.update if follows else None,
             limit=self.clip_norm,
             propagates=self.nonfinite == "propagate",
             undone=self._leave_undone,

@@ -75,7 +75,7 @@ class AugmentedLagrangian(Method):
 
     def iterates(self, p: Problem, gtol: float) -> Iterator[Point]:
         c = p.constraints
-        sign = -1.0 if self.maximize else 1.0
+        sign = self.sign
         multipliers, rho, x, inner = np.zeros(c.low.size), self.penalty, p.x0.copy(), 0
         options = {"gtol": gtol / 10, **self.options}
         before = np.inf

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from scipy.optimize import LinearConstraint, NonlinearConstraint  # type: ignore[import-untyped]
 
+from schuss.engine.structure import listing
 from schuss.scipy.differences import Differences
-from schuss.scipy.values import NOT_FINITE, Array, Stop, dense, shaped
+from schuss.scipy.values import EPS, NOT_FINITE, Array, Stop, dense, shaped
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,25 @@ class Constraints:
 
     def violation(self, values: Array) -> float:
         """How far the values are from their bounds, at most."""
-        outside = np.abs(values - np.clip(values, self.low, self.high))
-        return float(outside.max(initial=0.0))
+        return float(self.outside(values).max(initial=0.0))
+
+    def outside(self, values: Array) -> Array:
+        """How far each of the values is from its bounds."""
+        outside: Array = np.abs(values - np.clip(values, self.low, self.high))
+        return outside
+
+    def named(self, sizes: Array) -> str:
+        """The constraints of the larger ones of these numbers, as messages show them."""
+        names = [
+            c.name if size == 1 else f"{c.name}[{k}]" for c, size in self.sized for k in range(size)
+        ]
+        large = np.abs(sizes) >= 0.1 * np.abs(sizes).max(initial=0.0)
+        return listing(name for name, is_large in zip(names, large, strict=True) if is_large)
+
+    @property
+    def accuracy(self) -> float:
+        """Of a derivative, as a share of its row."""
+        return 64 * EPS if all(c.jac is not None for c, _ in self.sized) else 1e-7
 
 
 def joined(pieces: Iterable[Array]) -> Array:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
-import scipy.linalg  # type: ignore[import-untyped]
 
 from schuss.scipy.method import Method
 from schuss.scipy.newton import curved
 from schuss.scipy.problem import Point, Problem
-from schuss.scipy.values import EPS, NO_STEP, Array, Stop, solve
+from schuss.scipy.values import EPS, NO_STEP, NOT_FINITE, SINGULAR, Array, Stop, solve
 
 
 class KKT(Method):
@@ -25,9 +25,11 @@ class KKT(Method):
     backtracking   halves the step until the right side becomes smaller, and is finite: for
                    functions that are defined on one side only, such as logarithms. Default True
 
-    For equality constraints, K <= n of them and no one a combination of the others. It starts with
-    lambda = 0. Any stationary point attracts it: the result is no success where f has, along the
-    constraints, a saddle point, or the wrong one of minimum and maximum.
+    For equality constraints. Where some repeat others, so that their gradients are combinations of
+    the others', they share the multipliers; where they contradict them, the status is 4 and the
+    message names them. It starts with lambda = 0. Any stationary point attracts it: the result is
+    no success where f has, along the constraints, a saddle point, or the wrong one of minimum and
+    maximum.
 
     The result's `multipliers` are lambda, in the order of the constraints, with the sign of L
     above: grad f = sum of lambda_k*grad g_k, of the f that was passed. That is SLSQP's sign, and
@@ -47,20 +49,29 @@ class KKT(Method):
         c = p.constraints
         if (c.low != c.high).any():
             raise ValueError("constraints: KKT takes equalities only; AugmentedLagrangian any")
-        if c.low.size > p.n:
-            raise ValueError(f"constraints: {c.low.size} equations, but x has {p.n} elements")
         at = self.at(p, p.x0.copy(), np.zeros(c.low.size))
         while True:
             yield at
             x, multipliers = at.x, at.more["multipliers"]
-            j = c.jacobian(x)
+            j, wanted = c.jacobian(x), c.low - at.more["constr"]
+            rows = independent(j, c.accuracy)
+            left = rows.left(wanted)
+            contradiction = ""
+            if np.abs(left).max(initial=0.0) > gtol:
+                contradiction = f"constraints contradict one another here: {c.named(left)}"
+                if max(np.abs(at.slope).max(), np.abs(wanted - left).max()) <= gtol:
+                    raise Stop(SINGULAR, contradiction)
             h = p.hessian(x) - c.hessian(x, multipliers)
-            matrix = np.block([[h, -j.T], [-j, np.zeros((len(j), len(j)))]])
-            why = "the Hessian has to be regular along the constraints"
-            if (rank := np.linalg.matrix_rank(j)) < len(j):
-                why = f"of the {len(j)} constraints' gradients {rank} are independent"
-            step = solve(matrix, -self.right(p, at), why)
-            at = self.moved(p, at, step)
+            a = rows.mix @ j
+            matrix = np.block([[h, -a.T], [-a, np.zeros((len(a), len(a)))]])
+            right = np.concatenate([at.slope, rows.mix @ wanted])
+            try:
+                step = solve(matrix, -right, "the Hessian has to be regular along the constraints")
+                at = self.moved(p, at, np.concatenate([step[: p.n], rows.mix.T @ step[p.n :]]))
+            except Stop as stop:
+                if not contradiction or stop.status == NOT_FINITE:
+                    raise
+                raise Stop(SINGULAR, f"{stop}; {contradiction}") from None
 
     def at(self, p: Problem, x: Array, multipliers: Array) -> Point:
         """Where it is, with the gradient of the Lagrangian."""
@@ -92,10 +103,35 @@ class KKT(Method):
         raise Stop(NO_STEP, "no step along Newton's direction makes the right side smaller")
 
     def judged(self, p: Problem, point: Point, reason: str) -> tuple[int, str]:
-        free = scipy.linalg.null_space(p.constraints.jacobian(point.x))
+        free = independent(p.constraints.jacobian(point.x), p.constraints.accuracy).free
         h = p.hessian(point.x) - p.constraints.hessian(point.x, point.more["multipliers"])
         along = np.linalg.eigvalsh(free.T @ h @ free)
         matrix = "the Lagrangian's Hessian along the constraints"
         if self.maximize:
             along, matrix = -along, f"minus {matrix}"
         return curved(along, matrix, reason) or super().judged(p, point, reason)
+
+
+class Rows(NamedTuple):
+    """What a Jacobian's rows have in common."""
+
+    mix: Array  # mix @ rows are as many as are independent; rows themselves where all are
+    free: Array  # columns: directions in which no row changes
+    lengths: Array
+
+    def left(self, values: Array) -> Array:
+        """The part of one value a row that no step along the rows can make."""
+        if len(self.mix) == len(values):
+            return np.zeros_like(values)
+        part: Array = values - self.lengths**2 * (self.mix.T @ (self.mix @ values))
+        return part
+
+
+def independent(jacobian: Array, accuracy: float) -> Rows:
+    """By singular values of the rows, each of them of length 1."""
+    lengths = np.linalg.norm(jacobian, axis=1)
+    lengths[lengths == 0] = 1.0
+    u, sizes, v = np.linalg.svd(jacobian / lengths[:, None])
+    rank = int((sizes > accuracy * max(jacobian.shape) * sizes.max(initial=0.0)).sum())
+    mix = np.eye(len(u)) if rank == len(u) else u[:, :rank].T / lengths
+    return Rows(mix, v[rank:].T, lengths)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 import scipy.optimize  # type: ignore[import-untyped]
 
-from schuss.checks import Interval, check_int, unknown
+from schuss.checks import Interval, check_int, unknown, unpacked
 from schuss.scipy.problem import Point, Problem
 from schuss.scipy.values import CALLBACK, CONVERGED, MAXITER, Array, Stop
 
@@ -24,7 +24,7 @@ class Limits(NamedTuple):
     gtol: float
     ftol: float | None
     xtol: float | None
-    maxiter: int
+    maxiter: float
 
 
 @dataclass
@@ -33,12 +33,16 @@ class Run:
 
     problem: Problem
     path: list[Array] | None  # None: not asked for
+    rank: Callable[[Point], Any]  # smaller for a better point
     last: Point | None = None
+    best: Point | None = None
     nit: int = -1
 
     def take(self, point: Point) -> Point | None:
         """Goes on to a point; returns the one before."""
         before, self.last, self.nit = self.last, point, self.nit + 1
+        if self.best is None or self.rank(point) <= self.rank(self.best):
+            self.best = point
         if self.path is not None and before is not None:
             self.path.append(point.x.copy())
         return before
@@ -48,9 +52,12 @@ class Run:
         p, last = self.problem, self.last
         if last is None:  # not even the start is finite
             last = Point(p.x0, p.value(p.x0), p.gradient(p.x0), p.x0)
+        best = self.best or last
         result = scipy.optimize.OptimizeResult(
             x=last.x.copy(),
             fun=last.fun,
+            best_x=best.x.copy(),
+            best_fun=best.fun,
             jac=p.gradient(last.x) if last.jac is None else last.jac,
             nit=max(0, self.nit),
             nfev=p.nfev,
@@ -76,10 +83,12 @@ class Method:
     tol, gtol   stops where no element of the gradient is larger, and no constraint is violated by
                 more; with bounds or a projection P, no element of x - P(x - gradient). gtol counts
                 where both are given. Default 1e-5 for most
-    ftol        stops where fun moves by no more than ftol*max(1, |fun|); default None: no test
+    ftol        stops where fun moves by no more than this; default None: no test. It is no share of
+                fun, to which a constant may be added
     xtol        stops where no element of x moves by more than xtol*max(1, |x|); default None. The
                 steps of a rule are not monotone: one short step proves little
-    maxiter     iterations; default 10000 for rules, 1000 for the others
+    maxiter     iterations, 1e3 as well as 1000, and inf; default 10000 for rules, 1000 for the
+                others
     eps         the step of the differences: a number, or one for each element. Default None:
                 cbrt(machine epsilon)*max(1, |x_i|)
     callback    called after each iteration with a copy of x, or, where its only argument has the
@@ -89,15 +98,20 @@ class Method:
 
     The result is SciPy's: x, fun, jac, nit, nfev, njev, nhev, success, message and status: 0
     found, 1 maxiter, 2 no step lowers fun any more, 3 fun or a derivative is not finite (x is then
-    the last point where they are), 4 a singular matrix, 5 no minimum but a saddle point or maximum,
-    99 the callback. What has the wrong shape or type raises ValueError or TypeError. x0 is clipped
-    into the bounds.
+    the last point where they are), 4 a singular matrix or constraints that contradict one another,
+    5 no minimum but a saddle point or maximum, 99 the callback. What has the wrong shape or type
+    raises ValueError or TypeError. x0 is clipped into the bounds.
+
+    x is the last point; best_x and best_fun are those of the path where fun is least (with
+    maximize, largest) among the points that violate no constraint by more than gtol, and if there
+    are none, where the violation is least.
     """
 
     maxiter: ClassVar[int] = 1000
     gtol: ClassVar[float] = 1e-5
     takes_bounds: ClassVar[bool] = False
     takes_constraints: ClassVar[bool] = False
+    maximize: bool = False
 
     def __new__(cls, *arguments: Any, **options: Any) -> Self:
         if len(arguments) > 1:  # fun and x0
@@ -147,9 +161,14 @@ class Method:
             given.get("gtol", given.get("tol", self.gtol)),
             given.get("ftol"),
             given.get("xtol"),
-            self.maxiter if maxiter is None else check_int("maxiter", maxiter, 0),
+            self.maxiter if maxiter is None else whole("maxiter", maxiter),
         )
-        run = Run(problem, [problem.x0.copy()] if return_all else None)
+
+        def rank(point: Point) -> tuple[float, float]:
+            violation = point.more.get("maxcv", 0.0)
+            return max(violation, limits.gtol), self.sign * point.fun
+
+        run = Run(problem, [problem.x0.copy()] if return_all else None, rank)
         status, message = self.followed(run, limits, callback and reporting(callback))
         if disp:
             print(f"{message}\n  nit: {run.nit}, nfev: {problem.nfev}, njev: {problem.njev}")
@@ -176,9 +195,17 @@ class Method:
             where = "at the start" if run.last is None else f"in iteration {run.nit + 1}"
             return stop.status, f"{stop}, {where}"
         left = f"after {run.nit} {self.remainder(run.problem, point)}, gtol is {limits.gtol:g}"
+        if point.more.get("maxcv", 0.0) > limits.gtol:
+            c = run.problem.constraints
+            left += f"; violated: {c.named(c.outside(point.more['constr']))}"
         return MAXITER, f"Maximum number of iterations has been exceeded: {left}"
 
     # ---- What a method says of itself
+
+    @property
+    def sign(self) -> float:
+        """Of the way down the function."""
+        return -1.0 if self.maximize else 1.0
 
     @classmethod
     def takes(cls, option: str) -> bool:
@@ -217,7 +244,7 @@ class Method:
         if before is None or point.violation > gtol:
             return ""
         moved = abs(point.fun - before.fun)
-        if ftol is not None and moved <= ftol * max(1.0, abs(before.fun)):
+        if ftol is not None and moved <= ftol:
             return f"fun moved by {moved:.3g}"
         moved = float(np.abs(point.x - before.x).max())
         if xtol is not None and moved <= xtol * max(1.0, float(np.abs(before.x).max())):
@@ -240,6 +267,14 @@ class Method:
     def __repr__(self) -> str:
         own = ", ".join(f"{k}={v!r}" for k, v in vars(self).items())
         return f"{type(self).__name__}({own})"
+
+
+def whole(name: str, value: Any) -> float:
+    """A whole number as SciPy takes it: 1e3, too, and infinity."""
+    value = unpacked(value)
+    if isinstance(value, float | np.floating) and (value.is_integer() or value == np.inf):
+        return float(Interval("[0, inf]").check(name, value))
+    return check_int(name, value, 0)
 
 
 def listed(constraints: Any) -> list[Any]:

@@ -37,7 +37,9 @@ class RuleMethod(Method):
     gradients are taken where the rule wants them. With bounds or a projection, which the average
     need not obey, x is where the steps themselves have come to.
 
-    A rule that reads the loss, and a schedule that follows a metric, get fun. ftol, xtol and gtol
+    A rule that reads the loss gets fun; a schedule that follows a metric gets fun less its value at
+    the start, so that a constant changes nothing: a relative threshold is a share of what has been
+    gained. ftol, xtol and gtol
     look at fun alone, without what l1, l2 or weight_decay add to it. With constraints, and where
     maximize isn't set, AugmentedLagrangian() runs over it, whose rounds restart the rule.
     """
@@ -81,7 +83,7 @@ class RuleMethod(Method):
         x = self.project(p, p.x0.copy())
         options = copy.deepcopy(self.options)  # a schedule that follows fun is this run's own
         opt = self.rule(x, bounds=(p.low, p.high) if p.bounded else None, **options)
-        observes = bool(opt._observers())
+        observes, start = bool(opt._observers()), None
         free = not p.bounded and self.projection is None
         while True:
             to = reached(opt, x) if free else x.copy()
@@ -92,8 +94,9 @@ class RuleMethod(Method):
                 self.complete(p, point)
             yield point
             opt.step(gradient, loss=point.fun)
+            start = point.fun if start is None else start
             if observes:
-                opt.observe(point.fun)
+                opt.observe(point.fun - start)
             if self.projection is not None:
                 self.projection(x)
 
@@ -103,7 +106,7 @@ class RuleMethod(Method):
 
     @property
     def sign(self) -> float:
-        """Of the way down the gradient."""
+        """Of the way down the function."""
         return -1.0 if self.options.get("maximize") else 1.0
 
     def project(self, p: Problem, x: Array) -> Array:

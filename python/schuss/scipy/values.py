@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,10 @@ def same(a: Array, b: Array) -> bool:
 
 
 def shaped(name: str, value: Any, shape: tuple[int, ...], dtype: Any = np.float64) -> Array:
-    """A copy of an array, which has to have this shape."""
-    if np.shape(value) != shape:
+    """A copy of an array, which has to have this shape, or to be one number where that is one."""
+    if np.shape(value) != shape and not np.size(value) == math.prod(shape) == 1:
         raise ValueError(f"{name}: returned shape {np.shape(value)}; wanted {shape}")
-    return real(name, value, np.dtype(dtype))
+    return real(name, value, np.dtype(dtype)).reshape(shape)
 
 
 def real(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
