@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from schuss import projections as projections
     from schuss import schedules as schedules
     from schuss import scipy as scipy
+    from schuss.checkpoint import load as load
+    from schuss.checkpoint import save as save
     from schuss.gradients import check_grad as check_grad
     from schuss.gradients import numerical_gradient as numerical_gradient
     from schuss.rules.matrix import SOAP as SOAP
@@ -52,9 +54,11 @@ __all__ = [
     "functional",
     "get_num_threads",
     "init",
+    "load",
     "numerical_gradient",
     "projections",
     "reference",
+    "save",
     "schedules",
     "set_num_threads",
     "show_config",
@@ -72,8 +76,10 @@ _LAZY = dict.fromkeys(("data", "functional", "init", "projections", "schedules",
     "SOAP": "rules.matrix",
     "Shampoo": "rules.matrix",
     "check_grad": "gradients",
+    "load": "checkpoint",
     "minimize": "scipy",
     "numerical_gradient": "gradients",
+    "save": "checkpoint",
 }
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from weakref import WeakSet
 
@@ -50,6 +51,18 @@ def one_at_a_time(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenat
                 own._plan.leave()
 
     return guarded
+
+
+@contextmanager
+def held(optimizers: Iterable[Any]) -> Iterator[None]:
+    """Within a `with`, optimizers wait with their calls: none of this thread's may be in one."""
+    with ExitStack() as stack:
+        for own in sorted(set(optimizers), key=id):  # in one order, or two threads could wait
+            stack.enter_context(own._lock)
+            if not own._plan.enter():
+                raise RuntimeError(IN_A_CALL)
+            stack.callback(own._plan.leave)
+        yield
 
 
 alive: WeakSet[Any] = WeakSet()

@@ -159,21 +159,28 @@ def read_header(file: BinaryIO) -> Header:
 
 def parsed(text: bytes) -> tuple[dict[str, Entry], dict[str, str]]:
     """What a header says, in the order of the data."""
-    try:
-        fields = json.loads(
-            text.decode() if text[:1] == b"{" else "",
-            object_pairs_hook=without_duplicates,
-            parse_constant=no_constant,
-        )
-    except RecursionError:
-        raise ValueError("the header is nested too deep") from None
-    except ValueError as error:  # of the JSON, or of UTF-8
-        raise ValueError(f"the header is no JSON: {error}") from None
+    fields = strict_json(text)
     metadata = fields.pop(METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError(f"{METADATA}: wanted texts by name")
     entries = {name: entry(name, value) for name, value in fields.items()}
     return dict(sorted(entries.items(), key=lambda item: item[1][2:])), metadata
+
+
+def strict_json(text: bytes | str) -> dict[str, Any]:
+    """The members of an object of JSON as its standard has it; raises ValueError."""
+    try:
+        text = text if isinstance(text, str) else text.decode()
+        if not text.startswith("{"):
+            raise ValueError("it starts with no brace")
+        found: dict[str, Any] = json.loads(
+            text, object_pairs_hook=without_duplicates, parse_constant=no_constant
+        )
+    except RecursionError:
+        raise ValueError("the header is nested too deep") from None
+    except ValueError as error:  # of the JSON, or of UTF-8
+        raise ValueError(f"the header is no JSON: {error}") from None
+    return found
 
 
 def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
