@@ -22,10 +22,10 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from schuss.engine import observers, safetensors
+from schuss.engine import safetensors
 from schuss.engine.guard import held
 from schuss.engine.optimizer import Optimizer
-from schuss.engine.replacing import replace
+from schuss.engine.replacing import beside, replace
 from schuss.engine.saved import Saved, assign, read, require_writeable, written
 from schuss.engine.structure import described, is_sequence, listing
 from schuss.engine.values import Encoder, Stored, decoded, tagged
@@ -107,12 +107,7 @@ def save(
             def write(file: BinaryIO) -> None:
                 file.write(header(checksums))
                 for name in layout:
-                    checksum = 0
-                    for piece in safetensors.pieces(arrays[name]):
-                        checksum = zlib.crc32(piece, checksum)
-                        file.write(piece)
-                        done(len(piece))
-                    checksums[name] = f"{checksum:08x}"
+                    checksums[name] = f"{write_array(file, arrays[name], done):08x}"
                 file.seek(0)
                 file.write(header(checksums))
 
@@ -126,6 +121,19 @@ def save(
                     ) from None
 
             replace(path, write, check)
+
+
+def write_array(file: BinaryIO, array: np.ndarray, done: Callable[[int], None]) -> int:
+    """Writes an array in pieces, and returns its checksum."""
+    whole, checksum = safetensors.flat(array), 0
+    large = whole is not None and len(whole) > safetensors.PIECE
+    beforehand = beside(zlib.crc32, whole) if large else None
+    for piece in safetensors.pieces(array):
+        if beforehand is None:
+            checksum = zlib.crc32(piece, checksum)
+        file.write(piece)
+        done(len(piece))
+    return checksum if beforehand is None else beforehand()
 
 
 def with_optimizer(opt: Any, entries: dict[str, Any], progress: Any) -> dict[str, Any]:
@@ -304,7 +312,7 @@ def load(
                array's memory order may be another
 
     Entries without a place come back: arrays and generators as new ones, an optimizer as a mapping
-    with its params beside its state_dict. The whole file is verified, then everything is compared
+    with its params and its state_dict. The whole file is verified, then everything is compared
     with its place, and then all is filled: ValueError lists what is missing, unknown, or of another
     shape or type, and what is damaged, and nothing has changed then. TypeError names a place that
     can't be filled; OSError says why the file can't be read.
@@ -348,7 +356,7 @@ class Filling:
         self.arrays: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # by the identity of the place
         self.generators: list[tuple[Any, Any]] = []  # with one that is where it is to be
         self.objects: list[tuple[str, Any, Any]] = []  # with their names, for messages
-        self.optimizers: list[tuple[str, Optimizer, Saved]] = []
+        self.optimizers: list[tuple[Optimizer, Saved]] = []
 
     def match(self, place: Any, found: Any, name: str) -> None:
         """Compares a place with what is to come into it; notes both, or what is wrong."""
@@ -425,28 +433,23 @@ class Filling:
         except (TypeError, ValueError) as error:
             self.wrong.append(f"{name}: {error}")
         else:
-            self.optimizers.append((name, place, saved))
+            self.optimizers.append((place, saved))
 
     def fill(self) -> None:
         """Fills all places, or raises and leaves them as they were."""
         if self.wrong:
             raise ValueError(listing(self.wrong, "; ", MOST))
         undo: list[Callable[[], None]] = []
-        name = ""
-        try:  # what runs code of the user's first, which may refuse
-            for name, place, state in self.objects:  # noqa: B007  the error says which
-                undo.append(partial(place.load_state_dict, deepcopy(place.state_dict())))
+        for name, place, state in self.objects:  # code of the user's, which may refuse
+            undo.append(partial(place.load_state_dict, deepcopy(place.state_dict())))
+            try:
                 place.load_state_dict(state)
-            for name, opt, saved in self.optimizers:  # noqa: B007
-                following = opt._observers()
-                undo.append(partial(observers.load, following, observers.saved(following)))
-                observers.load(following, saved.schedules)
-        except BaseException as error:
-            for back in reversed(undo):
-                back()
-            if isinstance(error, TypeError | ValueError):
-                raise ValueError(f"{name}: {error}") from None
-            raise
+            except BaseException as error:
+                for back in undo:
+                    back()
+                if isinstance(error, TypeError | ValueError | LookupError):
+                    raise ValueError(f"{name}: {error}") from None
+                raise
         for place, fresh in self.generators:
             if isinstance(place, np.random.Generator):
                 place.bit_generator.state = fresh.bit_generator.state
@@ -454,7 +457,7 @@ class Filling:
                 place.set_state(fresh.get_state(legacy=False))
         for own, value in self.arrays.values():
             own[...] = value
-        for _, opt, saved in self.optimizers:
+        for opt, saved in self.optimizers:
             assign(opt, saved)
 
 
@@ -478,6 +481,8 @@ def plain(value: Any, copies: dict[int, np.ndarray] | None = None) -> Any:
 
 def unpacked(kind: str, value: Any) -> Any:
     """What is returned in place of what has a state, where that has no place."""
+    if kind == "optimizer" and isinstance(value, dict):
+        return {"params": value.pop("params", None), "state_dict": value}
     if kind in ("optimizer", "object"):
         return value
     name = value.get("bit_generator") if isinstance(value, dict) else None

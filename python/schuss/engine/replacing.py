@@ -8,13 +8,17 @@ import os
 import secrets
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 try:
     import fcntl
 except ImportError:  # Windows has no such locks: what a killed writer leaves stays there
     fcntl = None  # type: ignore[assignment]
+
+T = TypeVar("T")
 
 
 def replace(
@@ -37,9 +41,10 @@ def replace(
             with file:
                 write(file)
                 file.flush()
-                os.fsync(file.fileno())
+                synced = beside(os.fsync, file.fileno())
                 with temporary.open("rb") as again:
                     verify(again)
+                synced()
                 temporary.replace(whole)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -49,6 +54,17 @@ def replace(
         if error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+
+
+def beside(call: Callable[..., T], *arguments: Any) -> Callable[[], T]:
+    """Starts a call in a thread; what is returned waits for it, and returns what it does."""
+    thread = ThreadPoolExecutor(1)
+    try:
+        return thread.submit(call, *arguments).result
+    except RuntimeError:  # no thread can be started
+        return partial(call, *arguments)
+    finally:
+        thread.shutdown(wait=False)
 
 
 def require_replaceable(path: Path) -> None:

@@ -109,18 +109,22 @@ def packed(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + BEFORE_SEAL + b"%08x" % zlib.crc32(text) + rest
 
 
+def flat(array: np.ndarray) -> memoryview | None:
+    """The bytes of an array that lies in memory as it does in a file; else None."""
+    fits = array.flags.c_contiguous and array.dtype == array.dtype.newbyteorder("<")
+    return array.reshape(-1).view(np.uint8).data if fits else None
+
+
 def pieces(array: np.ndarray) -> Iterator[memoryview]:
     """The bytes of an array in C order, little-endian, from whatever order and strides it has.
 
-    A contiguous array is not copied; of others a piece is, at a time.
+    Where it doesn't lie so already, a piece at a time is copied.
     """
     array = np.asarray(array)
-    stored = array.dtype.newbyteorder("<")
-    if array.flags.c_contiguous and array.dtype == stored:
-        flat = array.reshape(-1).view(np.uint8).data
-        yield from (flat[i : i + PIECE] for i in range(0, len(flat), PIECE))
+    if (whole := flat(array)) is not None:
+        yield from (whole[i : i + PIECE] for i in range(0, len(whole), PIECE))
     elif array.nbytes <= PIECE:
-        yield from pieces(array.astype(stored, order="C"))
+        yield from pieces(array.astype(array.dtype.newbyteorder("<"), order="C"))
     elif rows := PIECE * len(array) // array.nbytes:
         for i in range(0, len(array), rows):
             yield from pieces(array[i : i + rows])
