@@ -79,48 +79,56 @@ def save(
     entries = with_optimizer(opt, entries, progress)
     if not entries:
         raise TypeError("entries: none; pass an optimizer, or what you like by name")
-    owners = list(optimizers(entries))
-    with held(owners):
-        encode = Encoder(stored)
-        last = sorted(entries, key=lambda name: isinstance(entries[name], Optimizer))
-        try:  # parameters of an optimizer's that have an entry are named by it
-            values = {name: encode(entries[name], name) for name in last}
-        except RecursionError:
-            raise ValueError("entries are nested too deep, or contain themselves") from None
-        arrays = encode.arrays
-        layout = safetensors.layout({k: (a.dtype.name, a.shape) for k, a in arrays.items()})
+    try:
+        owners = list(optimizers(entries))
+        with held(owners):
+            rules = ", ".join(dict.fromkeys(type(own).__name__ for own in owners))
+            write(path, entries, rules, progress)
+    except RecursionError:
+        raise ValueError("entries: nested too deep, or one contains itself") from None
 
-        def header(checksums: Mapping[str, str]) -> bytes:
-            metadata = {
-                FORMAT_KEY: str(FORMAT),
-                VERSION_KEY: version("schuss"),
-                RULES_KEY: ", ".join(dict.fromkeys(type(own).__name__ for own in owners)),
-                CHECKSUMS_KEY: json.dumps(checksums, separators=(",", ":")),
-                VALUES_KEY: json.dumps(values, separators=(",", ":"), allow_nan=False),
-            }
-            return safetensors.packed(layout, metadata)
 
-        checksums = dict.fromkeys(layout, "0" * 8)
-        total = sum(a.nbytes for a in arrays.values())
-        with bar(progress, 2 * total, "Saving") as done:
+def write(
+    path: str | os.PathLike[str], entries: Mapping[str, Any], rules: str, progress: bool
+) -> None:
+    """Writes and verifies a file, and puts it in place of the old one."""
+    encode = Encoder(stored)
+    # An optimizer comes last: its parameters are named by another entry, where they have one.
+    order = sorted(entries, key=lambda name: isinstance(entries[name], Optimizer))
+    values = {name: encode(entries[name], name) for name in order}
+    arrays = encode.arrays
+    layout = safetensors.layout({k: (a.dtype.name, a.shape) for k, a in arrays.items()})
+    checksums = dict.fromkeys(layout, "0" * 8)  # as long as they will be
 
-            def write(file: BinaryIO) -> None:
-                file.write(header(checksums))
-                for name in layout:
-                    checksums[name] = f"{write_array(file, arrays[name], done):08x}"
-                file.seek(0)
-                file.write(header(checksums))
+    def header() -> bytes:
+        metadata = {
+            FORMAT_KEY: str(FORMAT),
+            VERSION_KEY: version("schuss"),
+            RULES_KEY: rules,
+            CHECKSUMS_KEY: json.dumps(checksums, separators=(",", ":")),
+            VALUES_KEY: json.dumps(values, separators=(",", ":"), allow_nan=False),
+        }
+        return safetensors.packed(layout, metadata)
 
-            def check(file: BinaryIO) -> None:
-                try:
-                    verify(file, read_file(file), done)
-                except ValueError as error:
-                    raise OSError(
-                        f"{os.fspath(path)!r}: not replaced; what was written is {error}: an array "
-                        "was changed meanwhile, or the disk fails"
-                    ) from None
+    with bar(progress, 2 * sum(a.nbytes for a in arrays.values()), "Saving") as done:
 
-            replace(path, write, check)
+        def written_to(file: BinaryIO) -> None:
+            file.write(header())
+            for name in layout:
+                checksums[name] = f"{write_array(file, arrays[name], done):08x}"
+            file.seek(0)
+            file.write(header())
+
+        def verified(file: BinaryIO) -> None:
+            try:
+                verify(file, read_file(file), done)
+            except ValueError as error:
+                raise OSError(
+                    f"{os.fspath(path)!r}: not replaced; what was written is {error}: an array "
+                    "was changed meanwhile, or the disk fails"
+                ) from None
+
+        replace(path, written_to, verified)
 
 
 def write_array(file: BinaryIO, array: np.ndarray, done: Callable[[int], None]) -> int:
@@ -251,6 +259,8 @@ def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             yield file
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)!r}: {error}") from None
+        except RecursionError:
+            raise ValueError(f"{os.fspath(path)!r}: nested too deep") from None
 
 
 class Contents(NamedTuple):
@@ -336,8 +346,8 @@ def values_of(file: BinaryIO, found: File) -> dict[str, Any]:
     memory, arrays = safetensors.mapped(file), {}
 
     def array(name: Any) -> np.ndarray:
-        if name not in arrays:
-            if name not in found.header.entries:
+        if not isinstance(name, str) or name not in arrays:
+            if not isinstance(name, str) or name not in found.header.entries:
                 raise ValueError(f"{name!r:.60}: no array of the file")
             arrays[name] = safetensors.view(memory, found.header, name)
         return arrays[name]
