@@ -24,6 +24,7 @@ import numpy as np
 
 from schuss.engine import safetensors
 from schuss.engine.guard import held
+from schuss.engine.mapped import read_folder
 from schuss.engine.optimizer import Optimizer
 from schuss.engine.replacing import beside, replace
 from schuss.engine.saved import Saved, assign, read, require_writeable, written
@@ -254,13 +255,19 @@ def verify(file: BinaryIO, found: File, done: Callable[[int], None]) -> None:
 @contextmanager
 def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """The file, whose path is said where a ValueError finds something wrong in it."""
-    with open(path, "rb", buffering=1 << 20) as file:
-        try:
-            yield file
-        except ValueError as error:
-            raise ValueError(f"{os.fspath(path)!r}: {error}") from None
-        except RecursionError:
-            raise ValueError(f"{os.fspath(path)!r}: nested too deep") from None
+    with open(path, "rb", buffering=1 << 20) as file, saying(path):
+        yield file
+
+
+@contextmanager
+def saying(path: str | os.PathLike[str]) -> Iterator[None]:
+    """A ValueError says in which file something is wrong."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)!r}: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{os.fspath(path)!r}: nested too deep") from None
 
 
 class Contents(NamedTuple):
@@ -312,8 +319,8 @@ def load(
         schuss.load("run.safetensors", opt)
         step = schuss.load("run.safetensors", params=params, opt=opt, rng=rng)["step"]
 
-    path       of a file of `save`'s, or of another library's safetensors, whose arrays are then
-               entries
+    path       of a file of `save`'s; or of another library's safetensors, whose arrays are then
+               entries; or of an optimizer's state_dir, which has its state and no parameters
     opt        an optimizer, made as the one that was saved: it and its parameters are filled; as
                opt=
     progress   as in `save`
@@ -328,16 +335,23 @@ def load(
     can't be filled; OSError says why the file can't be read.
     """
     places = with_optimizer(opt, places, progress)
+    if os.path.isdir(path):
+        with saying(path):
+            return filled(places, {"opt": Stored("optimizer", read_folder(path))})
     with opened(path) as file:
         found = read_file(file)
         with bar(progress, size(found), "Loading") as done:
             verify(file, found, done)
-        entries = values_of(file, found)
-        with held(optimizers(places)):
-            filling = Filling()
-            filling.match(places, {k: v for k, v in entries.items() if k in places}, "")
-            rest: dict[str, Any] = plain({k: v for k, v in entries.items() if k not in places})
-            filling.fill()
+        return filled(places, values_of(file, found))
+
+
+def filled(places: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Fills places with their entries, or raises and changes nothing; returns the others."""
+    with held(optimizers(places)):
+        filling = Filling()
+        filling.match(places, {k: v for k, v in entries.items() if k in places}, "")
+        rest: dict[str, Any] = plain({k: v for k, v in entries.items() if k not in places})
+        filling.fill()
     return rest
 
 
@@ -436,7 +450,8 @@ class Filling:
         place._require_parameters("load")
         found = dict(found)
         params = {p.name: p.x for p in place._parameters}
-        self.match(params, found.pop("params", None), f"{name}.params")
+        if "params" in found:
+            self.match(params, found.pop("params"), f"{name}.params")
         try:
             saved = read(place, found)
             require_writeable(place, saved)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import re
 import sys
 import warnings
@@ -336,6 +337,17 @@ def check_state_dtype(
             f"state_dtype: {parameter} is float64, and so is its state; leave state_dtype out, or "
             "make the parameter float32"
         )
+
+
+class Folder(Hyperparameter):
+    """The path of a folder, as text; None for none."""
+
+    def check(self, value: Any) -> Any:
+        if value is None:
+            return None
+        if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
+            raise TypeError(f"{self.name}: {shown(value)} is no path of a folder")
+        return os.fspath(value)
 
 
 class Whole(Hyperparameter):

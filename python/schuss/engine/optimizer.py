@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import InitVar
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, dataclass_transform
@@ -23,6 +24,7 @@ from schuss.engine.declare import (
     Bounded,
     Choice,
     Flag,
+    Folder,
     Hyperparameter,
     Number,
     Option,
@@ -47,6 +49,7 @@ from schuss.engine.declare import (
 )
 from schuss.engine.groups import Group, Parameter, Settings, Swapped, meant, nearest
 from schuss.engine.guard import IN_A_CALL, alive, one_at_a_time, shorten
+from schuss.engine.mapped import Files
 from schuss.engine.memory import FREE, room, write
 from schuss.engine.observers import check_metric, observers
 from schuss.engine.rule import Rule, is_ours
@@ -165,6 +168,9 @@ class Optimizer(Rule, Declared):
     state_dtype  "float32" (default), "float16" or "bfloat16" for the state of parameters that are
                  not float64, or a mapping from the state's name to one of them. A second moment in
                  bfloat16 never decays: 0.999*v rounds back to v
+    state_dir    a folder, new or empty: the state lies in files there that are mapped into memory,
+                 for what is larger than that; the bits are the same. A process that is killed
+                 leaves what schuss.load(state_dir, opt) takes, or says to be torn. Default None
     master       a float32 copy of each 16-bit parameter is what steps, and the parameter is rounded
                  from it: what is written to the parameter otherwise is lost. Default False
     stochastic_rounding    rounds 16-bit parameters without a master up or down by chance, so that
@@ -210,6 +216,7 @@ class Optimizer(Rule, Declared):
     ema_decay = option(Bounded, "[0, 1)", default=None, fixed=True, argument="ema")
     zeroes_grad = option(Flag, default=False, argument="zero_grad")
     state_dtype: Any = option(Storage, default=None, fixed=True)
+    state_dir: str | os.PathLike[str] | None = option(Folder, default=None, fixed=True)
     master: bool = option(Flag, default=False, fixed=True)
     stochastic_rounding: bool = option(Flag, default=False)
     seed: int = option(Whole, default=0)
@@ -240,10 +247,14 @@ class Optimizer(Rule, Declared):
         no_decay: NoDecay | None = None,
         **hyperparameters: Any,
     ) -> None:
+        self._files: Files | None = None
         try:
             self._begin(params, grads, no_decay, hyperparameters)
-        except (TypeError, ValueError) as error:
-            shorten(error)
+        except BaseException as error:
+            if self._files is not None:
+                self._files.keep_first(0)
+            if isinstance(error, TypeError | ValueError):
+                shorten(error)
             raise
 
     def _begin(
@@ -263,6 +274,8 @@ class Optimizer(Rule, Declared):
         self._has_converted = False
         self._swapped: Swapped | None = None
         self._averaging = 0  # how many `with opt.averaged()` are open
+        if self.state_dir is not None:
+            self._files = Files(os.fspath(self.state_dir))
         params = listed(params)
         self._grouped = is_groups(params)
         for group in params if self._grouped else [{"params": params}]:
@@ -278,6 +291,8 @@ class Optimizer(Rule, Declared):
         self._expect()
         self._restore(0, [0] * len(self._parameters), self._memories(), self.shared)
         self._free()
+        if self._files is not None:
+            self._files.write_numbers(self)
 
     def _register(self, parameters: list[Parameter]) -> None:
         """Hands parameters to the plan: all of them, or none. Raises where an array can't be."""
@@ -400,7 +415,7 @@ class Optimizer(Rule, Declared):
         in which the arrays lie at the places that they are named by.
         """
         before = self._groups, self._trees, self._watched, self._parameters, self._grouped
-        size = len(self._parameters)
+        size, files = len(self._parameters), len(self._files.maps) if self._files else 0
         self._grouped = True
         try:
             self._add(group)
@@ -422,7 +437,25 @@ class Optimizer(Rule, Declared):
             self._groups, self._trees, self._watched, self._parameters, self._grouped = before
             self._plan.keep_first(size)
             self._expect()
+            if self._files is not None:
+                self._files.keep_first(files)
             raise
+        with self._changing():  # its files count from here on
+            pass
+
+    def _changing(self) -> AbstractContextManager[None]:
+        """What files say while state changes that lies in them."""
+        return nullcontext() if self._files is None else self._files.changing(self)
+
+    @one_at_a_time
+    def flush(self) -> None:
+        """Brings state that lies in files to the disk, for the case that the machine goes down.
+
+        Raises ValueError without a state_dir.
+        """
+        if self._files is None:
+            raise ValueError("state_dir: none, so there are no files; see schuss.save")
+        self._files.flush(self)
 
     @one_at_a_time
     def rebind(self, params: Arrays) -> None:
@@ -448,7 +481,9 @@ class Optimizer(Rule, Declared):
         self._plan.rebind(arrays)
         for p, x in zip(self._parameters, arrays, strict=True):
             p.x = x
-        write(fresh)
+        if fresh:
+            with self._changing():
+                write(fresh)
 
     @one_at_a_time
     def refresh(self) -> None:
@@ -459,7 +494,8 @@ class Optimizer(Rule, Declared):
         self._require_parameters("refresh")
         for p in self._parameters:
             p.require_writeable_copies()
-        write((a, p.x) for p in self._parameters for a in p.copies)
+        with self._changing():
+            write((a, p.x) for p in self._parameters for a in p.copies)
 
     def holds(self, params: Any) -> bool:
         """Whether these are the very arrays that are stepped, in the structure of params."""
@@ -550,10 +586,20 @@ class Optimizer(Rule, Declared):
         state = {}
         for place, key in enumerate(group.settings.states, start=FREE):
             dtype = chosen.get(key, chosen.get("", computing))
-            state[key] = room(x, dtype, place)
+            state[key] = self._zeros(x, dtype, place)
             if start.get(key):
                 state[key].fill(start[key])
         return state
+
+    def _zeros(
+        self, x: np.ndarray, dtype: Any, place: int, shape: tuple[int, ...] | None = None
+    ) -> np.ndarray:
+        """Zeros beside a parameter, in memory or in a file: see memory.room."""
+        if self._files is not None:
+            return self._files.zeros(x, dtype, x.shape if shape is None else shape, place)
+        if shape is not None:
+            return np.zeros_like(x, dtype, shape=shape, subok=False)
+        return room(x, dtype, place)
 
     def _beside(self, x: np.ndarray, group: Group, name: str) -> dict[str, np.ndarray]:
         """The arrays that the stages want beside a parameter, in the type that it computes in."""
@@ -562,7 +608,7 @@ class Optimizer(Rule, Declared):
         taken = FREE + len(group.settings.states)
 
         def keep(role: str, values: Any) -> None:
-            beside[role] = room(x, computing, taken + len(beside))
+            beside[role] = self._zeros(x, computing, taken + len(beside))
             beside[role][...] = values
 
         if self.master and is_narrow(x.dtype):
@@ -649,6 +695,9 @@ class Optimizer(Rule, Declared):
                     grad_scale = self._read_by_this(grad_scale)
             if params is not None:
                 return self._step_of(params, grads, lr, loss, grad_scale)
+            if self._files is not None:
+                with self._lock, self._changing():
+                    return self._plan.step(grads, lr, loss, grad_scale)
             return self._plan.step(grads, lr, loss, grad_scale)
         except (TypeError, ValueError) as error:
             shorten(error)
@@ -668,7 +717,8 @@ class Optimizer(Rule, Declared):
                     self._require_parameters("step")
                     self._rebind(arrays)
                     self._watch([])
-                return self._plan.step(grads, lr, loss, grad_scale)
+                with self._changing():
+                    return self._plan.step(grads, lr, loss, grad_scale)
             except BaseException:
                 if others and self.iterations == done:  # an interrupt may come behind the step
                     self._rebind(before)
@@ -864,7 +914,10 @@ class Optimizer(Rule, Declared):
         """Puts values in the place of parameters, until `_swap_back`: all of them, or none."""
         for p, _ in values:
             _core.require_parameter(p.x, p.labels()[0])
-        self._swapped = Swapped(form, says, [(p, p.x.copy(order="K")) for p, _ in values])
+        weights = [(p, p.x.copy(order="K")) for p, _ in values]
+        if self._files is not None:  # the weights are in memory alone
+            self._files.begin()
+        self._swapped = Swapped(form, says, weights)
         self._plan.barred = says
         write((p.x, a) for p, a in values)
 
@@ -876,6 +929,8 @@ class Optimizer(Rule, Declared):
             _core.require_parameter(p.x, p.labels()[0])
         write((p.x, a) for p, a in self._swapped.weights)
         self._swapped, self._plan.barred = None, ""
+        if self._files is not None:
+            self._files.end(self)
 
     def _resume(self, form: str) -> None:
         """Goes on in the form in which the parameters were when their state was saved."""
@@ -927,6 +982,7 @@ class Optimizer(Rule, Declared):
 
     def __getstate__(self) -> dict[str, Any]:
         own = {k: v for k, v in vars(self).items() if k not in ("_plan", "_lock")}
+        own |= {"_files": None, "_state_dir": None}  # a copy has its state in memory
         own["_start"] = {k: v for k, v in self._start.items() if k not in self.apart}
         return own | {"moved": self._moved(), "pickled": PICKLED}
 

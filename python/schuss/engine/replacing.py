@@ -97,7 +97,7 @@ def remove_leftovers(path: Path) -> None:
                 leftover.unlink()
 
 
-def locked(file: BinaryIO) -> bool | None:
+def locked(file: BinaryIO | int) -> bool | None:
     """Takes the file's lock: False where another has it, None where there are no locks."""
     if fcntl is None:
         return None

@@ -461,7 +461,8 @@ def assign(opt: Any, found: Saved) -> None:
         own.settings = settings
     for name, value in found.options.items():
         opt.options[name].__set__(opt, value)
-    write(found.arrays)
-    opt._restore(found.iterations, found.counts, found.memories, found.shared)
-    opt._skipped_steps = found.skipped_steps
+    with opt._changing():
+        write(found.arrays)
+        opt._restore(found.iterations, found.counts, found.memories, found.shared)
+        opt._skipped_steps = found.skipped_steps
     opt._resume(found.form)

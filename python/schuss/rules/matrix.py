@@ -18,6 +18,7 @@ from schuss import _core, reference
 from schuss.engine.backend import read
 from schuss.engine.declare import DecayMode, Number, choice, constant, flag, number, numbers, whole
 from schuss.engine.groups import Group, Parameter
+from schuss.engine.memory import FREE
 from schuss.engine.optimizer import Optimizer, argument, computing_type
 from schuss.engine.rule import Numbers, Values
 from schuss.engine.step import Recipe
@@ -151,13 +152,8 @@ class MatrixRule(Optimizer):
                 continue
             sides = dict(zip("mn", p.x.shape, strict=True))
             p.matrices = {
-                name: np.zeros_like(
-                    p.x,
-                    dtype=computing_type(p.x),
-                    shape=tuple(sides[side] for side in shape),
-                    subok=False,
-                )
-                for name, shape in self.kept.items()
+                name: self._zeros(p.x, computing_type(p.x), place, tuple(sides[s] for s in shape))
+                for place, (name, shape) in enumerate(self.kept.items(), start=FREE)
             }
             self.start(p.matrices, settings.values)
         return added
