@@ -125,7 +125,8 @@ def test_what_failed_leaves_no_arrays(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="two groups have this name"):
         schuss.Adam([{"params": {"w": np.ones(3)}}] * 2, state_dir=tmp_path)
     assert not list(tmp_path.glob("*.npy"))
-    (tmp_path / "lock").unlink()
+    for name in ("lock", "changes"):
+        (tmp_path / name).unlink()
     opt = schuss.Adam({"w": np.ones(3)}, state_dir=tmp_path)
     with pytest.raises(ValueError, match="two groups have this name"):
         opt.add_param_group({"params": {"v": np.ones(3), "w": np.ones(3)}})
@@ -142,12 +143,13 @@ def test_an_optimizer_that_is_still_there(tmp_path: Path) -> None:
     assert opt.iterations == 1
 
 
-@pytest.mark.parametrize("spoilt", ["state.json", "0.npy", "boot", "averaged"])
+@pytest.mark.parametrize("spoilt", ["changes", "numbers-0.json", "0.npy", "boot", "averaged"])
 def test_what_cannot_be_whole(spoilt: str, tmp_path: Path) -> None:
     opt, x = trained(schuss.Adam, 2, ema=0.5, state_dir=tmp_path)
-    numbers = tmp_path / "state.json"
+    numbers = tmp_path / "numbers-1.json"  # of the third change: made, and two steps
     says = {
-        "state.json": "no state is in this folder",
+        "changes": "no state of an optimizer is in this folder",
+        "numbers-0.json": "torn: the numbers of change 3 are missing",
         "0.npy": "0.npy: ",
         "boot": r"perhaps torn: the machine went down after the last opt\.flush",
         "averaged": "torn: the process ended within change",
@@ -156,8 +158,10 @@ def test_what_cannot_be_whole(spoilt: str, tmp_path: Path) -> None:
         means = opt.averaged()
         means.__enter__()
     closed(opt)
-    if spoilt == "state.json":
-        numbers.unlink()
+    if spoilt == "changes":
+        (tmp_path / spoilt).unlink()
+    if spoilt == "numbers-0.json":
+        numbers.write_text((tmp_path / spoilt).read_text())
     if spoilt == "0.npy":
         with (tmp_path / "0.npy").open("r+b") as file:
             file.truncate(4200)
@@ -173,6 +177,7 @@ def test_what_cannot_be_whole(spoilt: str, tmp_path: Path) -> None:
     assert repr(other.state_dict()) == before
     if spoilt == "boot":
         opt.flush()
+        numbers = tmp_path / "numbers-0.json"
         text = numbers.read_text()
         numbers.write_text(text.replace(mapped.boot(), "another"))
         schuss.load(tmp_path, other)
@@ -204,7 +209,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 
 STEPPING = """
-import sys, numpy as np, schuss
+import sys, time, numpy as np, schuss
 folder, n = sys.argv[1:]
 rng = np.random.default_rng(0)
 x = np.memmap(folder + "/x", np.float32, "r+", shape=int(n))
@@ -213,6 +218,7 @@ opt = schuss.Adam([x], lr=1.0, state_dir=folder + "/state")
 print("begun", flush=True)
 while True:
     opt.step([g])
+    time.sleep(0.0003)
 """
 
 

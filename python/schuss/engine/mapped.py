@@ -1,20 +1,25 @@
 """State in files that are mapped into memory, where it is larger than that.
 
-    0.npy, 1.npy ...    the arrays, each in NumPy's own format
-    state.json          which array is which, all that is no array, and the number of the change
-    changing            while something changes: the number of the last change that is whole
-    lock                held as long as the optimizer's process lives
+    0.npy, 1.npy ...               the arrays, each in NumPy's own format
+    numbers-0.json, -1.json        by turns: which array is which, and all that is no array
+    changes                        how many changes were begun, and how many are whole
+    lock                           held as long as the optimizer's process lives
 
 A process that is killed leaves everything that it has written: the system holds it. So what is
-there is torn only where it was killed within a change, and then `changing` says so. When the
+there is torn only where it was killed within a change, and then the two counts differ. When the
 machine itself goes down, only what was flushed is sure to be there.
+
+No file takes another's place here: file systems bring a file to the disk then, which takes longer
+than the step of a million elements.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import mmap
 import os
+import struct
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +35,8 @@ from schuss.engine.saved import written
 from schuss.engine.values import Encoder, decoded
 
 FORMAT = 1
-NUMBERS, CHANGING, LOCK = "state.json", "changing", "lock"
+CHANGES, LOCK = "changes", "lock"
+COUNTS = struct.Struct("<qq")  # of changes: begun, whole
 
 
 class Files:
@@ -50,8 +56,9 @@ class Files:
         self.process = os.getpid()
         self.maps: list[mmap.mmap] = []
         self.names: dict[int, str] = {}  # of each array's file, by the address of its data
-        self.change = 0
-        self.depth = 0
+        self.counts = mapped(self.folder / CHANGES, COUNTS.pack(1, 0), COUNTS.size)
+        self.change = 1  # the one at hand, or the last one
+        self.depth = 1  # the first change is to make all of it
 
     def zeros(self, x: np.ndarray, dtype: Any, shape: Any, place: int) -> np.ndarray:
         """Zeros in a file of their own and in the memory order of x, begun as memory.room does."""
@@ -66,16 +73,8 @@ class Files:
         text = repr(like).ljust(start - 11).encode("latin1") + b"\n"
         path = self.folder / f"{len(self.maps)}.npy"
         size = start + dtype.itemsize * int(np.prod(shape, dtype=object))
-        with path.open("w+b") as file:
-            try:
-                # A file with holes would end the process where the disk is full at a later step.
-                os.posix_fallocate(file.fileno(), 0, size)
-            except OSError as error:
-                path.unlink()
-                raise OSError(error.errno, f"state_dir: {error.strerror}", str(path)) from None
-            file.write(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
-            file.flush()
-            self.maps.append(mmap.mmap(file.fileno(), size))
+        head = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+        self.maps.append(mapped(path, head, size))
         array: np.ndarray = np.ndarray(shape, dtype, self.maps[-1], start, order=order)
         self.names[address(array)] = path.name
         return array
@@ -101,18 +100,18 @@ class Files:
                 f"state_dir: its files are of process {self.process}, from which this was forked"
             )
         if self.depth == 0:
-            (self.folder / CHANGING).write_text(str(self.change))
+            self.change += 1
+            COUNTS.pack_into(self.counts, 0, self.change, self.change - 1)
         self.depth += 1
 
     def end(self, opt: Any) -> None:
         self.depth -= 1
         if self.depth == 0:
-            self.change += 1
             self.write_numbers(opt)
-            (self.folder / CHANGING).unlink()
+            COUNTS.pack_into(self.counts, 0, self.change, self.change)
 
     def write_numbers(self, opt: Any, flushed: bool = False) -> None:
-        """Puts state.json in the place of the last one."""
+        """Writes all that is no array over what it was two changes ago."""
         encode = Encoder(lambda value: None)
         values = encode(written(opt), "opt")
         files = {name: self.names[address(a)] for name, a in encode.arrays.items()}
@@ -124,21 +123,48 @@ class Files:
             "files": files,
             "values": values,
         }
-        fresh = self.folder / f"{NUMBERS}.new"
-        with fresh.open("w") as file:
-            json.dump(entries, file, separators=(",", ":"), allow_nan=False)
+        text = json.dumps(entries, separators=(",", ":"), allow_nan=False).encode()
+        file = os.open(self.folder / numbers(self.change), os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            text = text.ljust(os.fstat(file).st_size)  # what was longer is overwritten, not cut
+            while text:
+                text = text[os.write(file, text) :]
             if flushed:
-                file.flush()
-                os.fsync(file.fileno())
-        fresh.replace(self.folder / NUMBERS)
+                os.fsync(file)
+        finally:
+            os.close(file)
 
     def flush(self, opt: Any) -> None:
         """Brings everything to the disk."""
-        for memory in self.maps:
+        with self.changing(opt):
+            pass  # so that the other one of the two stays whole meanwhile
+        for memory in (*self.maps, self.counts):
             memory.flush()
         self.write_numbers(opt, flushed=True)
 
 
+def numbers(change: int) -> str:
+    """The file that has the numbers of a change."""
+    return f"numbers-{change % 2}.json"
+
+
+def mapped(path: Path, head: bytes, size: int) -> mmap.mmap:
+    """A new file in memory, with all its bytes on the disk.
+
+    One with holes would end the process in a later step where the disk is full then.
+    """
+    with path.open("x+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            path.unlink()
+            raise OSError(error.errno, f"state_dir: {error.strerror}", str(path)) from None
+        file.write(head)
+        file.flush()
+        return mmap.mmap(file.fileno(), size)
+
+
+@functools.cache
 def boot() -> str:
     """Which run of the machine this is."""
     try:
@@ -154,20 +180,22 @@ def read_folder(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     folder = Path(path)
     try:
-        entries = strict_json((folder / NUMBERS).read_bytes())
-    except FileNotFoundError:
-        raise ValueError(f"no state is in this folder: {NUMBERS} is missing") from None
+        begun, whole = COUNTS.unpack((folder / CHANGES).read_bytes())
+        with (folder / LOCK).open("rb") as lock:
+            if locked(lock) is False:
+                raise ValueError("its optimizer is still there; schuss.save stores what that has")
+        if begun != whole:
+            raise ValueError(
+                f"torn: the process ended within change {begun}, a step or another, and some of "
+                "what is here is from before, and some from after"
+            )
+        entries = strict_json((folder / numbers(whole)).read_bytes())
+    except (FileNotFoundError, struct.error) as error:
+        raise ValueError(f"no state of an optimizer is in this folder: {error}") from None
     if entries.get("format") != FORMAT:
         raise ValueError(f"of format {entries.get('format')!r}; this one reads {FORMAT}")
-    with (folder / LOCK).open("rb") as lock:
-        if locked(lock) is False:
-            raise ValueError("its optimizer is still there; schuss.save stores what that has")
-    changing = folder / CHANGING
-    if changing.exists() and changing.read_text() in ("", str(entries["change"])):
-        raise ValueError(
-            f"torn: the process ended within change {entries['change'] + 1}, a step or another; "
-            "what is here is half of the one and half of the other"
-        )
+    if entries["change"] != whole:
+        raise ValueError(f"torn: the numbers of change {whole} are missing")
     if not entries["flushed"] and entries["boot"] != boot():
         raise ValueError(
             "perhaps torn: the machine went down after the last opt.flush(), and nobody knows what "
@@ -186,5 +214,5 @@ def read_folder(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     values = decoded(entries["values"], array)
     if not isinstance(values, dict):
-        raise ValueError(f"{NUMBERS} has no state dictionary")
+        raise ValueError(f"{numbers(whole)} has no state dictionary")
     return values

@@ -274,8 +274,8 @@ class Optimizer(Rule, Declared):
         self._has_converted = False
         self._swapped: Swapped | None = None
         self._averaging = 0  # how many `with opt.averaged()` are open
-        if self.state_dir is not None:
-            self._files = Files(os.fspath(self.state_dir))
+        if (folder := vars(self).get("_state_dir")) is not None:  # the base has no options
+            self._files = Files(folder)
         params = listed(params)
         self._grouped = is_groups(params)
         for group in params if self._grouped else [{"params": params}]:
@@ -292,7 +292,7 @@ class Optimizer(Rule, Declared):
         self._restore(0, [0] * len(self._parameters), self._memories(), self.shared)
         self._free()
         if self._files is not None:
-            self._files.write_numbers(self)
+            self._files.end(self)
 
     def _register(self, parameters: list[Parameter]) -> None:
         """Hands parameters to the plan: all of them, or none. Raises where an array can't be."""
