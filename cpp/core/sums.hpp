@@ -60,14 +60,14 @@ template <class T, class Rule, class... State>
                                            const T* __restrict x, const T* __restrict g,
                                            double (&lanes)[most_sums][16],
                                            const State* __restrict... state) {
-  alignas(64) T p[block], q[block];
+  alignas(64) double p[block], q[block];
 #pragma GCC ivdep
   for (std::ptrdiff_t i = 0; i < n; ++i) {
-    const measurement<T> own = rule.measure(x[i], scale * g[i], state[i]...);
+    const measurement own = rule.measure(x[i], scale * g[i], state[i]...);
     p[i] = own.p;
     q[i] = own.q;
   }
-  const auto itself = [](T own) { return static_cast<double>(own); };
+  const auto itself = [](double own) { return own; };
   add_lanes(n, lanes[4], itself, p);
   add_lanes(n, lanes[5], itself, q);
 }
