@@ -60,7 +60,8 @@ struct scalars {
   double masked;      // not 0: x = x - u where u and x differ in sign
   double after;       // x = after*x: proximal weight decay
   double threshold;   // x = x - clamp(x, -threshold, threshold)
-  double low, high;   // x = clamp(x, low, high), where the span has no bounds of its own
+  double low, high;   // x = clamp(x, low, high), rounded inwards to numbers of x's kind, where
+                      // the span has no bounds of its own
   double average;     // e = e + average*(x - e), where the span has an average
   double flush;       // not 0: a state element below the smallest normal number is stored as 0
   double zero_grad;   // not 0: g = 0 when all is done
@@ -74,7 +75,7 @@ struct span {
   stream x, g, state[most_states];
   stream master;            // what x is rounded from, in the compute type
   stream average;           // the running mean of x
-  stream low, high;         // bounds of each element
+  stream low, high;         // bounds of each element, which are numbers of x's kind
   std::ptrdiff_t size;      // elements
   std::ptrdiff_t width;     // bytes of an element in all of them
   std::ptrdiff_t position;  // elements of the arrays before it, for the random numbers

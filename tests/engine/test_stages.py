@@ -117,6 +117,69 @@ def test_bounds_as_arrays(backend: Backend) -> None:
         opt.bounds = None
 
 
+BOUNDS = [
+    (0.0, 0.1),
+    (1e-3, 0.999),
+    (1e-9, 1.0),
+    (-1.0, -1e-9),
+    (-1e6, 1e6),
+    (-0.7, math.inf),
+    (1e-310, 1.1),
+    (1 / 3, 1 / 3 + 1e-3),
+]
+
+
+@pytest.mark.parametrize("as_arrays", [False, True])
+@pytest.mark.parametrize("options", [{}, {"stochastic_rounding": True}, {"master": True}])
+@pytest.mark.parametrize("dtype", [np.float64, F4, "float16", bfloat16])
+def test_bounds_hold_for_what_is_stored(dtype: Any, options: Any, as_arrays: bool) -> None:
+    """At the nearest numbers of the parameter's type inside, on both backends bit for bit."""
+    for low, high in BOUNDS:
+        ends = []
+        for backend in ("compiled", "numpy"):
+            x = np.full(300, min(high, 0.5), dtype)
+            bounds = (np.full(300, low), np.full(300, high)) if as_arrays else (low, high)
+            opt = schuss.SGD(x, lr=1.0, bounds=bounds, backend=backend, **options)
+            for pull in (-3e38, -0.01, 3e38, 0.01):
+                opt.step(np.full(300, pull, np.float64 if dtype is np.float64 else F4))
+                stored = x.astype(float)
+                assert ((stored >= low) & (stored <= high)).all(), (low, high, pull)
+                ends.append(x.copy())
+                if abs(pull) > 1:
+                    outwards = np.array(math.copysign(math.inf, -pull)).astype(dtype)
+                    with np.errstate(over="ignore"):
+                        beyond = float(np.nextafter(x[:1], outwards)[0])
+                    assert not low <= beyond <= high or math.isinf(high)
+        half = len(ends) // 2
+        for a, b in zip(ends[:half], ends[half:], strict=True):
+            assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("bounds", [(0.1, 0.1), (1e9, 2e9), (-1e-9, -1e-10)])
+def test_bounds_between_which_a_type_has_no_number(bounds: Any) -> None:
+    x, y = np.zeros(3), np.zeros(3, np.float16)
+    arrays: Any = tuple(np.full(3, b) for b in bounds)
+    says = r"bounds: \(.*\) holds no number of float16, the type of "
+    for wrong in (bounds, arrays):
+        with pytest.raises(ValueError, match=says + r"params\[1\]"):
+            schuss.SGD([x, y], bounds=wrong)
+    opt = schuss.SGD([{"params": [x]}, {"params": [y]}])  # groups of the same settings
+    saved = schuss.SGD([{"params": [x]}, {"params": [x.copy()]}], bounds=bounds).state_dict()
+    with pytest.raises(ValueError, match=says + r"params\[1\]"):
+        opt.bounds = bounds
+    with pytest.raises(ValueError, match=says + r"params\[1\]"):
+        opt.param_groups[1].update(bounds=bounds, l2=1.0)
+    with pytest.raises(ValueError, match=says + r"params\[1\]"):
+        opt.load_state_dict(saved)
+    assert [(g["bounds"], g["l2"]) for g in opt.param_groups] == [(None, 0.0)] * 2
+    schuss.functional.sgd(x, np.ones(3), step=1, lr=1.0, bounds=bounds)
+    with pytest.raises(ValueError, match=says + "param"):
+        schuss.functional.sgd(y, np.ones(3, F4), step=1, lr=1.0, bounds=bounds)
+    with pytest.raises(TypeError, match="sgd: bounds are arrays, which are for the class"):
+        schuss.functional.sgd(x, np.ones(3), step=1, lr=1.0, bounds=arrays)
+    assert (y == 0).all()
+
+
 def test_running_mean() -> None:
     x = np.array([1.0, 2.0])
     opt = schuss.SGD({"x": x}, lr=1.0, ema=0.75)

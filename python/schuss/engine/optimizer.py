@@ -47,7 +47,15 @@ from schuss.engine.declare import (
     user_level,
     whole,
 )
-from schuss.engine.groups import Group, Parameter, Settings, Swapped, meant, nearest
+from schuss.engine.groups import (
+    Group,
+    Parameter,
+    Settings,
+    Swapped,
+    meant,
+    nearest,
+    require_room,
+)
 from schuss.engine.guard import IN_A_CALL, alive, one_at_a_time, shorten
 from schuss.engine.mapped import Files
 from schuss.engine.memory import FREE, room, write
@@ -78,7 +86,7 @@ from schuss.engine.structure import (
     listed,
     listing,
 )
-from schuss.reference.storage import is_narrow
+from schuss.reference.storage import computing, is_narrow, within
 
 NoDecay = Callable[[str, np.ndarray], bool]
 
@@ -142,7 +150,8 @@ class Optimizer(Rule, Declared):
     l2, l1       g + l2*x + l1*sign(x) takes the place of g, in [0, inf), default 0
     l1_mode      "coupled" (default), or "prox": x is brought closer to 0 by lr*l1 after the step,
                  and is exactly 0 where it was closer
-    bounds       (low, high), numbers or arrays, which are copied: x is kept within; default None
+    bounds       (low, high), numbers or arrays, which are copied: x is kept within, at the nearest
+                 numbers of its own type inside; default None
 
     How the rule's weight_decay, wd, works on x, by its decay_mode; lr is the step's, peak the
     largest of its schedule:
@@ -366,6 +375,8 @@ class Optimizer(Rule, Declared):
                     if new is None:
                         new = changed[id(old)] = group.changed(name, value)
                     pairs.append((group, new))
+                    elif name == "bounds":
+                        group.require_room(new.values[name])
             for group, new in pairs:
                 group.settings = new
 
@@ -615,13 +626,16 @@ class Optimizer(Rule, Declared):
             keep("master", x)
         if self.ema_decay is not None:
             keep("average", x)
-        if Pair.has_arrays(group["bounds"]):
-            for role, bound in zip(("low", "high"), group["bounds"], strict=True):
+        bounds = group["bounds"]
+        if Pair.has_arrays(bounds):
+            for bound in bounds:
                 if np.shape(bound) not in ((), x.shape):
                     of = label("params", name)
                     raise ValueError(f"bounds: shape {np.shape(bound)}, but {of} has {x.shape}")
                 keep(role, bound)
+            for role, bound in zip(("low", "high"), within(bounds, x.dtype), strict=True):
         return beside
+        require_room(bounds, x.dtype, label("params", name))
 
     def _gather(self, values: Any, role: str) -> list[Any]:
         """Gradients, or other arrays in the structure of params, in the parameters' order."""
@@ -1048,7 +1062,8 @@ def same_bits(x: Any, y: np.ndarray) -> bool:
 
 def computing_type(x: np.ndarray) -> np.dtype[Any]:
     """What a parameter's step is computed in, and its state stored in unless told otherwise."""
-    return np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
+    found: np.dtype[Any] = np.dtype(computing(x.dtype))
+    return found
 
 
 def is_settable(cls: type, name: str) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from schuss.reference.stages import Stages, prepared
+from schuss.reference.storage import computing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,7 +50,7 @@ def measure(
 
     own   the rule's `_measures` in rules.py: two numbers of each element, from the state as it was
     """
-    number: Any = np.float64 if x.dtype == np.float64 else np.float32
+    number = computing(x.dtype)
     with np.errstate(all="ignore"):
         w = (x if master is None else master).astype(number, copy=False)
         d = prepared(w, g, stages)
