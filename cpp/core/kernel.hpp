@@ -108,9 +108,14 @@ struct rule {
   measure_kernel measure32, measure64;
 };
 
-// Writes the sum of the squares of each chunk of a stream, of the elements first <= i < last;
-// returns whether all of them are finite.
-using squares = bool (*)(const stream&, std::ptrdiff_t first, std::ptrdiff_t last, double* sum);
+// Writes the sum of the squares of scale*g of each chunk of a stream, of the elements first <= i <
+// last; returns whether all of them are finite.
+using squares = bool (*)(const stream& g, std::ptrdiff_t first, std::ptrdiff_t last, double scale,
+                         double* sum);
+
+// Whether the gradient of these elements is finite as it is behind the stages scale and clip.
+using scaled_check = bool (*)(const span&, std::ptrdiff_t first, std::ptrdiff_t last,
+                              const scalars&);
 
 // A kind narrower than the compute type; no function where it is as wide.
 struct storage {
@@ -128,6 +133,7 @@ struct table {
   const rule* rules;
   int size;
   squares add_squares;
+  scaled_check scales_finite;
   const storage* storages;  // by kind
 };
 

@@ -227,6 +227,102 @@ def test_norm_is_that_of_all_arrays() -> None:
     assert moved == pytest.approx(1.0, rel=1e-5)
 
 
+SUBNORMAL = 5e-324
+LENGTHS: list[list[list[float]]] = [
+    [[1e200, 1e200]],
+    [[1.2e308, -1.2e308]],
+    [[1e-200, 1e-200]],
+    [[SUBNORMAL, -3 * SUBNORMAL]],
+    [[1e-310], [2e-162, 1e-170]],
+    [[1e180], [3e154, 4e154], [], [1.0]],
+    [[1e-3], [1e-300]],
+    [[0.0], [0.0]],
+]
+
+
+@pytest.mark.parametrize("values", LENGTHS)
+def test_norm_whose_squares_are_beyond_double(values: list[list[float]]) -> None:
+    """Of many elements, by math.hypot, which scales as well; both backends bit for bit."""
+    grads = [np.tile(np.array(v), 3000) for v in values]
+    length = math.hypot(*np.concatenate(grads))
+    found = []
+    for backend in ("compiled", "numpy"):
+        params = [np.zeros(g.size) for g in grads]
+        opt = schuss.SGD(params, lr=1.0, clip_norm=1e-3, nonfinite="raise", backend=backend)
+        assert opt.step(grads)
+        found.append((opt.grad_norm, *bits(params)))
+        assert opt.grad_norm == pytest.approx(length, rel=1e-13, abs=0)
+        if math.isfinite(length) and length > 1:
+            moved = math.hypot(*np.concatenate(params))
+            assert moved == pytest.approx(1e-3, rel=1e-12)
+    assert found[0] == found[1]
+
+
+def test_norm_of_the_largest_float32() -> None:
+    """Whose squares double has room for."""
+    largest = float(np.finfo(F4).max)
+    for dtype, scale in ((F4, 1.0), (F4, 1e-40), (bfloat16, 0.9)):
+        x = np.zeros(100, F4)
+        opt = schuss.SGD(x, lr=1.0, clip_norm=1.0, nonfinite="skip")
+        g = np.full(100, largest * scale).astype(dtype)
+        assert opt.step(g)
+        assert opt.grad_norm == pytest.approx(10 * float(g[0]), rel=1e-12)
+        wanted = min(1.0, 10 * float(g[0]))
+        assert math.hypot(*x) == pytest.approx(wanted, rel=1e-5)
+
+
+def bits(params: list[np.ndarray]) -> list[bytes]:
+    return [x.tobytes() for x in params]
+
+
+@pytest.mark.parametrize("backend", ["compiled", "numpy"])
+@pytest.mark.parametrize(
+    ("dtype", "g", "options", "seen"),
+    [
+        (F4, 1e30, {"grad_scale": 1e-20}, False),
+        (F4, 1e30, {"grad_scale": 1e-20, "maximize": True}, False),
+        (F4, 1e30, {"grad_scale": 1e-8}, True),
+        (F4, 3e38, {"grad_scale": 0.9}, True),
+        (F4, 3e38, {"grad_scale": 0.8}, False),
+        (F4, 1e30, {"grad_scale": 1e-20, "clip_value": 1.0}, True),
+        (F4, 1e30, {"grad_scale": 1e-20, "clip_norm": 1.0}, True),
+        (F4, 1e30, {"grad_scale": 1e-20, "clip_norm": 1e39}, False),
+        (F4, 1e-10, {"grad_scale": 1e-40}, False),
+        (F4, 0.0, {"grad_scale": 1e-40, "clip_value": 1.0}, False),
+        (F4, 1e-30, {"grad_scale": 1e-30}, True),
+        (np.float16, 6e4, {"grad_scale": 1e-30}, True),
+        (bfloat16, 3e38, {"grad_scale": 0.5}, False),
+        (np.float64, 1e30, {"grad_scale": 1e-20}, True),
+        (np.float64, 1e300, {"grad_scale": 1e-20}, False),
+        (np.float64, 1e300, {"grad_scale": 1e-20, "clip_norm": 1.0}, True),
+        (np.float64, -1.7e308, {}, True),
+        (F4, math.inf, {"clip_value": 1.0}, False),
+    ],
+)
+def test_nonfinite_is_of_what_the_rule_sees(
+    dtype: Any, g: float, options: dict[str, Any], seen: bool, backend: Backend
+) -> None:
+    params = [np.ones(5000, dtype), np.ones(0, dtype), np.ones(70, dtype)]
+    grads = [np.zeros(5000, dtype), np.zeros(0, dtype), np.zeros(70, dtype)]
+    grads[2][69] = g
+    for policy in ("skip", "raise"):
+        opt = schuss.Adam(params, nonfinite=policy, backend=backend, **options)
+        kept = everything(opt, params)
+        if seen:
+            assert opt.step(grads)
+            assert all(np.isfinite(x.astype(float)).all() for x in params)
+            assert np.isfinite(opt.state[2]["exp_avg"]).all()
+        elif policy == "skip":
+            assert opt.step(grads) is False
+            assert opt.skipped_steps == 1
+        else:
+            why = "are not finite" if math.isinf(g) else "overflow when grad_scale divides them"
+            array = 0 if options.get("grad_scale") == 1e-40 else 2  # 0*inf is NaN
+            with pytest.raises(FloatingPointError, match=rf"grads\[{array}\]: .* {why}"):
+                opt.step(grads)
+        assert seen or everything(opt, params) == kept
+
+
 def everything(opt: Optimizer, params: list[np.ndarray]) -> Any:
     state = {k: {n: np.asarray(a).tobytes() for n, a in s.items()} for k, s in opt.state.items()}
     return [x.tobytes() for x in params], state, opt.state_dict()["shared"], opt.iterations

@@ -169,8 +169,9 @@ class Optimizer(Rule, Declared):
                  1/grad_scale, which is finite in float32, too; or a LossScale
     clip_norm    gradients are scaled down together to this norm, in (0, inf], default inf; needs
                  one read of them more
-    nonfinite    what becomes of a step with a gradient that is not finite: "propagate" (default),
-                 "skip", or "raise"; the last two need one read of the gradients more
+    nonfinite    what becomes of a step with a gradient that is not finite, as it is given or as the
+                 rule would see it, behind grad_scale, clip_norm and clip_value: "propagate"
+                 (default), "skip", or "raise"; the last two need one read of the gradients more
     zero_grad    fills the gradients with zeros in the same pass, default False
     ema          opt.ema[name] is the running mean of each parameter, with this decay, in [0, 1);
                  default None: no mean
@@ -374,9 +375,9 @@ class Optimizer(Rule, Declared):
                     new = changed.get(id(old))
                     if new is None:
                         new = changed[id(old)] = group.changed(name, value)
-                    pairs.append((group, new))
                     elif name == "bounds":
                         group.require_room(new.values[name])
+                    pairs.append((group, new))
             for group, new in pairs:
                 group.settings = new
 
@@ -632,10 +633,10 @@ class Optimizer(Rule, Declared):
                 if np.shape(bound) not in ((), x.shape):
                     of = label("params", name)
                     raise ValueError(f"bounds: shape {np.shape(bound)}, but {of} has {x.shape}")
-                keep(role, bound)
             for role, bound in zip(("low", "high"), within(bounds, x.dtype), strict=True):
-        return beside
+                keep(role, bound)
         require_room(bounds, x.dtype, label("params", name))
+        return beside
 
     def _gather(self, values: Any, role: str) -> list[Any]:
         """Gradients, or other arrays in the structure of params, in the parameters' order."""
@@ -820,20 +821,22 @@ class Optimizer(Rule, Declared):
         if self._plan.barred:
             raise RuntimeError(f"{what}: {self._plan.barred}")
 
-    def _leave_undone(self, gradients: list[Any], active: list[int]) -> None:
-        """What is left of a step whose gradients are not finite."""
+    def _leave_undone(
+        self, gradients: list[Any], active: list[int], overflowing: int | None
+    ) -> None:
+        """What is left of a step whose gradients are not finite, or overflow when scaled: which."""
         scale = self.grad_scale
         why = scale.given_up if isinstance(scale, SharedScale) else ""
         if self.nonfinite == "raise" or why:
-            bad = [
-                self._parameters[i]
-                for i, g in zip(active, gradients, strict=True)
-                if not np.isfinite(g).all()
-            ]
+            if overflowing is None:
+                bad = [k for k, g in enumerate(gradients) if not np.isfinite(g).all()]
+                what = "has elements that are not finite"
+            else:
+                bad, what = [overflowing], "has elements that overflow when grad_scale divides them"
+            names = [self._parameters[active[k]].labels()[1] for k in bad]
             if why:
-                names = listing(p.labels()[1] for p in bad)
-                raise FloatingPointError(f"{names}: has elements that are not finite; {why}")
-            raise FloatingPointError(f"{bad[0].labels()[1]}: has elements that are not finite")
+                raise FloatingPointError(f"{listing(names)}: {what}; {why}")
+            raise FloatingPointError(f"{names[0]}: {what}")
         self._skipped_steps += 1
         if self.zeroes_grad:  # or a buffer that accumulates would stay infinite
             for g in gradients:

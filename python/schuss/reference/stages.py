@@ -116,12 +116,24 @@ def step(
         g.fill(0)
 
 
+def scaled(number: Any, g: Array, stages: Stages) -> Array:
+    """Steps 1 and 2, in a type."""
+    d: Array = number(stages.scale) * g.astype(number, copy=False)
+    if stages.clip < np.inf:
+        d = clamp(d, number(-stages.clip), number(stages.clip))
+    return d
+
+
+def scales_finite(x: Array, g: Array, stages: Stages) -> bool:
+    """Whether the gradient of a parameter x is finite behind steps 1 and 2."""
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(scaled(computing(x.dtype), g, stages)).all())
+
+
 def prepared(w: Array, g: Array, stages: Stages) -> Array:
     """The gradient that a rule is to see, in the type of w: steps 1 to 3."""
     number: Any = w.dtype.type
-    d: Array = number(stages.scale) * g.astype(w.dtype, copy=False)
-    if stages.clip < np.inf:
-        d = clamp(d, number(-stages.clip), number(stages.clip))
+    d = scaled(number, g, stages)
     if stages.l2 != 0:
         d = d + number(stages.l2) * w
     if stages.l1 != 0:
