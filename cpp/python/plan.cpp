@@ -176,7 +176,7 @@ plan::outcome plan::attempt(const py::object& grads, const py::object& lr, const
   compute_scalars(scale, shared);
   if (!last && !as_read()) return outcome::again;
   if (!recipe_->propagates)
-    if (const std::size_t k = overflowing(length, scale); k < active_.size())
+    if (const std::size_t k = overflowing(length); k < active_.size())
       return leave_undone(py::int_(k));
   if (recipe_->wanted != 0 && !active_.empty()) {
     const std::vector<py::object> sums = measured();

@@ -122,7 +122,7 @@ class plan {
 
   // measure
   scaled_norm norm_of_gradients();
-  std::size_t overflowing(double length, double scale);
+  std::size_t overflowing(double length);
   std::vector<py::object> measured();
 
   // scalars

@@ -24,10 +24,9 @@ scaled_norm plan::norm_of_gradients() {
 }
 
 // The first active member whose finite gradient overflows where it is scaled; their number where
-// there is none. Only a norm or a factor near the end of float32 makes it worth another look.
-std::size_t plan::overflowing(double length, double scale) {
-  constexpr double far = std::numeric_limits<float>::max() / 2;
-  if (length < far && scale < far) return active_.size();
+// there is none. Only a scaled norm near the end of float32 makes it worth another look.
+std::size_t plan::overflowing(double length) {
+  if (length < std::numeric_limits<float>::max() / 2) return active_.size();
   check();
   if (!recipe_->backend.is_none()) {
     const py::object own = recipe_->backend.attr("scales_finite");
