@@ -110,7 +110,11 @@ def homes(rules: dict[str, bool]) -> dict[str, list[tuple[str, str]]]:
         "add_lanes": [
             *((home, "measure add_own") for home in own),
             *((home, "measure") for home in others),
-            *((f"::squares_of<{t}>(", "squares_of") for t in types),
+            *(
+                (f"::squares_of<{t}, {scales}>(", "squares_of")
+                for t in types
+                for scales in ("false", "true")
+            ),
         ],
         **{
             f"{way}_{kind}": [(f"::{way}_{kind}(", "")]

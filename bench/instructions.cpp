@@ -145,7 +145,7 @@ void count_shared(const table& t) {
   double sums[2];
   for (const kind type : {kind::float32, kind::float64, kind::float16, kind::bfloat16}) {
     const stream g = gradient(type);
-    count("add_squares " + name(type), n, [&] { t.add_squares(g, 0, n, sums); });
+    count("add_squares " + name(type), n, [&] { t.add_squares(g, 0, n, 1, sums); });
   }
   std::vector<float> wide(n);
   for (const kind half : {kind::float16, kind::bfloat16}) {

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
+#include <limits>
 
 #include "threads.hpp"
 
@@ -107,21 +109,52 @@ void run(const table& kernels, const std::vector<span>& spans,
 
 std::ptrdiff_t chunks(std::ptrdiff_t size) noexcept { return (size + chunk - 1) / chunk; }
 
-squared_norm norm(const table& kernels, const std::vector<span>& spans,
-                  std::vector<double>& sums) noexcept {
+namespace {
+
+std::ptrdiff_t gradient_width(const span& a) { return a.g.width; }
+
+// The norm with all gradients multiplied by 2^-exponent.
+scaled_norm norm_at(int exponent, const table& kernels, const std::vector<span>& spans,
+                    std::vector<double>& sums) noexcept {
   std::atomic<bool> finite{true};
-  const auto bytes_per_element = [](const span& a) { return a.g.width; };
+  const double scale = std::ldexp(1.0, -exponent);
   const auto add = [&](const span& a, std::ptrdiff_t first, std::ptrdiff_t last) {
-    if (!kernels.add_squares(a.g, first, last, sums.data() + a.chunk + first / chunk))
+    if (!kernels.add_squares(a.g, first, last, scale, sums.data() + a.chunk + first / chunk))
       finite = false;
   };
-  over(spans, bytes_per_element, one_by_one(add));
+  over(spans, gradient_width, one_by_one(add));
   double total = 0;
   for (const span& a : spans) {
     fold(sums.data() + a.chunk, chunks(a.size), 1);
     if (a.size > 0) total += sums[static_cast<std::size_t>(a.chunk)];
   }
-  return {total, finite};
+  return {total, exponent, finite};
+}
+
+}  // namespace
+
+scaled_norm norm(const table& kernels, const std::vector<span>& spans,
+                 std::vector<double>& sums) noexcept {
+  const scaled_norm found = norm_at(0, kernels, spans, sums);
+  // Below this what is lost of squares too small for double may count. No float32 leads here but 0.
+  constexpr double small = 0x1p-900, infinite = std::numeric_limits<double>::infinity();
+  if (!found.finite || (found.squares >= small && found.squares < infinite)) return found;
+  const auto is_double = [](const span& a) { return a.g.kind == kind::float64; };
+  if (std::none_of(spans.begin(), spans.end(), is_double)) return found;
+  return norm_at(found.squares < small ? -600 : 600, kernels, spans, sums);
+}
+
+std::size_t first_overflow(const table& kernels, const std::vector<span>& spans,
+                           const std::vector<scalars>& sets) noexcept {
+  std::atomic<std::size_t> found{spans.size()};
+  const auto look = [&](const span& a, std::ptrdiff_t first, std::ptrdiff_t last) {
+    if (kernels.scales_finite(a, first, last, sets[a.set])) return;
+    const auto number = static_cast<std::size_t>(&a - spans.data());
+    for (std::size_t before = found; number < before;)
+      if (found.compare_exchange_weak(before, number)) return;
+  };
+  over(spans, gradient_width, one_by_one(look));
+  return found;
 }
 
 void measure(const table& kernels, const std::vector<span>& spans, const std::vector<scalars>& sets,

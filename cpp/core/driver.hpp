@@ -15,16 +15,23 @@ namespace schuss {
 void run(const table& kernels, const std::vector<span>& spans,
          const std::vector<scalars>& sets) noexcept;
 
-// The squared norm of all gradients of the spans, in double and in an order of its own: blocks of
-// `chunk` elements fold pairwise by index, then arrays are added in their order. `sums` is
-// room for the chunks of all spans.
-struct squared_norm {
+// The norm of all gradients of the spans, sqrt(squares)*2^exponent, in double and in an order of
+// its own: blocks of `chunk` elements fold pairwise by index, then arrays are added in their order.
+// The exponent is 0 unless squares of float64 leave the range of double, and a second sweep scales
+// them by it. `sums` is room for the chunks of all spans.
+struct scaled_norm {
   double squares;
+  int exponent;
   bool finite;
 };
-squared_norm norm(const table& kernels, const std::vector<span>& spans,
-                  std::vector<double>& sums) noexcept;
+scaled_norm norm(const table& kernels, const std::vector<span>& spans,
+                 std::vector<double>& sums) noexcept;
 std::ptrdiff_t chunks(std::ptrdiff_t size) noexcept;
+
+// The first span whose gradient is not finite behind the stages scale and clip; their number where
+// there is none.
+std::size_t first_overflow(const table& kernels, const std::vector<span>& spans,
+                           const std::vector<scalars>& sets) noexcept;
 
 // What a step would do: the sums of every span (kernel.hpp, measure_kernel), in the order of the
 // norm, at most_sums times the number of its first chunk. `sums` is room for most_sums of each

@@ -60,7 +60,8 @@ struct scalars {
   double masked;      // not 0: x = x - u where u and x differ in sign
   double after;       // x = after*x: proximal weight decay
   double threshold;   // x = x - clamp(x, -threshold, threshold)
-  double low, high;   // x = clamp(x, low, high), where the span has no bounds of its own
+  double low, high;   // x = clamp(x, low, high), rounded inwards to numbers of x's kind, where
+                      // the span has no bounds of its own
   double average;     // e = e + average*(x - e), where the span has an average
   double flush;       // not 0: a state element below the smallest normal number is stored as 0
   double zero_grad;   // not 0: g = 0 when all is done
@@ -74,7 +75,7 @@ struct span {
   stream x, g, state[most_states];
   stream master;            // what x is rounded from, in the compute type
   stream average;           // the running mean of x
-  stream low, high;         // bounds of each element
+  stream low, high;         // bounds of each element, which are numbers of x's kind
   std::ptrdiff_t size;      // elements
   std::ptrdiff_t width;     // bytes of an element in all of them
   std::ptrdiff_t position;  // elements of the arrays before it, for the random numbers
@@ -107,9 +108,14 @@ struct rule {
   measure_kernel measure32, measure64;
 };
 
-// Writes the sum of the squares of each chunk of a stream, of the elements first <= i < last;
-// returns whether all of them are finite.
-using squares = bool (*)(const stream&, std::ptrdiff_t first, std::ptrdiff_t last, double* sum);
+// Writes the sum of the squares of scale*g of each chunk of a stream, of the elements first <= i <
+// last; returns whether all of them are finite.
+using squares = bool (*)(const stream& g, std::ptrdiff_t first, std::ptrdiff_t last, double scale,
+                         double* sum);
+
+// Whether the gradient of these elements is finite as it is behind the stages scale and clip.
+using scaled_check = bool (*)(const span&, std::ptrdiff_t first, std::ptrdiff_t last,
+                              const scalars&);
 
 // A kind narrower than the compute type; no function where it is as wide.
 struct storage {
@@ -127,6 +133,7 @@ struct table {
   const rule* rules;
   int size;
   squares add_squares;
+  scaled_check scales_finite;
   const storage* storages;  // by kind
 };
 

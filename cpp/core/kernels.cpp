@@ -67,10 +67,10 @@ constexpr rule rules[] = {
 
 // The one exported symbol, named after the instruction set: schuss_kernels_avx2.
 #define SCHUSS_EXPORT(isa) SCHUSS_TABLE(isa)
-#define SCHUSS_TABLE(isa)                                                                     \
-  extern const table schuss_kernels_##isa;                                                    \
-  const table schuss_kernels_##isa = {#isa, rules, sizeof(rules) / sizeof(rule), add_squares, \
-                                      storages};
+#define SCHUSS_TABLE(isa)                                                                       \
+  extern const table schuss_kernels_##isa;                                                      \
+  const table schuss_kernels_##isa = {#isa,        rules,         sizeof(rules) / sizeof(rule), \
+                                      add_squares, scales_finite, storages};
 SCHUSS_EXPORT(SCHUSS_ISA)
 
 }  // namespace schuss

@@ -4,8 +4,9 @@
 // gradient g and one reference for each state array, updates the state and returns the update u;
 // the block loop then stores x = keep*x - u. It knows no loop, pointer, thread, instruction set,
 // decay or storage type. Letters and order of operations are those of the specification,
-// python/schuss/reference/rules.py, and nothing is contracted, so both end on the same bits. One
-// select a statement: a nested ?: stays scalar on SSE2.
+// python/schuss/reference/rules.py, and nothing is contracted, so both end on the same bits. A
+// weight goes on one factor of a square, (w*g)*g as in PyTorch: g*g overflows far earlier, and what
+// is infinite once stays so. One select a statement: a nested ?: stays scalar on SSE2.
 #pragma once
 
 #include <cmath>
@@ -17,8 +18,8 @@ namespace {
 
 // What a rule measures of an element, where its step depends on sums over the array: two numbers,
 // of the state as it is before the step.
-template <class T> struct measurement {
-  T p, q;
+struct measurement {
+  double p, q;
 };
 
 // Above 0 where g and its predecessor p agree in sign, below where they don't. Their product, as
@@ -73,7 +74,7 @@ template <class T> struct adagrad {
 template <class T> struct rmsprop {
   T alpha, w, kv, inside, eps, lr;
   T operator()(T, T g, T& v) const {
-    v = alpha * v + w * (g * g);
+    v = alpha * v + (w * g) * g;
     return lr * (g / (std::sqrt(kv * v + inside) + eps));
   }
 };
@@ -81,7 +82,7 @@ template <class T> struct rmsprop {
 template <class T> struct rmsprop_momentum {
   T alpha, w, kv, inside, eps, mu, c, direct, s;
   T operator()(T, T g, T& v, T& b) const {
-    v = alpha * v + w * (g * g);
+    v = alpha * v + (w * g) * g;
     const T n = c * (g / (std::sqrt(kv * v + inside) + eps));
     b = mu * b + n;
     return direct * n + s * b;
@@ -91,7 +92,7 @@ template <class T> struct rmsprop_momentum {
 template <class T> struct rmsprop_centered {
   T alpha, w, kv, ka, least, inside, eps, lr;
   T operator()(T, T g, T& v, T& a) const {
-    v = alpha * v + w * (g * g);
+    v = alpha * v + (w * g) * g;
     a = a + w * (g - a);
     const T q = maximum(kv * v - (ka * a) * (ka * a), least);
     return lr * (g / (std::sqrt(q + inside) + eps));
@@ -101,7 +102,7 @@ template <class T> struct rmsprop_centered {
 template <class T> struct rmsprop_centered_momentum {
   T alpha, w, kv, ka, least, inside, eps, mu, c, direct, s;
   T operator()(T, T g, T& v, T& a, T& b) const {
-    v = alpha * v + w * (g * g);
+    v = alpha * v + (w * g) * g;
     a = a + w * (g - a);
     const T q = maximum(kv * v - (ka * a) * (ka * a), least);
     const T n = c * (g / (std::sqrt(q + inside) + eps));
@@ -113,9 +114,9 @@ template <class T> struct rmsprop_centered_momentum {
 template <class T> struct adadelta {
   T rho, w, eps, lr;
   T operator()(T, T g, T& v, T& d) const {
-    v = rho * v + w * (g * g);
+    v = rho * v + (w * g) * g;
     const T u = std::sqrt(d + eps) / std::sqrt(v + eps) * g;
-    d = rho * d + w * (u * u);
+    d = rho * d + (w * u) * u;
     return lr * u;
   }
 };
@@ -136,12 +137,11 @@ template <class T> struct adam {
   T w1, beta2, w2, step, denom, eps;
   T operator()(T, T g, T& m, T& v) const {
     m = m + w1 * (g - m);
-    v = beta2 * v + w2 * (g * g);
+    v = beta2 * v + (w2 * g) * g;
     return step * (m / (denom * std::sqrt(v) + eps));
   }
-  measurement<T> measure(T, T g, T, T v) const {
-    const T square = g * g;
-    return {square / maximum(beta2 * v + w2 * square, eps * eps), T(0)};
+  measurement measure(T, T g, T, T v) const {
+    return {g / maximum(beta2 * v + (w2 * g) * g, eps * eps) * g, 0};
   }
 };
 
@@ -152,7 +152,7 @@ template <class T> struct general_adam {
   T w1, beta2, w2, cm, cg, kv, inside, kd, least, eps, guard, under;
   T operator()(T, T g, T& m, T& v) const {
     m = m + w1 * (g - m);
-    v = beta2 * v + w2 * (g * g);
+    v = beta2 * v + (w2 * g) * g;
     const T n = cm * m + cg * g;
     const T u = n / (maximum(std::sqrt(kv * v + inside) * kd, least) + eps);
     return v <= guard ? under * n : u;
@@ -164,7 +164,7 @@ template <class T> struct decayed_adam {
   T w1, beta2, w2, cm, cx, kd, eps;
   T operator()(T x, T g, T& m, T& v) const {
     m = m + w1 * (g - m);
-    v = beta2 * v + w2 * (g * g);
+    v = beta2 * v + (w2 * g) * g;
     return (cm * m + cx * x) / (std::sqrt(v) * kd + eps);
   }
 };
@@ -173,7 +173,7 @@ template <class T> struct amsgrad {
   T w1, beta2, w2, ka, cm, kv, inside, kd, least, eps, guard, under;
   T operator()(T, T g, T& m, T& v, T& q) const {
     m = m + w1 * (g - m);
-    v = beta2 * v + w2 * (g * g);
+    v = beta2 * v + (w2 * g) * g;
     q = maximum(q, ka * v);
     const T n = cm * m;
     const T u = n / (maximum(std::sqrt(kv * q + inside) * kd, least) + eps);
@@ -195,7 +195,7 @@ template <class T> struct adabelief {
   T operator()(T, T g, T& m, T& v) const {
     m = m + w1 * (g - m);
     const T d = g - m;
-    v = beta2 * v + w2 * (d * d) + inside;
+    v = beta2 * v + (w2 * d) * d + inside;
     return step * (m / (denom * std::sqrt(v) + eps));
   }
 };
@@ -204,8 +204,7 @@ template <class T> struct yogi {
   T w1, w2, step, denom, eps;
   T operator()(T, T g, T& m, T& v) const {
     m = m + w1 * (g - m);
-    const T s = g * g;
-    v = v - w2 * (sign(v - s) * s);
+    v = v - (w2 * sign(v - g * g) * g) * g;
     return step * (m / (denom * std::sqrt(v) + eps));
   }
 };
@@ -216,7 +215,7 @@ template <class T> struct adopt {
   T operator()(T, T g, T& m, T& v) const {
     const T n = clamp(g / maximum(std::sqrt(v), eps), -clip, clip);
     m = m + w1 * (n - m);
-    v = beta2 * v + w2 * (g * g);
+    v = beta2 * v + (w2 * g) * g;
     return lr * m;
   }
 };
@@ -225,7 +224,7 @@ template <class T> struct grams {
   T w1, beta2, w2, step, denom, eps;
   T operator()(T, T g, T& m, T& v) const {
     m = m + w1 * (g - m);
-    v = beta2 * v + w2 * (g * g);
+    v = beta2 * v + (w2 * g) * g;
     return sign(g) * (step * (std::fabs(m) / (denom * std::sqrt(v) + eps)));
   }
 };
@@ -235,7 +234,7 @@ template <class T> struct ademamix {
   T operator()(T, T g, T& m, T& s, T& v) const {
     m = m + w1 * (g - m);
     s = s + w3 * (g - s);
-    v = beta2 * v + w2 * (g * g);
+    v = beta2 * v + (w2 * g) * g;
     return (cm * m + cs * s) / (std::sqrt(kv * v + inside) + eps);
   }
 };
@@ -247,7 +246,7 @@ template <class T> struct adan {
     const T change = g - p, diff = first > 0 ? T(0) : change, y = g + mix * diff;
     m = m + w1 * (g - m);
     d = d + w2 * (diff - d);
-    v = beta3 * v + w3 * (y * y);
+    v = beta3 * v + (w3 * y) * y;
     p = g;
     return (cm * m + cd * d) / (std::sqrt(kv * v + inside) + eps);
   }
@@ -354,7 +353,7 @@ template <class T> struct schedule_free {
 template <class T> struct schedule_free_adam {
   T first, beta2, w2, denom, eps, decay, ck, step, lr;
   T operator()(T x, T g, T& z, T& v) const {
-    v = beta2 * v + w2 * (g * g);
+    v = beta2 * v + (w2 * g) * g;
     const T d = g / (denom * std::sqrt(v) + eps) + decay * x;
     const T old = z, start = first > 0 ? x : old, u = step * d - ck * (start - x);
     z = start - lr * d;
@@ -370,17 +369,14 @@ template <class T> struct lars {
     b = mu * b + w * (g + decay * x);
     return s * b + a * (g + decay * x);
   }
-  measurement<T> measure(T x, T g, T) const {
-    const T d = g + decay * x;
-    return {d * d, T(0)};
-  }
+  measurement measure(T x, T g, T) const { return {square(g + decay * x), 0}; }
 };
 
 template <class T> struct lamb {
   T w1, beta2, w2, step, denom, eps, decay, rate;
   T operator()(T x, T g, T& m, T& v) const {
     m = m + w1 * (g - m);
-    v = beta2 * v + w2 * (g * g);
+    v = beta2 * v + (w2 * g) * g;
     return rate * (step * (m / (denom * std::sqrt(v) + eps)) + decay * x);
   }
 };
@@ -391,13 +387,10 @@ template <class T> struct mars {
     const T c = shrink * (g + ahead * (g - p));
     p = g;
     m = m + w1 * (c - m);
-    v = beta2 * v + w2 * (c * c);
+    v = beta2 * v + (w2 * c) * c;
     return step * (m / (denom * std::sqrt(v) + eps));
   }
-  measurement<T> measure(T, T g, T, T, T p) const {
-    const T c = g + ahead * (g - p);
-    return {c * c, T(0)};
-  }
+  measurement measure(T, T g, T, T, T p) const { return {square(g + ahead * (g - p)), 0}; }
 };
 
 // o is x as it was at the start.
@@ -406,13 +399,13 @@ template <class T> struct prodigy {
   T operator()(T x, T g, T& m, T& v, T& s, T& o) const {
     const T c = d * g;
     m = m + w1 * (c - m);
-    v = beta2 * v + w2 * (c * c);
+    v = beta2 * v + (w2 * c) * c;
     s = beta3 * s + k * g;
     const T old = o;
     o = first > 0 ? x : old;
     return step * (m / (std::sqrt(v) + eps));
   }
-  measurement<T> measure(T x, T g, T, T, T s, T o) const {
+  measurement measure(T x, T g, T, T, T s, T o) const {
     const T start = first > 0 ? x : o;
     return {g * (start - x), std::fabs(beta3 * s + k * g)};
   }
@@ -422,11 +415,11 @@ template <class T> struct dadapt_adam {
   T rate, w1, beta2, w2, beta3, k, eps;
   T operator()(T, T g, T& m, T& v, T& s) const {
     m = m + w1 * (rate * g - m);
-    v = beta2 * v + w2 * (g * g);
+    v = beta2 * v + (w2 * g) * g;
     s = beta3 * s + k * g;
     return m / (std::sqrt(v) + eps);
   }
-  measurement<T> measure(T, T g, T, T v, T s) const {
+  measurement measure(T, T g, T, T v, T s) const {
     return {g * (s / (std::sqrt(v) + eps)), std::fabs(beta3 * s + k * g)};
   }
 };

@@ -125,7 +125,7 @@ template <class T> struct stages {
           n, [](T w, T low, T high) { return clamp(w, low, high); }, x, x, open(a.low, i, n, one),
           open(a.high, i, n, other));
     } else if (bounded()) {
-      const T low = static_cast<T>(c.low), high = static_cast<T>(c.high);
+      const T low = least_from<T>(c.low, a.x.kind), high = -least_from<T>(-c.high, a.x.kind);
       each(n, [low, high](T w) { return clamp(w, low, high); }, x, x);
     }
     if (is(a.average)) {

@@ -170,5 +170,28 @@ template <class T> void close(const stream& s, std::ptrdiff_t i, std::ptrdiff_t 
     if (narrow(s.kind)) storage_of(s.kind).close(s, i, n, from);
 }
 
+// The number above another one in a type with a sign bit, of which these are the bits.
+template <class Bits> Bits next_above(Bits bits) {
+  return static_cast<Bits>((bits >> (8 * sizeof bits - 1)) != 0 ? bits - 1 : bits + 1);
+}
+
+// The smallest number of a kind that is not below a bound.
+template <class T> T least_from(double bound, kind k) {
+  if constexpr (std::is_same_v<T, double>) return bound;
+  const float nearest = static_cast<float>(bound);
+  const float least = nearest < bound ? float_of(next_above(bits_of(nearest))) : nearest;
+  if (!narrow(k)) return least;
+  std::uint16_t bits = 0;
+  const stream one{&bits, k, sizeof bits};
+  float found;
+  storage_of(k).close(one, 0, 1, &least);
+  storage_of(k).open(one, 0, 1, &found);
+  if (found < least) {
+    bits = next_above(bits);
+    storage_of(k).open(one, 0, 1, &found);
+  }
+  return found;
+}
+
 }  // namespace
 }  // namespace schuss

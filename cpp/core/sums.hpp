@@ -60,14 +60,14 @@ template <class T, class Rule, class... State>
                                            const T* __restrict x, const T* __restrict g,
                                            double (&lanes)[most_sums][16],
                                            const State* __restrict... state) {
-  alignas(64) T p[block], q[block];
+  alignas(64) double p[block], q[block];
 #pragma GCC ivdep
   for (std::ptrdiff_t i = 0; i < n; ++i) {
-    const measurement<T> own = rule.measure(x[i], scale * g[i], state[i]...);
+    const measurement own = rule.measure(x[i], scale * g[i], state[i]...);
     p[i] = own.p;
     q[i] = own.q;
   }
-  const auto itself = [](T own) { return static_cast<double>(own); };
+  const auto itself = [](double own) { return own; };
   add_lanes(n, lanes[4], itself, p);
   add_lanes(n, lanes[5], itself, q);
 }
@@ -110,8 +110,12 @@ template <class T, class Rule, std::size_t... S>
 
 // Writes the sum of the squares of each chunk, returns whether all is finite. A sum of finite
 // doubles may still overflow, so that only then each element is asked.
-template <class T> [[gnu::noinline]] bool squares_of(const stream& s, std::ptrdiff_t first,
-                                                     std::ptrdiff_t last, double* sums) {
+template <class T, bool scales>
+[[gnu::noinline]] bool squares_of(const stream& s, std::ptrdiff_t first, std::ptrdiff_t last,
+                                  double scale, double* sums) {
+  const auto value = [scale](T d) {
+    return scales ? square(scale * static_cast<double>(d)) : square(d);
+  };
   bool finite = true;
   for (std::ptrdiff_t from = first; from < last; from += chunk) {
     const std::ptrdiff_t to = last - from < chunk ? last : from + chunk;
@@ -119,7 +123,7 @@ template <class T> [[gnu::noinline]] bool squares_of(const stream& s, std::ptrdi
     T buffer[block];
     for (std::ptrdiff_t i = from; i < to; i += block) {
       const std::ptrdiff_t n = to - i < block ? to - i : block;
-      add_lanes(n, lanes, square<T>, static_cast<const T*>(open(s, i, n, buffer)));
+      add_lanes(n, lanes, value, static_cast<const T*>(open(s, i, n, buffer)));
     }
     const double sum = fold(lanes);
     if (sum - sum != 0)
@@ -132,9 +136,37 @@ template <class T> [[gnu::noinline]] bool squares_of(const stream& s, std::ptrdi
   return finite;
 }
 
-bool add_squares(const stream& s, std::ptrdiff_t first, std::ptrdiff_t last, double* sums) {
-  return s.kind == kind::float64 ? squares_of<double>(s, first, last, sums)
-                                 : squares_of<float>(s, first, last, sums);
+bool add_squares(const stream& s, std::ptrdiff_t first, std::ptrdiff_t last, double scale,
+                 double* sums) {
+  const bool wide = s.kind == kind::float64;
+  if (scale == 1)
+    return wide ? squares_of<double, false>(s, first, last, scale, sums)
+                : squares_of<float, false>(s, first, last, scale, sums);
+  return wide ? squares_of<double, true>(s, first, last, scale, sums)
+              : squares_of<float, true>(s, first, last, scale, sums);
+}
+
+// ---- What a factor makes of finite gradients
+
+template <class T>
+bool scales_finite_in(const span& a, std::ptrdiff_t first, std::ptrdiff_t last, const scalars& c) {
+  const T scale = static_cast<T>(c.scale), clip = static_cast<T>(c.clip);
+  bool finite = true;
+  T buffer[block];
+  for (std::ptrdiff_t from = first; from < last; from += block) {
+    const std::ptrdiff_t n = last - from < block ? last - from : block;
+    const T* const g = open(a.g, from, n, buffer);
+    for (const T* d = g; d != g + n; ++d) {
+      const T seen = clamp(scale * *d, -clip, clip);
+      finite = finite && seen - seen == 0;
+    }
+  }
+  return finite;
+}
+
+bool scales_finite(const span& a, std::ptrdiff_t first, std::ptrdiff_t last, const scalars& c) {
+  return a.x.kind == kind::float64 ? scales_finite_in<double>(a, first, last, c)
+                                   : scales_finite_in<float>(a, first, last, c);
 }
 
 }  // namespace

@@ -159,24 +159,25 @@ plan::outcome plan::attempt(const py::object& grads, const py::object& lr, const
   };
   if (recipe_->reads_loss) follow(py::none());
 
-  double scale = scale_of(grad_scale);
+  double scale = scale_of(grad_scale), length = 0;
   if (recipe_->measures_norm) {
-    const squared_norm found = norm_of_gradients();
-    const double length = std::sqrt(found.squares) * scale;
+    const scaled_norm found = norm_of_gradients();
+    length = std::ldexp(std::sqrt(found.squares) * scale, found.exponent);
     grad_norm_ = length;
-    if (!found.finite && !recipe_->propagates) {
-      recipe_->undone(gradients_, active_);
-      zero_replaced();
-      if (!recipe_->told.is_none()) recipe_->told(false);
-      return outcome::undone;
-    }
+    if (!found.finite && !recipe_->propagates) return leave_undone(py::none());
     // As PyTorch. Where there is no limit the norm of finite gradients may be infinite, too.
     const double share = recipe_->limit / (length + 1e-6);
-    if (recipe_->limit < std::numeric_limits<double>::infinity() && !(share > 1.0)) scale *= share;
+    if (recipe_->limit < std::numeric_limits<double>::infinity() && !(share > 1.0)) {
+      scale *= share;
+      length *= share;
+    }
   }
 
   compute_scalars(scale, shared);
   if (!last && !as_read()) return outcome::again;
+  if (!recipe_->propagates)
+    if (const std::size_t k = overflowing(length); k < active_.size())
+      return leave_undone(py::int_(k));
   if (recipe_->wanted != 0 && !active_.empty()) {
     const std::vector<py::object> sums = measured();
     if (recipe_->totals) {
@@ -198,6 +199,15 @@ plan::outcome plan::attempt(const py::object& grads, const py::object& lr, const
   zero_replaced();
   if (!recipe_->told.is_none()) recipe_->told(true);
   return outcome::done;
+}
+
+// A step whose gradients are not finite, or of which one overflows where it is scaled, if that has
+// a number.
+plan::outcome plan::leave_undone(const py::object& overflowing) {
+  recipe_->undone(gradients_, active_, overflowing);
+  zero_replaced();
+  if (!recipe_->told.is_none()) recipe_->told(false);
+  return outcome::undone;
 }
 
 // ---- Run

@@ -107,6 +107,7 @@ class plan {
   void begin_gradients(const py::object& grads);
   void begin_sets();
   double scale_of(const py::object& grad_scale) const;
+  outcome leave_undone(const py::object& overflowing);
   bool as_read() const;
 
   // check
@@ -120,7 +121,8 @@ class plan {
   void require_gradients_apart() const;
 
   // measure
-  squared_norm norm_of_gradients();
+  scaled_norm norm_of_gradients();
+  std::size_t overflowing(double length);
   std::vector<py::object> measured();
 
   // scalars

@@ -4,21 +4,38 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 
 namespace schuss {
 
 // ---- Measure
 
-squared_norm plan::norm_of_gradients() {
+scaled_norm plan::norm_of_gradients() {
   check();
   if (!recipe_->backend.is_none()) {
-    const auto [squares, finite] =
-        recipe_->backend.attr("norm")(gradients_).cast<std::pair<double, bool>>();
-    return {squares, finite};
+    const auto [squares, exponent, finite] =
+        recipe_->backend.attr("norm")(gradients_).cast<std::tuple<double, int, bool>>();
+    return {squares, exponent, finite};
   }
   sums_.resize(registry_.all_chunks());
-  squared_norm found{};
+  scaled_norm found{};
   freely([&] { found = norm(kernels(), spans_, sums_); });
+  return found;
+}
+
+// The first active member whose finite gradient overflows where it is scaled; their number where
+// there is none. Only a scaled norm near the end of float32 makes it worth another look.
+std::size_t plan::overflowing(double length) {
+  if (length < std::numeric_limits<float>::max() / 2) return active_.size();
+  check();
+  if (!recipe_->backend.is_none()) {
+    const py::object own = recipe_->backend.attr("scales_finite");
+    std::size_t k = 0;
+    while (k < active_.size() && own(active_[k], gradients_[k], described(k)).cast<bool>()) ++k;
+    return k;
+  }
+  std::size_t found = 0;
+  freely([&] { found = first_overflow(kernels(), spans_, sets_); });
   return found;
 }
 

@@ -21,8 +21,8 @@ import numpy as np
 from schuss import _core, rules
 from schuss.checks import Interval, check_int
 from schuss.engine.backend import Numpy
-from schuss.engine.declare import REQUIRED
-from schuss.engine.groups import Group, Parameter
+from schuss.engine.declare import REQUIRED, Pair
+from schuss.engine.groups import Group, Parameter, require_room
 from schuss.engine.guard import shorten
 from schuss.engine.optimizer import Optimizer, signature
 from schuss.engine.scalars import Options
@@ -45,9 +45,13 @@ class Call:
     states: tuple[str, ...]
     remembers: tuple[str, ...]  # numbers that are read, and written
     shared: list[float]  # where none of these are of all arrays: what they are at the start
+    bounds: tuple[float, float] | None
 
     def take(self, param: Any, grad: Any, kept: Sequence[Any], *rest: Any) -> None:
         """The step, after which no array is kept."""
+        if self.bounds is not None:
+            _core.require_parameter(param, "param")
+            require_room(self.bounds, param.dtype, "param")
         if self.numpy is None:
             self.plan.once(param, grad, kept, *rest)
             return
@@ -72,6 +76,8 @@ def make_call(
     for key in [key for key in options if key in fixed]:
         raise TypeError(f"{name}: {key} is for the class; give the state its start yourself")
     group = Group(rule, fixed | options)  # a preset may lack a default
+    if Pair.has_arrays(group["bounds"]):
+        raise TypeError(f"{name}: bounds are arrays, which are for the class; pass numbers")
     form = group.settings.form
     follows = form.reads_loss or form.sums
     param, grad, *kept = arrays
@@ -97,7 +103,8 @@ def make_call(
     plan.serve(None, lambda: recipe, None)
     shared = tuple(rule.shared) if follows else ()
     start = [] if follows else list(rule.shared.values())
-    return Call(plan, recipe.backend, form.states, (*rule.memory, *shared), start)
+    remembers = (*rule.memory, *shared)
+    return Call(plan, recipe.backend, form.states, remembers, start, group["bounds"])
 
 
 def first_call(*given: Any) -> Call:

@@ -25,6 +25,7 @@ import numpy as np
 from schuss import _core, reference
 from schuss.checks import Interval
 from schuss.engine.structure import is_floating
+from schuss.reference.storage import within
 
 __all__ = ["ball", "nonnegative", "simplex"]
 
@@ -68,7 +69,7 @@ def ball(x: np.ndarray, radius: float = 1.0, norm: float = 2) -> np.ndarray:
 
         norm=2:     x = x*min(1, radius/|x|)                    |x| = sqrt(sum of squares)
         norm=1:     x = sign(x)*max(|x| - theta, 0)             where sum |x| > radius
-        norm=inf:   x = clamp(x, -radius, radius)
+        norm=inf:   x = clamp(x, -radius, radius)               in x's type, rounded inwards
 
     x        an array of floating-point numbers; written
     radius   in (0, inf), default 1
@@ -85,8 +86,7 @@ def ball(x: np.ndarray, radius: float = 1.0, norm: float = 2) -> np.ndarray:
         raise ValueError(f"norm: {norm!r} is unknown; wanted 1 or 2 or inf")
     if norm == math.inf:
         _check(x, finite=False)
-        with np.errstate(over="ignore"):  # a radius beyond x's type holds nothing back
-            x[...] = reference.clamp(x, x.dtype.type(-radius), x.dtype.type(radius))
+        x[...] = reference.clamp(x, *within((-radius, radius), x.dtype))
         return x
     values = _check(x)
     if norm == 2:

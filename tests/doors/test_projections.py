@@ -79,6 +79,9 @@ def test_known_points() -> None:
     assert (ball(np.full(4, largest), norm=1) == 0.25).all()
     assert (simplex(np.array([largest, 0.0, -largest])) == [1, 0, 0]).all()
     assert (ball(np.array([3, -4], np.float16), 1e6, norm=math.inf) == [3, -4]).all()
+    for dtype in (np.float16, np.float32):  # both of which are nearest to 0.1 from above, or below
+        for radius in (0.1, 0.3, 1e-9):
+            assert np.abs(ball(np.ones(1, dtype), radius, norm=math.inf).astype(float)) <= radius
     empty = np.zeros(0)
     for name in ("nonnegative", "ball", "ball1", "ball_inf"):
         assert CASES[name](empty) is empty

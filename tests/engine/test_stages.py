@@ -16,11 +16,17 @@ from hypothesis import strategies as st
 from ml_dtypes import bfloat16
 
 import schuss
-from schuss import rules
+from schuss import _core, rules
 from schuss.engine.declare import Backend
 from schuss.engine.optimizer import Optimizer
 
 F4 = np.float32
+
+# The kernels of every instruction set, and their specification.
+RUNS: list[tuple[Backend, str]] = [
+    *(("compiled", isa) for isa in _core.found_isas()),
+    ("numpy", _core.isa()),
+]
 
 
 def stepped(x: Any, g: Any, steps: int = 1, **options: Any) -> np.ndarray:
@@ -117,6 +123,70 @@ def test_bounds_as_arrays(backend: Backend) -> None:
         opt.bounds = None
 
 
+BOUNDS = [
+    (0.0, 0.1),
+    (1e-3, 0.999),
+    (1e-9, 1.0),
+    (-1.0, -1e-9),
+    (-1e6, 1e6),
+    (-0.7, math.inf),
+    (1e-310, 1.1),
+    (1 / 3, 1 / 3 + 1e-3),
+]
+
+
+@pytest.mark.usefixtures("any_isa")
+@pytest.mark.parametrize("as_arrays", [False, True])
+@pytest.mark.parametrize("options", [{}, {"stochastic_rounding": True}, {"master": True}])
+@pytest.mark.parametrize("dtype", [np.float64, F4, "float16", bfloat16])
+def test_bounds_hold_for_what_is_stored(dtype: Any, options: Any, as_arrays: bool) -> None:
+    """At the nearest numbers of the parameter's type inside, by every set of kernels."""
+    for low, high in BOUNDS:
+        ends = []
+        for backend, isa in RUNS:
+            _core.use_isa(isa)
+            x = np.full(300, min(high, 0.5), dtype)
+            bounds = (np.full(300, low), np.full(300, high)) if as_arrays else (low, high)
+            opt = schuss.SGD(x, lr=1.0, bounds=bounds, backend=backend, **options)
+            for pull in (-3e38, -0.01, 3e38, 0.01):
+                opt.step(np.full(300, pull, np.float64 if dtype is np.float64 else F4))
+                stored = x.astype(float)
+                assert ((stored >= low) & (stored <= high)).all(), (low, high, pull)
+                ends.append(x.copy())
+                if abs(pull) > 1:
+                    outwards = np.array(math.copysign(math.inf, -pull)).astype(dtype)
+                    with np.errstate(over="ignore"):
+                        beyond = float(np.nextafter(x[:1], outwards)[0])
+                    assert not low <= beyond <= high or math.isinf(high)
+        steps = bits(ends)
+        assert steps == steps[:4] * len(RUNS)
+
+
+@pytest.mark.parametrize("bounds", [(0.1, 0.1), (1e9, 2e9), (-1e-9, -1e-10)])
+def test_bounds_between_which_a_type_has_no_number(bounds: Any) -> None:
+    x, y = np.zeros(3), np.zeros(3, np.float16)
+    arrays: Any = tuple(np.full(3, b) for b in bounds)
+    says = r"bounds: \(.*\) holds no number of float16, the type of "
+    for wrong in (bounds, arrays):
+        with pytest.raises(ValueError, match=says + r"params\[1\]"):
+            schuss.SGD([x, y], bounds=wrong)
+    opt = schuss.SGD([{"params": [x]}, {"params": [y]}])  # groups of the same settings
+    saved = schuss.SGD([{"params": [x]}, {"params": [x.copy()]}], bounds=bounds).state_dict()
+    with pytest.raises(ValueError, match=says + r"params\[1\]"):
+        opt.bounds = bounds
+    with pytest.raises(ValueError, match=says + r"params\[1\]"):
+        opt.param_groups[1].update(bounds=bounds, l2=1.0)
+    with pytest.raises(ValueError, match=says + r"params\[1\]"):
+        opt.load_state_dict(saved)
+    assert [(g["bounds"], g["l2"]) for g in opt.param_groups] == [(None, 0.0)] * 2
+    schuss.functional.sgd(x, np.ones(3), step=1, lr=1.0, bounds=bounds)
+    with pytest.raises(ValueError, match=says + "param"):
+        schuss.functional.sgd(y, np.ones(3, F4), step=1, lr=1.0, bounds=bounds)
+    with pytest.raises(TypeError, match="sgd: bounds are arrays, which are for the class"):
+        schuss.functional.sgd(x, np.ones(3), step=1, lr=1.0, bounds=arrays)
+    assert (y == 0).all()
+
+
 def test_running_mean() -> None:
     x = np.array([1.0, 2.0])
     opt = schuss.SGD({"x": x}, lr=1.0, ema=0.75)
@@ -162,6 +232,101 @@ def test_norm_is_that_of_all_arrays() -> None:
     assert opt.grad_norm == pytest.approx(want, rel=1e-14)
     moved = math.sqrt(sum(float(x @ x) for x in params)) / opt.lr  # type: ignore[operator]
     assert moved == pytest.approx(1.0, rel=1e-5)
+
+
+SUBNORMAL = 5e-324
+LENGTHS: list[list[list[float]]] = [
+    [[1e200, 1e200]],
+    [[1.2e308, -1.2e308]],
+    [[1e-200, 1e-200]],
+    [[SUBNORMAL, -3 * SUBNORMAL]],
+    [[1e-310], [2e-162, 1e-170]],
+    [[1e180], [3e154, 4e154], [], [1.0]],
+    [[1e-3], [1e-300]],
+    [[0.0], [0.0]],
+]
+
+
+@pytest.mark.usefixtures("any_isa")
+@pytest.mark.parametrize("values", LENGTHS)
+def test_norm_whose_squares_are_beyond_double(values: list[list[float]]) -> None:
+    """Of many elements, by math.hypot, which scales as well; every set of kernels has its bits."""
+    grads = [np.tile(np.array(v), 3000) for v in values]
+    length = math.hypot(*np.concatenate(grads))
+    found = []
+    for backend, isa in RUNS:
+        _core.use_isa(isa)
+        params = [np.zeros(g.size) for g in grads]
+        opt = schuss.SGD(params, lr=1.0, clip_norm=1e-3, nonfinite="raise", backend=backend)
+        assert opt.step(grads)
+        found.append((opt.grad_norm, *bits(params)))
+        assert opt.grad_norm == pytest.approx(length, rel=1e-13, abs=0)
+        if math.isfinite(length) and length > 1:
+            moved = math.hypot(*np.concatenate(params))
+            assert moved == pytest.approx(1e-3, rel=1e-12)
+    assert found == [found[0]] * len(RUNS)
+
+
+def test_norm_of_the_largest_float32() -> None:
+    """Whose squares double has room for."""
+    largest = float(np.finfo(F4).max)
+    for dtype, scale in ((F4, 1.0), (F4, 1e-40), (bfloat16, 0.9)):
+        x = np.zeros(100, F4)
+        opt = schuss.SGD(x, lr=1.0, clip_norm=1.0, nonfinite="skip")
+        g = np.full(100, largest * scale).astype(dtype)
+        assert opt.step(g)
+        assert opt.grad_norm == pytest.approx(10 * float(g[0]), rel=1e-12)
+        wanted = min(1.0, 10 * float(g[0]))
+        assert math.hypot(*x) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["compiled", "numpy"])
+@pytest.mark.parametrize(
+    ("dtype", "g", "options", "seen"),
+    [
+        (F4, 1e30, {"grad_scale": 1e-20}, False),
+        (F4, 1e30, {"grad_scale": 1e-20, "maximize": True}, False),
+        (F4, 1e30, {"grad_scale": 1e-8}, True),
+        (F4, 3e38, {"grad_scale": 0.9}, True),
+        (F4, 3e38, {"grad_scale": 0.8}, False),
+        (F4, 1e30, {"grad_scale": 1e-20, "clip_value": 1.0}, True),
+        (F4, 1e30, {"grad_scale": 1e-20, "clip_norm": 1.0}, True),
+        (F4, 1e30, {"grad_scale": 1e-20, "clip_norm": 1e39}, False),
+        (F4, 1e-30, {"grad_scale": 1e-30}, True),
+        (np.float16, 6e4, {"grad_scale": 1e-30}, True),
+        (bfloat16, 3e38, {"grad_scale": 0.5}, False),
+        (np.float64, 1e30, {"grad_scale": 1e-20}, True),
+        (np.float64, 1e300, {"grad_scale": 1e-20}, False),
+        (np.float64, 1e300, {"grad_scale": 1e-20, "clip_norm": 1.0}, True),
+        (np.float64, -1.7e308, {}, True),
+        (F4, math.inf, {"clip_value": 1.0}, False),
+    ],
+)
+def test_nonfinite_is_of_what_the_rule_sees(
+    dtype: Any, g: float, options: dict[str, Any], seen: bool, backend: Backend
+) -> None:
+    params = [np.ones(5000, dtype), np.ones(0, dtype), np.ones(70, dtype)]
+    grads = [np.zeros(5000, dtype), np.zeros(0, dtype), np.zeros(70, dtype)]
+    grads[2][69] = g
+    for policy in ("skip", "raise"):
+        opt = schuss.Adam(params, nonfinite=policy, backend=backend, **options)
+        kept = everything(opt, params)
+        if seen:
+            assert opt.step(grads)
+            assert all(np.isfinite(x.astype(float)).all() for x in params)
+            assert np.isfinite(opt.state[2]["exp_avg"]).all()
+        elif policy == "skip":
+            assert opt.step(grads) is False
+            assert opt.skipped_steps == 1
+        else:
+            why = "are not finite" if math.isinf(g) else "overflow when grad_scale divides them"
+            with pytest.raises(FloatingPointError, match=rf"grads\[2\]: .* {why}"):
+                opt.step(grads)
+        assert seen or everything(opt, params) == kept
+
+
+def bits(params: list[np.ndarray]) -> list[bytes]:
+    return [x.tobytes() for x in params]
 
 
 def everything(opt: Optimizer, params: list[np.ndarray]) -> Any:

@@ -12,6 +12,7 @@ import pytest
 from ml_dtypes import bfloat16
 
 import schuss
+from schuss import rules
 from schuss.engine.declare import Backend
 from schuss.engine.optimizer import Optimizer
 
@@ -303,3 +304,70 @@ def test_what_a_rule_does_not_take() -> None:
     for momentum in (0.0, 1.0):
         with pytest.raises(ValueError, match=r"momentum: .* is out of range"):
             schuss.ScheduleFreeSGD(np.ones(1), momentum=momentum)
+
+
+# ---- Large gradients
+
+LARGE = 5e19  # whose square is beyond float32, but not a tenth of it
+
+# Which sum squares without a weight, as their papers have it: here and in PyTorch they are beyond.
+UNWEIGHTED = {schuss.Adagrad, schuss.Ftrl}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rule", [rule for rule in rules.RULES if rule not in UNWEIGHTED])
+def test_a_large_gradient_does_not_stay(rule: type[Optimizer], backend: Backend) -> None:
+    """A weight goes on one factor of a square: what is stored is finite, and x moves on."""
+    seen = set()
+    for choice in CHOICES:
+        options = choice.copy()
+        if not all(takes(rule, *option) for option in options.items()):
+            continue
+        x = np.ones(8, F4)
+        if rule is schuss.Prodigy:  # whose v is of d*g
+            options |= {"growth_rate": 1.0}
+        opt = rule(x, backend=backend, **options)
+        for size in (*[1.0, -1.0] * 10, LARGE, *[LARGE / 100] * 30):
+            before = x.copy()
+            opt.step(np.full(8, size, F4), loss=1.0)
+        for name, a in opt.state[0].items():
+            assert np.isfinite(a).all(), (options, name)
+        assert np.isfinite(x).all()
+        assert (x < before).all() or rule is schuss.Adadelta, options  # whose unit is x's
+        seen.add(opt.param_groups[0].settings.kernel)
+    assert {k for k, states in rule.states.items() if any("sq" in s for s in states)} <= seen
+
+
+def takes(rule: type[Optimizer], name: str, value: Any) -> bool:
+    declared = rule.hyperparameters.get(name)
+    return declared is not None and value in getattr(declared, "choices", [value])
+
+
+# They choose each kernel with a square.
+CHOICES: list[dict[str, Any]] = [
+    {},
+    {"momentum": 0.5},
+    {"centered": True},
+    {"centered": True, "momentum": 0.5},
+    {"amsgrad": True},
+    {"eps_mode": "inside"},
+    {"decay_mode": "course"},
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [(schuss.LARS, {}), (schuss.LARS, {"preset": "optax", "lr": 1.0}), (schuss.MARS, {})],
+)
+def test_norms_of_arrays_are_right_where_squares_overflow(
+    rule: type[Optimizer], options: dict[str, Any]
+) -> None:
+    """These rules divide by them, so that a first step is the same for gradients of any size."""
+    ends = []
+    for size in (1e5, 1e25, 1e36):
+        x = np.ones(100, F4)
+        rule(x, **options).step(np.linspace(0.5, 1, 100).astype(F4) * F4(size))
+        ends.append(x)
+    assert (ends[0] != 1).all()
+    for x in ends[1:]:
+        np.testing.assert_allclose(x, ends[0], rtol=1e-6)

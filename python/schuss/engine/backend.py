@@ -20,8 +20,13 @@ class Numpy:
     def __init__(self, parameters: Sequence[Parameter]) -> None:
         self.parameters = parameters
 
-    def norm(self, gradients: list[Any]) -> tuple[float, bool]:
-        return reference.norm_squared(gradients)
+    def norm(self, gradients: list[Any]) -> tuple[float, int, bool]:
+        return reference.norm(gradients)
+
+    def scales_finite(self, number: int, g: np.ndarray, scalars: Any) -> bool:
+        """Whether an array's finite gradient is so behind the stages scale and clip, too."""
+        _, _, stages = read(scalars)
+        return reference.scales_finite(np.asarray(self.parameters[number].x), g, stages)
 
     def measure(self, number: int, g: np.ndarray, scalars: Any, wanted: int) -> list[float]:
         """What the step would do to an array: all sums, of which only the wanted ones count."""

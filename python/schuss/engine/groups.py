@@ -16,6 +16,7 @@ from schuss.engine.declare import REQUIRED, present_word
 from schuss.engine.guard import shorten
 from schuss.engine.rule import Rule
 from schuss.engine.structure import described, label
+from schuss.reference.storage import within
 from schuss.reference.sums import WANTED
 
 
@@ -176,6 +177,15 @@ def is_same(a: Any, b: Any) -> bool:
     return a is b or (isinstance(a, str | int | float) and type(a) is type(b) and bool(a == b))
 
 
+def require_room(bounds: Any, dtype: np.dtype[Any], name: str) -> None:
+    """Raises where no finite number of a parameter's type lies within the bounds."""
+    if bounds is None:
+        return
+    low, high = within(bounds, dtype)
+    if not np.all((low <= high) & (low < np.inf) & (high > -np.inf)):
+        raise ValueError(f"bounds: {bounds!r} holds no number of {dtype}, the type of {name}")
+
+
 def preset(rule: type[Rule], name: Any) -> dict[str, Any]:
     """The defaults of a rule in another library's or paper's convention; None: PyTorch's."""
     name = present_word("preset", name)
@@ -278,6 +288,8 @@ class Group(MutableMapping[str, Any]):
             if rule.hyperparameters[name].fixes(old[name], value):
                 raise ValueError(f"{name}: {value!r} comes too late; fixed at construction")
         settings = Settings.checked(rule, old | new)
+        if "bounds" in new:
+            self.require_room(new["bounds"])
         if settings.states != states:
             wanted = ", ".join(f"{name}: {value!r}" for name, value in values.items())
             raise ValueError(
@@ -285,6 +297,11 @@ class Group(MutableMapping[str, Any]):
                 "they are fixed at construction"
             )
         return settings
+
+    def require_room(self, bounds: Any) -> None:
+        """Raises where a parameter's type has no number within these bounds."""
+        for p in {p.x.dtype: p for p in self.members}.values():
+            require_room(bounds, p.x.dtype, p.labels()[0])
 
     def update(self, *values: Any, **more: Any) -> None:
         """Sets several values: all of them or none."""

@@ -47,7 +47,15 @@ from schuss.engine.declare import (
     user_level,
     whole,
 )
-from schuss.engine.groups import Group, Parameter, Settings, Swapped, meant, nearest
+from schuss.engine.groups import (
+    Group,
+    Parameter,
+    Settings,
+    Swapped,
+    meant,
+    nearest,
+    require_room,
+)
 from schuss.engine.guard import IN_A_CALL, alive, one_at_a_time, shorten
 from schuss.engine.mapped import Files
 from schuss.engine.memory import FREE, room, write
@@ -78,7 +86,7 @@ from schuss.engine.structure import (
     listed,
     listing,
 )
-from schuss.reference.storage import is_narrow
+from schuss.reference.storage import computing, is_narrow, within
 
 NoDecay = Callable[[str, np.ndarray], bool]
 
@@ -142,7 +150,8 @@ class Optimizer(Rule, Declared):
     l2, l1       g + l2*x + l1*sign(x) takes the place of g, in [0, inf), default 0
     l1_mode      "coupled" (default), or "prox": x is brought closer to 0 by lr*l1 after the step,
                  and is exactly 0 where it was closer
-    bounds       (low, high), numbers or arrays, which are copied: x is kept within; default None
+    bounds       (low, high), numbers or arrays, which are copied: x is kept within, at the nearest
+                 numbers of its own type inside; default None
 
     How the rule's weight_decay, wd, works on x, by its decay_mode; lr is the step's, peak the
     largest of its schedule:
@@ -160,8 +169,9 @@ class Optimizer(Rule, Declared):
                  1/grad_scale, which is finite in float32, too; or a LossScale
     clip_norm    gradients are scaled down together to this norm, in (0, inf], default inf; needs
                  one read of them more
-    nonfinite    what becomes of a step with a gradient that is not finite: "propagate" (default),
-                 "skip", or "raise"; the last two need one read of the gradients more
+    nonfinite    what becomes of a step with a gradient that is not finite, as it is given or as the
+                 rule would see it, behind grad_scale, clip_norm and clip_value: "propagate"
+                 (default), "skip", or "raise"; the last two need one read of the gradients more
     zero_grad    fills the gradients with zeros in the same pass, default False
     ema          opt.ema[name] is the running mean of each parameter, with this decay, in [0, 1);
                  default None: no mean
@@ -365,6 +375,8 @@ class Optimizer(Rule, Declared):
                     new = changed.get(id(old))
                     if new is None:
                         new = changed[id(old)] = group.changed(name, value)
+                    elif name == "bounds":
+                        group.require_room(new.values[name])
                     pairs.append((group, new))
             for group, new in pairs:
                 group.settings = new
@@ -615,12 +627,15 @@ class Optimizer(Rule, Declared):
             keep("master", x)
         if self.ema_decay is not None:
             keep("average", x)
-        if Pair.has_arrays(group["bounds"]):
-            for role, bound in zip(("low", "high"), group["bounds"], strict=True):
+        bounds = group["bounds"]
+        if Pair.has_arrays(bounds):
+            for bound in bounds:
                 if np.shape(bound) not in ((), x.shape):
                     of = label("params", name)
                     raise ValueError(f"bounds: shape {np.shape(bound)}, but {of} has {x.shape}")
+            for role, bound in zip(("low", "high"), within(bounds, x.dtype), strict=True):
                 keep(role, bound)
+        require_room(bounds, x.dtype, label("params", name))
         return beside
 
     def _gather(self, values: Any, role: str) -> list[Any]:
@@ -806,20 +821,22 @@ class Optimizer(Rule, Declared):
         if self._plan.barred:
             raise RuntimeError(f"{what}: {self._plan.barred}")
 
-    def _leave_undone(self, gradients: list[Any], active: list[int]) -> None:
-        """What is left of a step whose gradients are not finite."""
+    def _leave_undone(
+        self, gradients: list[Any], active: list[int], overflowing: int | None
+    ) -> None:
+        """What is left of a step whose gradients are not finite, or overflow when scaled: which."""
         scale = self.grad_scale
         why = scale.given_up if isinstance(scale, SharedScale) else ""
         if self.nonfinite == "raise" or why:
-            bad = [
-                self._parameters[i]
-                for i, g in zip(active, gradients, strict=True)
-                if not np.isfinite(g).all()
-            ]
+            if overflowing is None:
+                bad = [k for k, g in enumerate(gradients) if not np.isfinite(g).all()]
+                what = "has elements that are not finite"
+            else:
+                bad, what = [overflowing], "has elements that overflow when grad_scale divides them"
+            names = [self._parameters[active[k]].labels()[1] for k in bad]
             if why:
-                names = listing(p.labels()[1] for p in bad)
-                raise FloatingPointError(f"{names}: has elements that are not finite; {why}")
-            raise FloatingPointError(f"{bad[0].labels()[1]}: has elements that are not finite")
+                raise FloatingPointError(f"{listing(names)}: {what}; {why}")
+            raise FloatingPointError(f"{names[0]}: {what}")
         self._skipped_steps += 1
         if self.zeroes_grad:  # or a buffer that accumulates would stay infinite
             for g in gradients:
@@ -1048,7 +1065,8 @@ def same_bits(x: Any, y: np.ndarray) -> bool:
 
 def computing_type(x: np.ndarray) -> np.dtype[Any]:
     """What a parameter's step is computed in, and its state stored in unless told otherwise."""
-    return np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
+    found: np.dtype[Any] = np.dtype(computing(x.dtype))
+    return found
 
 
 def is_settable(cls: type, name: str) -> bool:

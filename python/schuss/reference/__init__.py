@@ -12,6 +12,8 @@ from schuss.reference.elements import maximum as maximum
 from schuss.reference.elements import sign as sign
 from schuss.reference.rules import *  # noqa: F403
 from schuss.reference.stages import Stages as Stages
+from schuss.reference.stages import scales_finite as scales_finite
 from schuss.reference.stages import step as step
 from schuss.reference.sums import measure as measure
+from schuss.reference.sums import norm as norm
 from schuss.reference.sums import norm_squared as norm_squared

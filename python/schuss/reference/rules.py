@@ -3,7 +3,9 @@
 A rule takes the parameter x, the gradient g, its state arrays and its scalars, updates the state in
 place and returns the update u; `step` puts it into the order of a step. The kernels' own rules
 (cpp/core/rules.hpp) have the same letters and order of operations, and end on the same bits. Only
-+ - * / sqrt, comparison and selection occur: each is correctly rounded on every machine.
++ - * / sqrt, comparison and selection occur: each is correctly rounded on every machine. A weight
+goes on one factor of a square, (w*g)*g as in PyTorch: g*g overflows far earlier, and what is
+infinite once stays so.
 
 What a rule measures of an element before its step is a function of its name with `_measures`.
 """
@@ -23,6 +25,11 @@ def agreement(g, p, product):
 def scaled(s, q, minus, plus):
     """A step size after agreement q."""
     return np.where(q > 0, plus * s, np.where(q < 0, minus * s, s))
+
+
+def square(a):
+    """A square in double, where that of no float32 overflows or vanishes."""
+    return a.astype(np.float64) ** 2
 
 
 def zero(g):
@@ -56,19 +63,19 @@ def adagrad(x, g, s, *, lr, inside, eps, guard):
 
 
 def rmsprop(x, g, v, *, alpha, w, kv, inside, eps, lr):
-    v[...] = alpha * v + w * (g * g)
+    v[...] = alpha * v + (w * g) * g
     return lr * (g / (np.sqrt(kv * v + inside) + eps))
 
 
 def rmsprop_momentum(x, g, v, b, *, alpha, w, kv, inside, eps, mu, c, direct, s):
-    v[...] = alpha * v + w * (g * g)
+    v[...] = alpha * v + (w * g) * g
     n = c * (g / (np.sqrt(kv * v + inside) + eps))
     b[...] = mu * b + n
     return direct * n + s * b
 
 
 def rmsprop_centered(x, g, v, a, *, alpha, w, kv, ka, least, inside, eps, lr):
-    v[...] = alpha * v + w * (g * g)
+    v[...] = alpha * v + (w * g) * g
     a[...] = a + w * (g - a)
     q = maximum(kv * v - (ka * a) * (ka * a), least)
     return lr * (g / (np.sqrt(q + inside) + eps))
@@ -77,7 +84,7 @@ def rmsprop_centered(x, g, v, a, *, alpha, w, kv, ka, least, inside, eps, lr):
 def rmsprop_centered_momentum(
     x, g, v, a, b, *, alpha, w, kv, ka, least, inside, eps, mu, c, direct, s
 ):
-    v[...] = alpha * v + w * (g * g)
+    v[...] = alpha * v + (w * g) * g
     a[...] = a + w * (g - a)
     q = maximum(kv * v - (ka * a) * (ka * a), least)
     n = c * (g / (np.sqrt(q + inside) + eps))
@@ -86,9 +93,9 @@ def rmsprop_centered_momentum(
 
 
 def adadelta(x, g, v, d, *, rho, w, eps, lr):
-    v[...] = rho * v + w * (g * g)
+    v[...] = rho * v + (w * g) * g
     u = np.sqrt(d + eps) / np.sqrt(v + eps) * g
-    d[...] = rho * d + w * (u * u)
+    d[...] = rho * d + (w * u) * u
     return lr * u
 
 
@@ -102,18 +109,17 @@ def ftrl(x, g, n, z, *, per_lr, shrink, l1, l2):
 
 def adam(x, g, m, v, *, w1, beta2, w2, step, denom, eps):
     m[...] = m + w1 * (g - m)
-    v[...] = beta2 * v + w2 * (g * g)
+    v[...] = beta2 * v + (w2 * g) * g
     return step * (m / (denom * np.sqrt(v) + eps))
 
 
 def adam_measures(x, g, m, v, *, beta2, w2, eps, **_):
-    square = g * g
-    return square / maximum(beta2 * v + w2 * square, eps * eps), zero(g)
+    return g / maximum(beta2 * v + (w2 * g) * g, eps * eps) * g, zero(g)
 
 
 def general_adam(x, g, m, v, *, w1, beta2, w2, cm, cg, kv, inside, kd, least, eps, guard, under):
     m[...] = m + w1 * (g - m)
-    v[...] = beta2 * v + w2 * (g * g)
+    v[...] = beta2 * v + (w2 * g) * g
     n = cm * m + cg * g
     u = n / (maximum(np.sqrt(kv * v + inside) * kd, least) + eps)
     return np.where(v <= guard, under * n, u)
@@ -121,13 +127,13 @@ def general_adam(x, g, m, v, *, w1, beta2, w2, cm, cg, kv, inside, kd, least, ep
 
 def decayed_adam(x, g, m, v, *, w1, beta2, w2, cm, cx, kd, eps):
     m[...] = m + w1 * (g - m)
-    v[...] = beta2 * v + w2 * (g * g)
+    v[...] = beta2 * v + (w2 * g) * g
     return (cm * m + cx * x) / (np.sqrt(v) * kd + eps)
 
 
 def amsgrad(x, g, m, v, q, *, w1, beta2, w2, ka, cm, kv, inside, kd, least, eps, guard, under):
     m[...] = m + w1 * (g - m)
-    v[...] = beta2 * v + w2 * (g * g)
+    v[...] = beta2 * v + (w2 * g) * g
     q[...] = maximum(q, ka * v)
     n = cm * m
     u = n / (maximum(np.sqrt(kv * q + inside) * kd, least) + eps)
@@ -143,34 +149,33 @@ def adamax(x, g, m, q, *, w1, beta2, inside, step, eps):
 def adabelief(x, g, m, v, *, w1, beta2, w2, inside, step, denom, eps):
     m[...] = m + w1 * (g - m)
     d = g - m
-    v[...] = beta2 * v + w2 * (d * d) + inside
+    v[...] = beta2 * v + (w2 * d) * d + inside
     return step * (m / (denom * np.sqrt(v) + eps))
 
 
 def yogi(x, g, m, v, *, w1, w2, step, denom, eps):
     m[...] = m + w1 * (g - m)
-    s = g * g
-    v[...] = v - w2 * (sign(v - s) * s)
+    v[...] = v - (w2 * sign(v - g * g) * g) * g
     return step * (m / (denom * np.sqrt(v) + eps))
 
 
 def adopt(x, g, m, v, *, clip, eps, w1, beta2, w2, lr):
     n = clamp(g / maximum(np.sqrt(v), eps), -clip, clip)
     m[...] = m + w1 * (n - m)
-    v[...] = beta2 * v + w2 * (g * g)
+    v[...] = beta2 * v + (w2 * g) * g
     return lr * m
 
 
 def grams(x, g, m, v, *, w1, beta2, w2, step, denom, eps):
     m[...] = m + w1 * (g - m)
-    v[...] = beta2 * v + w2 * (g * g)
+    v[...] = beta2 * v + (w2 * g) * g
     return sign(g) * (step * (np.abs(m) / (denom * np.sqrt(v) + eps)))
 
 
 def ademamix(x, g, m, s, v, *, w1, w3, beta2, w2, cm, cs, kv, inside, eps):
     m[...] = m + w1 * (g - m)
     s[...] = s + w3 * (g - s)
-    v[...] = beta2 * v + w2 * (g * g)
+    v[...] = beta2 * v + (w2 * g) * g
     return (cm * m + cs * s) / (np.sqrt(kv * v + inside) + eps)
 
 
@@ -179,7 +184,7 @@ def adan(x, g, m, d, v, p, *, first, w1, w2, beta3, w3, mix, cm, cd, kv, inside,
     y = g + mix * diff
     m[...] = m + w1 * (g - m)
     d[...] = d + w2 * (diff - d)
-    v[...] = beta3 * v + w3 * (y * y)
+    v[...] = beta3 * v + (w3 * y) * y
     p[...] = g
     return (cm * m + cd * d) / (np.sqrt(kv * v + inside) + eps)
 
@@ -250,7 +255,7 @@ def schedule_free(x, g, z, *, first, ck, step, lr):
 
 
 def schedule_free_adam(x, g, z, v, *, first, beta2, w2, denom, eps, decay, ck, step, lr):
-    v[...] = beta2 * v + w2 * (g * g)
+    v[...] = beta2 * v + (w2 * g) * g
     d = g / (denom * np.sqrt(v) + eps) + decay * x
     start = x if first > 0 else z
     u = step * d - ck * (start - x)
@@ -267,13 +272,12 @@ def lars(x, g, b, *, decay, mu, w, a, s):
 
 
 def lars_measures(x, g, b, *, decay, **_):
-    d = g + decay * x
-    return d * d, zero(g)
+    return square(g + decay * x), zero(g)
 
 
 def lamb(x, g, m, v, *, w1, beta2, w2, step, denom, eps, decay, rate):
     m[...] = m + w1 * (g - m)
-    v[...] = beta2 * v + w2 * (g * g)
+    v[...] = beta2 * v + (w2 * g) * g
     return rate * (step * (m / (denom * np.sqrt(v) + eps)) + decay * x)
 
 
@@ -281,19 +285,18 @@ def mars(x, g, m, v, p, *, ahead, shrink, w1, beta2, w2, step, denom, eps):
     c = shrink * (g + ahead * (g - p))
     p[...] = g
     m[...] = m + w1 * (c - m)
-    v[...] = beta2 * v + w2 * (c * c)
+    v[...] = beta2 * v + (w2 * c) * c
     return step * (m / (denom * np.sqrt(v) + eps))
 
 
 def mars_measures(x, g, m, v, p, *, ahead, **_):
-    c = g + ahead * (g - p)
-    return c * c, zero(g)
+    return square(g + ahead * (g - p)), zero(g)
 
 
 def prodigy(x, g, m, v, s, o, *, first, d, w1, beta2, w2, beta3, k, step, eps):
     c = d * g
     m[...] = m + w1 * (c - m)
-    v[...] = beta2 * v + w2 * (c * c)
+    v[...] = beta2 * v + (w2 * c) * c
     s[...] = beta3 * s + k * g
     o[...] = x if first > 0 else o
     return step * (m / (np.sqrt(v) + eps))
@@ -306,7 +309,7 @@ def prodigy_measures(x, g, m, v, s, o, *, first, beta3, k, **_):
 
 def dadapt_adam(x, g, m, v, s, *, rate, w1, beta2, w2, beta3, k, eps):
     m[...] = m + w1 * (rate * g - m)
-    v[...] = beta2 * v + w2 * (g * g)
+    v[...] = beta2 * v + (w2 * g) * g
     s[...] = beta3 * s + k * g
     return m / (np.sqrt(v) + eps)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from schuss.reference.elements import clamp, shrink, sign
-from schuss.reference.storage import dither, is_narrow, random_bits
+from schuss.reference.storage import computing, dither, is_narrow, random_bits, within
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,7 +62,7 @@ def step(
          5  x = keep*x - u                      masked: keep only where u and x have the same sign
          6  x = after*x
          7  x = shrink(x, threshold)
-         8  x = clamp(x, low, high)
+         8  x = clamp(x, low, high)             rounded inwards to numbers of x's type
          9  average = average + share*(x - average)
         10  x is rounded to its type, to nearest even or stochastically
         11  g = 0                               where zero_grad
@@ -75,20 +75,19 @@ def step(
     stages          the numbers of the stages, in double
     master          in float32: stands in for a 16-bit x, which is rounded from it (written)
     average         the running mean of x (written)
-    low, high       bounds of each element, in place of those of the stages
+    low, high       bounds of each element, in place of those of the stages: numbers of x's type
     position        number of x's first element among those of all arrays
 
     Computed in float64 for float64, else in float32; each scalar is rounded to that type once. What
     is stored in a narrower type is rounded to nearest even. State and average below the smallest
     normal number of the computing type are stored as 0 where `stages.flush`.
     """
-    number: Any = np.float64 if x.dtype == np.float64 else np.float32
-    computing = np.dtype(number)
-    tiny = np.finfo(computing).smallest_normal if stages.flush else number(0)
+    number = computing(x.dtype)
+    tiny = np.finfo(number).smallest_normal if stages.flush else number(0)
     with np.errstate(all="ignore"):
-        w = (x if master is None else master).astype(computing, copy=False)
+        w = (x if master is None else master).astype(number, copy=False)
         d = prepared(w, g, stages)
-        wide = [s.astype(computing, copy=False) for s in state]
+        wide = [s.astype(number, copy=False) for s in state]
         u = rule(w, d, *wide, **{name: number(value) for name, value in scalars.items()})
         for s, new in zip(state, wide, strict=True):
             s[...] = np.where(np.abs(new) < tiny, number(0), new)
@@ -101,9 +100,10 @@ def step(
         if stages.threshold != 0:
             w = shrink(w, number(stages.threshold))
         if low is not None and high is not None:
-            w = clamp(w, low.astype(computing), high.astype(computing))
+            w = clamp(w, low.astype(number), high.astype(number))
         elif stages.low > -np.inf or stages.high < np.inf:
-            w = clamp(w, number(stages.low), number(stages.high))
+            least, most = within((stages.low, stages.high), x.dtype)
+            w = clamp(w, least.astype(number), most.astype(number))
         if average is not None:
             moved = average + number(stages.average) * (w - average)
             average[...] = np.where(np.abs(moved) < tiny, number(0), moved)
@@ -116,12 +116,24 @@ def step(
         g.fill(0)
 
 
+def scaled(number: Any, g: Array, stages: Stages) -> Array:
+    """Steps 1 and 2, in a type."""
+    d: Array = number(stages.scale) * g.astype(number, copy=False)
+    if stages.clip < np.inf:
+        d = clamp(d, number(-stages.clip), number(stages.clip))
+    return d
+
+
+def scales_finite(x: Array, g: Array, stages: Stages) -> bool:
+    """Whether the gradient of a parameter x is finite behind steps 1 and 2."""
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(scaled(computing(x.dtype), g, stages)).all())
+
+
 def prepared(w: Array, g: Array, stages: Stages) -> Array:
     """The gradient that a rule is to see, in the type of w: steps 1 to 3."""
     number: Any = w.dtype.type
-    d: Array = number(stages.scale) * g.astype(w.dtype, copy=False)
-    if stages.clip < np.inf:
-        d = clamp(d, number(-stages.clip), number(stages.clip))
+    d = scaled(number, g, stages)
     if stages.l2 != 0:
         d = d + number(stages.l2) * w
     if stages.l1 != 0:

@@ -42,6 +42,25 @@ def dither(x: Array, random: NDArray[np.uint32], half: bool) -> Array:
     return np.where(size <= np.finfo(np.float32).max, finite, x).astype(np.float32)
 
 
+def within(bounds: tuple[Any, Any], dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """Two bounds, numbers or arrays, as numbers of a type: the nearest ones inside."""
+    low, high = bounds
+    return least(low, dtype), -least(np.negative(high), dtype)
+
+
+def least(bound: Any, dtype: np.dtype[Any]) -> Array:
+    """The smallest number of a type that is not below a bound."""
+    with np.errstate(over="ignore", under="ignore"):
+        found = np.asarray(bound).astype(dtype)
+        above = np.nextafter(found, dtype.type(np.inf))
+        return np.where(found.astype(np.float64) < bound, above, found)
+
+
+def computing(dtype: np.dtype[Any]) -> Any:
+    """The type in which a parameter of this type is stepped."""
+    return np.float64 if dtype == np.float64 else np.float32
+
+
 def is_narrow(dtype: np.dtype[Any]) -> bool:
     """Whether numbers of this type are brought to a wider one to compute with them."""
     return dtype.name in ("float16", "bfloat16")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from schuss.reference.stages import Stages, prepared
+from schuss.reference.storage import computing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,7 +50,7 @@ def measure(
 
     own   the rule's `_measures` in rules.py: two numbers of each element, from the state as it was
     """
-    number: Any = np.float64 if x.dtype == np.float64 else np.float32
+    number = computing(x.dtype)
     with np.errstate(all="ignore"):
         w = (x if master is None else master).astype(number, copy=False)
         d = prepared(w, g, stages)
@@ -71,8 +72,22 @@ def measure(
         )
 
 
-def norm_squared(gradients: Sequence[Array]) -> tuple[float, bool]:
+def norm(gradients: Sequence[Array]) -> tuple[float, int, bool]:
+    """The norm of all gradients as s and k, where it is sqrt(s)*2**k, and whether all are finite.
+
+    k is 0 unless squares of float64 leave the range of double: then all elements are scaled by it.
+    """
+    squares, finite = norm_squared(gradients)
+    if not finite or 2.0**-900 <= squares < np.inf:
+        return squares, 0, finite
+    exponent = -600 if squares < 1 else 600
+    return norm_squared(gradients, exponent)[0], exponent, True
+
+
+def norm_squared(gradients: Sequence[Array], exponent: int = 0) -> tuple[float, bool]:
     """The sum of the squares of all gradients, in double, and whether all elements are finite.
+
+    exponent   each element is multiplied by 2**-exponent before it is squared
 
     Blocks of 4096 elements from each array's start: element i adds its square to lane i mod 16, in
     order; lanes fold 8-4-2-1; blocks fold pairwise by index; arrays are added in their order.
@@ -82,6 +97,8 @@ def norm_squared(gradients: Sequence[Array]) -> tuple[float, bool]:
         for g in gradients:
             wide = np.asarray(g).astype(np.float64)
             finite = finite and bool(np.isfinite(wide).all())
+            if exponent:
+                wide = wide * 2.0**-exponent
             if wide.size:
                 total += folded(wide * wide)
     return total, finite
