@@ -20,7 +20,7 @@ py::object as_array(const member& m, const py::object& g) {
   const bool generic = py::isinstance(g, numpy.attr("generic"));
   const bool plain = PyFloat_Check(g.ptr()) != 0 || PyLong_CheckExact(g.ptr()) != 0;
   if (!m.shape.empty() || !(generic || plain)) return g;
-  return generic ? numpy.attr("asarray")(g) : numpy.attr("asarray")(g, m.x.attr("dtype"));
+  return generic ? numpy.attr("asarray")(g) : numpy.attr("asarray")(g, dtype_of(m.x));
 }
 
 }  // namespace
@@ -28,12 +28,9 @@ py::object as_array(const member& m, const py::object& g) {
 void plan::follow_recipe() {
   static const auto& settings_name = *new py::object(interned("settings"));
   stale_ = false;  // before Python runs, which may set something
-  try {
-    recipe_.emplace(make_(), settings_name);
-  } catch (...) {
-    stale_ = true;
-    throw;
-  }
+  auto next = std::make_unique<recipe>(call(make_), settings_name);
+  recipe_.swap(next);
+  drop_from(structures_, 1);  // what is a structure depends on an option, too
   kinds_.assign(recipe_->groups.size(), 0);
   keyed_right_ = false;
   filled_ = false;
@@ -48,6 +45,8 @@ bool plan::read_settings() {
         py::reinterpret_steal<py::object>(PyObject_GetAttr(own.group.ptr(), settings_name.ptr()));
     if (!now) throw py::error_already_set();
     if (now.is(own.settings)) continue;
+    if (!PyTuple_Check(now.ptr()) || PyTuple_GET_SIZE(now.ptr()) <= form_field)
+      wrong_type("settings", "not what a group sets itself; set its options");
     if (field(now, form_field) != own.form.ptr()) return false;
     own.values = py::reinterpret_borrow<py::object>(field(now, values_field));
     const bool scheduled = PyTuple_GET_SIZE(field(now, scheduled_field)) != 0;
@@ -65,6 +64,7 @@ bool plan::read_settings() {
     kinds_[i] = own.kind;
     keyed_right_ = false;
   }
+  drop_from(values_, numbers.size());
   values_.resize(numbers.size());
   return true;
 }
@@ -109,9 +109,11 @@ void plan::begin_gradients(const py::object& grads) {
     };
     if (std::none_of(structures_.begin(), structures_.end(), fits)) {
       auto [list, structure] = match_(grads).cast<std::pair<std::vector<py::object>, py::object>>();
-      given_ = std::move(list);
+      if (list.size() != members.size())
+        throw py::value_error("grads: changed while they were looked over");
+      given_.swap(list);
       if (!structure.is_none()) {
-        structures_.resize(std::min<std::size_t>(structures_.size(), 3), tree(structure));
+        drop_from(structures_, 3);
         structures_.emplace_back(structure);
       }
     }

@@ -35,6 +35,9 @@ inline const PyObject* ndarray() {
 inline shape_t shape_of(py::handle a) {
   return {fields(a)->dimensions, fields(a)->dimensions + fields(a)->nd};
 }
+inline shape_t strides_of(py::handle a) {
+  return {fields(a)->strides, fields(a)->strides + fields(a)->nd};
+}
 inline bool has_shape(py::handle a, const shape_t& shape) {
   return static_cast<std::size_t>(fields(a)->nd) == shape.size() &&
          std::equal(shape.begin(), shape.end(), fields(a)->dimensions);
@@ -45,23 +48,39 @@ inline py::ssize_t size_of(const shape_t& shape) {
   return size;
 }
 
-// The storage kind of an array's dtype, if it is one of ours. bfloat16 comes from a package of its
-// own, which need not be there: its dtype is known by name, and once seen by address.
+inline const py::detail::PyArrayDescr_Proxy* descriptor(py::handle a) {
+  return py::detail::array_descriptor_proxy(fields(a)->descr);
+}
+// The dtype that the array has: a class may say another one.
+inline py::dtype dtype_of(py::handle a) {
+  return py::reinterpret_borrow<py::dtype>(fields(a)->descr);
+}
+
+// Types that are bfloat16, by their number in NumPy. They come from packages of their own, which
+// need not be there, and are recognized by name.
+inline std::vector<int> bfloat16_types;
+
+// The storage kind of an array's dtype, if it is one of ours, and recognized. Runs no Python: what
+// is read of several arrays in a row is so of all of them at once.
 inline std::optional<kind> kind_of(py::handle a) {
-  static const void* bfloat16 = nullptr;
-  const void* descr = fields(a)->descr;
-  const py::detail::PyArrayDescr_Proxy* d = py::detail::array_descriptor_proxy(fields(a)->descr);
-  constexpr int half = 23, user_types = 256;  // of NumPy's C interface
+  const py::detail::PyArrayDescr_Proxy* d = descriptor(a);
+  constexpr int half = 23;  // of NumPy's C interface
   if (d->byteorder == '>') return std::nullopt;
   if (d->type_num == py::detail::npy_api::NPY_FLOAT_) return kind::float32;
   if (d->type_num == py::detail::npy_api::NPY_DOUBLE_) return kind::float64;
   if (d->type_num == half) return kind::float16;
-  if (descr == bfloat16) return kind::bfloat16;
-  if (d->type_num < user_types) return std::nullopt;
-  const py::object dtype = a.attr("dtype");
-  if (!py::str(dtype).equal(py::str("bfloat16"))) return std::nullopt;
-  bfloat16 = dtype.inc_ref().ptr();  // for ever, so that no other dtype takes its address
-  return kind::bfloat16;
+  for (const int number : bfloat16_types)
+    if (d->type_num == number) return kind::bfloat16;
+  return std::nullopt;
+}
+
+// Recognizes the dtype of an array that is of none of the known kinds; Python may run.
+inline void recognize(py::handle a) {
+  constexpr int user_types = 256;  // of NumPy's C interface
+  if (kind_of(a) || descriptor(a)->type_num < user_types) return;
+  const py::dtype dtype = dtype_of(a);
+  if (dtype.itemsize() == 2 && py::str(dtype).equal(py::str("bfloat16")))
+    bfloat16_types.push_back(dtype.num());
 }
 
 inline stream stream_of(py::handle a, kind k) {
@@ -75,14 +94,16 @@ inline bool goes_with(std::optional<kind> k, kind parameter) {
   return k && (*k == kind::float64) == (parameter == kind::float64);
 }
 
-// An array's fields as a step found them good: while they stay, so does its stream.
+// An array's fields as a step found them good: while they stay, so does its stream. It holds
+// nothing, so that none goes, and no Python runs, when it does.
 class sighting {
  public:
   sighting(py::handle a, const shape_t& shape)
       : array_(a.ptr()),
         type_(Py_TYPE(a.ptr())),
         data_(fields(a)->data),
-        descr_(py::reinterpret_borrow<py::object>(fields(a)->descr)),
+        number_(descriptor(a)->type_num),
+        byteorder_(descriptor(a)->byteorder),
         shape_(shape.data()),
         dimensions_(fields(a)->nd),
         flags_(fields(a)->flags) {}
@@ -90,8 +111,9 @@ class sighting {
   bool still() const { return still(array_); }
   bool still(py::handle a) const {
     const py::detail::PyArray_Proxy* now = fields(a);
-    bool same = Py_TYPE(a.ptr()) == type_ && now->data == data_ && now->descr == descr_.ptr() &&
-                now->flags == flags_ && now->nd == dimensions_;
+    const py::detail::PyArrayDescr_Proxy* d = descriptor(a);
+    bool same = Py_TYPE(a.ptr()) == type_ && now->data == data_ && d->type_num == number_ &&
+                d->byteorder == byteorder_ && now->flags == flags_ && now->nd == dimensions_;
     for (int i = 0; same && i < dimensions_; ++i) same = now->dimensions[i] == shape_[i];
     return same;
   }
@@ -100,7 +122,8 @@ class sighting {
   PyObject* array_;           // a gradient may be gone
   const PyTypeObject* type_;  // that of a member or of the class of gradients, which are kept
   const char* data_;
-  py::object descr_;  // kept, so that no other one takes its address
+  int number_;
+  char byteorder_;
   const py::ssize_t* shape_;
   int dimensions_, flags_;
 };
@@ -109,7 +132,7 @@ class sighting {
 
 inline std::string text(py::handle object) { return py::str(object).cast<std::string>(); }
 inline std::string shape_text(const shape_t& shape) { return text(py::tuple(py::cast(shape))); }
-inline std::string dtype_text(py::handle a) { return text(a.attr("dtype")); }
+inline std::string dtype_text(py::handle a) { return text(dtype_of(a)); }
 inline std::string type_text(py::handle object) {
   return text(py::type::handle_of(object).attr("__name__"));
 }
@@ -131,9 +154,14 @@ inline std::string description(py::handle a) {
 // where it has been imported: else there is none.
 inline bool is_masked(py::handle a) {
   if (reinterpret_cast<PyObject*>(Py_TYPE(a.ptr())) == ndarray()) return false;
-  const py::dict modules = py::module_::import("sys").attr("modules");
-  return modules.contains("numpy.ma.core") &&
-         py::isinstance(a, modules["numpy.ma.core"].attr("MaskedArray"));
+  const auto module =
+      py::reinterpret_steal<py::object>(PyImport_GetModule(py::str("numpy.ma.core").ptr()));
+  if (!module) {
+    if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+    return false;
+  }
+  const py::object masked = module.attr("MaskedArray");
+  return PyType_IsSubtype(Py_TYPE(a.ptr()), reinterpret_cast<PyTypeObject*>(masked.ptr())) != 0;
 }
 
 // What holds the same numbers as an x that is no array, by the module or the type that x is of.
@@ -192,23 +220,24 @@ inline std::string no_array(py::handle x, const std::string& label, bool written
 }
 
 // What every array must be, in the order in which a user would want to hear of it. `written`: a
-// parameter or its state, else a gradient.
+// parameter or its state, else a gradient. Python may run at first; what is found good then is.
 inline void require_array(py::handle a, const std::string& label, bool written) {
   if (!py::isinstance<py::array>(a)) throw py::type_error(no_array(a, label, written));
   if (is_masked(a))
     wrong_type(label,
                "a masked array, whose mask would be ignored; pass its .data, which shares its "
                "memory");
+  recognize(a);
   if (!kind_of(a)) {
-    if (a.attr("dtype").attr("isnative").cast<bool>())
+    if (dtype_of(a).attr("isnative").cast<bool>())
       wrong_type(label, "dtype " + dtype_text(a) +
                             " is not supported; wanted float32, float64, float16 or bfloat16");
     const std::string native = "astype(x.dtype.newbyteorder('='))";
-    wrong_value(label, "not in native byte order (dtype " + text(a.attr("dtype").attr("str")) +
-                           "); " + (written ? created_as("x." + native) : "pass x." + native));
+    wrong_value(label, "not in native byte order (dtype " + text(dtype_of(a).attr("str")) + "); " +
+                           (written ? created_as("x." + native) : "pass x." + native));
   }
   if ((fields(a)->flags & (c_order | f_order)) == 0)
-    wrong_value(label, "not contiguous (strides " + text(a.attr("strides")) + ", shape " +
+    wrong_value(label, "not contiguous (strides " + shape_text(strides_of(a)) + ", shape " +
                            shape_text(shape_of(a)) + "); " +
                            (written ? "pass the whole array that it is a view of, or " +
                                           created_as("np.ascontiguousarray(x)")

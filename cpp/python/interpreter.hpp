@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <iterator>
 #include <utility>
 #include <vector>
 
@@ -30,10 +31,18 @@ inline void drop(std::vector<py::object>& objects) {
   objects.clear();
 }
 
+// Lets go of what holds objects, from one on, in the same way.
+template <class T> void drop_from(std::vector<T>& holders, std::size_t first) {
+  if (first >= holders.size()) return;
+  const auto from = holders.begin() + static_cast<std::ptrdiff_t>(first);
+  const std::vector<T> gone(std::make_move_iterator(from), std::make_move_iterator(holders.end()));
+  holders.erase(from, holders.end());
+}
+
 // Holds a lock of Python's, as `with` does; where there is none, none.
 class held {
  public:
-  held(const py::object& acquire, py::object release) : release_(std::move(release)) {
+  held(py::object acquire, py::object release) : release_(std::move(release)) {
     if (acquire) call(acquire);
   }
   ~held() {

@@ -18,11 +18,49 @@ py::dict nothing() {
 
 }  // namespace
 
+// ---- Calls
+
+// Between two calls nothing is held of the gradients.
+class plan::call_of {
+ public:
+  call_of(plan& own, const char* what) : own_(own) {
+    if (!own_.enter())
+      throw std::runtime_error(std::string("re-entered: the ") + what + " of this thread");
+    own_.reading_ = true;
+  }
+  ~call_of() {
+    own_.let_go();
+    own_.reading_ = false;
+    own_.leave();
+  }
+  call_of(const call_of&) = delete;
+  call_of& operator=(const call_of&) = delete;
+
+ private:
+  plan& own_;
+};
+
+bool plan::enter() {
+  if (busy()) return false;
+  within_ = PyThread_get_thread_ident();
+  return true;
+}
+
+void plan::require_idle() const {
+  if (reading_)
+    throw std::runtime_error("re-entered: the optimizer is in the middle of a call of this thread");
+}
+
+void plan::require_unbarred() const {
+  if (!barred.empty()) throw std::runtime_error("step: " + barred);
+}
+
 // ---- What is registered
 
 void plan::add(std::vector<std::string> labels, py::object x,
                const std::vector<std::pair<std::string, py::object>>& keeps, py::object g,
                std::size_t group, bool decays, std::vector<double> memory) {
+  require_idle();
   registry_.add(std::move(labels), std::move(x), keeps, std::move(g), group, decays,
                 std::move(memory));
   let_go();
@@ -30,53 +68,62 @@ void plan::add(std::vector<std::string> labels, py::object x,
 }
 
 void plan::keep_first(std::size_t size) {
+  require_idle();
   registry_.keep_first(size);
   let_go();
   keyed_right_ = filled_ = false;
 }
 
 void plan::rebind(const std::vector<py::object>& arrays) {
+  require_idle();
   if (arrays.size() != registry_.members().size())
     throw py::value_error("params: one array for each parameter");
   filled_ = false;
   registry_.rebind(arrays);
 }
 
-void plan::expect(const std::vector<py::object>& structures) {
-  std::vector<tree> all;
-  for (const py::object& s : structures) all.emplace_back(s);
-  if (stepping_)
-    next_structures_ = std::move(all);
-  else
-    structures_.swap(all);
+void plan::require_disjoint() {
+  require_idle();
+  registry_.require_disjoint();
 }
 
-py::object plan::gather(const py::object& values) const {
+void plan::expect(const std::vector<py::object>& structures) {
+  require_idle();
+  std::vector<tree> all;
+  for (const py::object& s : structures) all.emplace_back(s);
+  structures_.swap(all);
+}
+
+py::object plan::gather(const py::object& values) {
+  const struct walk {
+    bool& reading;
+    bool before;
+    ~walk() { reading = before; }
+  } one{reading_, std::exchange(reading_, true)};
   std::vector<py::object> found(registry_.members().size());
   if (structures_.empty() || !structures_.front().gather(values.ptr(), found)) return py::none();
   return py::cast(found);
 }
 
 void plan::expect_more(const py::object& structure) {
-  structures_.resize(1, tree(structure));
-  structures_.front().append(tree(structure));
+  require_idle();
+  drop_from(structures_, 1);
+  structures_.at(0).append(tree(structure));
 }
 
 void plan::watch_more(const py::object& container, const py::object& structure) {
+  require_idle();
   containers_.emplace_back(container, tree(structure));
   watched_.clear();
 }
 
 void plan::watch(const std::vector<std::pair<py::object, py::object>>& containers) {
+  require_idle();
   std::vector<std::pair<py::object, tree>> all;
   for (const auto& [container, structure] : containers)
     all.emplace_back(container, tree(structure));
-  if (stepping_) {
-    next_containers_ = std::move(all);
-  } else {
-    containers_.swap(all);
-    watched_.clear();
-  }
+  containers_.swap(all);
+  watched_.clear();
 }
 
 void plan::serve(py::object lock, py::object make, py::object match) {
@@ -84,14 +131,17 @@ void plan::serve(py::object lock, py::object make, py::object match) {
   release_ = lock.is_none() ? py::object() : py::object(lock.attr("release"));
   make_ = std::move(make);
   match_ = std::move(match);
-  // In a forked child the step of a thread that is no longer there is over.
+  // In a forked child calls of threads that are no longer there are over; one that forked goes on.
+  if (busy() && within_ == PyThread_get_thread_ident()) return;
   let_go();
-  busy_ = stepping_ = spread_ = keyed_right_ = filled_ = false;
+  leave();
+  reading_ = spread_ = keyed_right_ = filled_ = false;
   stale_ = true;
 }
 
 void plan::restore(std::int64_t iterations, const std::vector<std::int64_t>& counts,
                    const std::vector<std::vector<double>>& memories, std::vector<double> shared) {
+  require_idle();
   std::vector<member>& members = registry_.members();
   if (counts.size() != members.size() || memories.size() != members.size())
     throw py::value_error("restore: a count and a memory for each parameter");
@@ -109,31 +159,25 @@ void plan::restore(std::int64_t iterations, const std::vector<std::int64_t>& cou
 bool plan::step(const py::object& grads, const py::object& lr, const py::object& loss,
                 const py::object& grad_scale) {
   const held lock(acquire_, release_);
-  if (!enter())
-    throw std::runtime_error("re-entered: the optimizer is in the middle of a call of this thread");
-  const struct within {
-    plan& own;
-    ~within() {
-      own.let_go();
-      own.leave();
-      own.stepping_ = false;
-      if (own.next_structures_) own.structures_.swap(*own.next_structures_);
-      if (own.next_containers_) {
-        own.containers_.swap(*own.next_containers_);
-        own.watched_.clear();
-      }
-      own.next_structures_.reset();
-      own.next_containers_.reset();
-    }
-  } one{*this};
-  stepping_ = true;
-  if (!barred.empty()) throw std::runtime_error("step: " + barred);
+  const call_of one(*this, "optimizer is in the middle of a call");
+  return take(grads, lr, loss, grad_scale);
+}
+
+bool plan::take(const py::object& grads, const py::object& lr, const py::object& loss,
+                const py::object& grad_scale) {
+  if (!make_) throw std::runtime_error("step: nobody is served");
+  require_unbarred();
   // Wherever Python runs something may be set: that counts, and all is computed anew; but from the
   // next step on where a schedule sets something each time that it is asked.
-  for (int more = 2;; --more) {
-    const outcome found = attempt(grads, lr, loss, grad_scale, more == 0);
-    if (found != outcome::again) return found == outcome::done;
-    let_go();
+  try {
+    for (int more = 2;; --more) {
+      const outcome found = attempt(grads, lr, loss, grad_scale, more == 0);
+      if (found != outcome::again) return found == outcome::done;
+      let_go();
+    }
+  } catch (...) {
+    stale_ = true;  // of what was begun nothing counts
+    throw;
   }
 }
 
@@ -187,12 +231,13 @@ plan::outcome plan::attempt(const py::object& grads, const py::object& lr, const
     if (recipe_->adapts) adapt_scalars(sums);
     if (!last && !as_read()) return outcome::again;
   }
+  next_shared_.clear();
+  for (const py::object& name : recipe_->shared) next_shared_.push_back(number(shared[name]));
   check();
+  require_unbarred();
   if (has_copies_) check_masters();
   if (!recipe_->direct.is_none()) direct();
-  next_shared_.clear();
-  for (const py::object& name : recipe_->shared)
-    next_shared_.push_back(shared[name].cast<double>());
+  // From here on no Python runs, until all has been stepped and counted.
   if (has_copies_) start_copies();
   run();
   count();
@@ -222,6 +267,7 @@ void plan::direct() {
                               described(k)));
   }
   const auto found = recipe_->direct(all).cast<std::vector<py::object>>();
+  if (found.size() != active_.size()) throw py::value_error("direct: one for each gradient");
   if (adapted_.empty()) {
     for (std::size_t k = 0; k < active_.size(); ++k) adapted_.push_back(sets_[set_of_[k]]);
     spread();
@@ -301,8 +347,7 @@ void plan::count() noexcept {
 void plan::once(py::object x, py::object g, const std::vector<py::object>& keeps,
                 std::int64_t finished, std::vector<double> memory, std::vector<double> shared,
                 const py::object& lr, const py::object& loss) {
-  if (busy_)
-    throw std::runtime_error("re-entered: the call is in the middle of one like it of this thread");
+  const call_of within(*this, "call is in the middle of one like it");
   stateless_ = true;
   const struct after {
     registry& own;
@@ -316,7 +361,7 @@ void plan::once(py::object x, py::object g, const std::vector<py::object>& keeps
   }
   iterations_ = finished;
   shared_ = std::move(shared);
-  step(py::none(), lr, loss, py::none());
+  take(py::none(), lr, loss, py::none());
 }
 
 // ---- What all parts need
@@ -335,7 +380,6 @@ py::tuple plan::described(std::size_t k) {
   return found;
 }
 
-// Between two steps nothing is held of the gradients.
 void plan::let_go() {
   drop(given_);
   drop(gradients_);

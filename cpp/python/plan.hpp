@@ -2,6 +2,7 @@
 // them: optimizers, stateless calls, rules for matrices, with kernels or in NumPy.
 #pragma once
 
+#include <memory>
 #include <optional>
 
 #include "recipe.hpp"
@@ -9,16 +10,18 @@
 
 namespace schuss {
 
+// While a call of a plan's own is under way, Python may run at many places, and do anything: what
+// such a call reads changes by that call alone.
 class plan {
  public:
-  // ---- What is registered
+  // ---- What is registered. These raise within a step, or a walk through structures.
 
   void add(std::vector<std::string> labels, py::object x,
            const std::vector<std::pair<std::string, py::object>>& keeps, py::object g,
            std::size_t group, bool decays, std::vector<double> memory);
   void keep_first(std::size_t size);
   void rebind(const std::vector<py::object>& arrays);
-  void require_disjoint() { registry_.require_disjoint(); }
+  void require_disjoint();
 
   // The structures in which gradients come, the registered one first, and where the user keeps the
   // parameters: containers with the structure of what lies in them.
@@ -28,7 +31,7 @@ class plan {
   void watch_more(const py::object& container, const py::object& structure);
 
   // Arrays in the parameters' order; None where they come in another structure than those.
-  py::object gather(const py::object& values) const;
+  py::object gather(const py::object& values);
 
   // ---- A step
 
@@ -41,10 +44,11 @@ class plan {
   // Something was set that a recipe depends on.
   void change() { stale_ = true; }
 
-  // Marks that a thread is within a call; false where one is. In a forked child none is.
-  bool enter() { return !std::exchange(busy_, true); }
-  void leave() { busy_ = false; }
-  bool busy() const { return busy_; }
+  // Marks that this thread is within a call; false where one is. In a forked child none is but the
+  // one that forked.
+  bool enter();
+  void leave() { within_ = 0; }
+  bool busy() const { return within_ != 0; }
 
   // Why no step may be taken now; empty where one may.
   std::string barred;
@@ -97,8 +101,16 @@ class plan {
  private:
   enum class outcome { done, undone, again };
 
+  // A call under way.
+  class call_of;
+
+  bool take(const py::object& grads, const py::object& lr, const py::object& loss,
+            const py::object& grad_scale);
   outcome attempt(const py::object& grads, const py::object& lr, const py::object& loss,
                   const py::object& grad_scale, bool last);
+
+  void require_idle() const;
+  void require_unbarred() const;
 
   // begin
   void follow_recipe();
@@ -151,14 +163,11 @@ class plan {
   std::size_t next_watched_ = 0;
 
   py::object acquire_, release_, make_, match_;
-  std::optional<recipe> recipe_;
-  bool stale_ = true;  // the recipe is no longer the one to follow
-  bool busy_ = false;
-  bool stepping_ = false;  // within `step`, which walks through structures and containers
-  // What takes their place once the step at hand is over.
-  std::optional<std::vector<tree>> next_structures_;
-  std::optional<std::vector<std::pair<py::object, tree>>> next_containers_;
-  bool stateless_ = false;  // what lies beside a parameter is the caller's
+  std::unique_ptr<recipe> recipe_;
+  bool stale_ = true;         // the recipe is no longer the one to follow
+  unsigned long within_ = 0;  // the thread that is within a call
+  bool reading_ = false;      // what is registered, or a structure, is walked through
+  bool stateless_ = false;    // what lies beside a parameter is the caller's
 
   std::int64_t iterations_ = 0;
   std::vector<double> shared_;

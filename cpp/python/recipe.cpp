@@ -78,13 +78,13 @@ template <class Place> void set_each(const py::handle& values, const Place& plac
     double* const found = place(name);
     if (found == nullptr)
       throw py::value_error("scalars: '" + py::handle(name).cast<std::string>() + "' is unknown");
-    *found = number(value);
+    *found = number(py::reinterpret_borrow<py::object>(value));
   }
 }
 
 }  // namespace
 
-double number(py::handle value) {
+double number(const py::object& value) {
   const double found = PyFloat_AsDouble(value.ptr());
   if (found == -1.0 && PyErr_Occurred() != nullptr) throw py::error_already_set();
   return found;
@@ -98,7 +98,7 @@ void read_rule(scalars& c, const py::object& names, const py::dict& rule) {
       if (PyErr_Occurred() != nullptr) throw py::error_already_set();
       missing(name);
     }
-    c.rule_scalars[k] = number(value);
+    c.rule_scalars[k] = number(py::reinterpret_borrow<py::object>(value));
   }
 }
 

@@ -68,8 +68,9 @@ struct recipe {
   recipe(const py::object& from, const py::object& settings_name);
 };
 
-// A number of Python's; throws where it is none.
-double number(py::handle value);
+// A number of Python's, which is held while its own code makes a float of it; throws where it is
+// none.
+double number(const py::object& value);
 
 // Reads what a part has returned into a set: by name, the rest idle.
 void read_part(scalars& c, const py::object& names, const py::dict& rule, const py::dict& around);

@@ -8,6 +8,15 @@
 
 namespace schuss {
 
+namespace {
+
+py::dict required_dict(const py::object& found) {
+  if (!PyDict_Check(found.ptr())) wrong_type("scalars", type_text(found) + ", wanted a dict");
+  return py::reinterpret_borrow<py::dict>(found);
+}
+
+}  // namespace
+
 // ---- Measure
 
 scaled_norm plan::norm_of_gradients() {
@@ -99,9 +108,8 @@ void plan::compute_scalars(double scale, const py::dict& shared) {
     const py::int_ t(std::get<2>(s.shared) + 1);
     const py::object memory = memory_of(s, shared);
     if (s.steady && values_[kind].is(s.h)) {
-      const py::object found = call(s.f, s.own_h, t, memory);
-      if (PyDict_Size(found.ptr()) == s.entries) {
-        const auto rule = py::reinterpret_borrow<py::dict>(found);
+      const py::dict rule = required_dict(call(s.f, s.own_h, t, memory));
+      if (PyDict_Size(rule.ptr()) == s.entries) {
         read_rule(sets_[i], s.names, rule);
         remember(s, rule);
         sets_[i].scale = std::copysign(scale, sets_[i].scale);
@@ -110,7 +118,7 @@ void plan::compute_scalars(double scale, const py::dict& shared) {
     }
     const py::object found = call(s.part, values_[kind], t, py::float_(scale), memory);
     const auto member = [&](Py_ssize_t place) { return PyTuple_GET_ITEM(found.ptr(), place); };
-    const auto rule = py::reinterpret_borrow<py::dict>(member(0));
+    const py::dict rule = required_dict(py::reinterpret_borrow<py::object>(member(0)));
     read_part(sets_[i], s.names, rule, py::reinterpret_borrow<py::dict>(member(1)));
     remember(s, rule);
     s.steady = member(2) == Py_True;
@@ -127,7 +135,7 @@ void plan::remember(set_of_scalars& s, const py::dict& rule) const {
   s.next_memory = std::get<3>(s.shared);
   for (std::size_t k = 0; k < s.next_memory.size() && k < recipe_->remembered.size(); ++k) {
     PyObject* const value = PyDict_GetItemWithError(rule.ptr(), recipe_->remembered[k].ptr());
-    if (value != nullptr) s.next_memory[k] = number(value);
+    if (value != nullptr) s.next_memory[k] = number(py::reinterpret_borrow<py::object>(value));
     if (value == nullptr && PyErr_Occurred() != nullptr) throw py::error_already_set();
   }
 }
@@ -143,7 +151,8 @@ void plan::adapt_scalars(const std::vector<py::object>& sums) {
     own.push_back(sets_[set_of_[k]]);
     scalars& c = own.back();
     if (!s.adapt.is_none()) {
-      py::object found = call(s.adapt, s.own_h, py::int_(std::get<2>(s.shared) + 1), sums[k]);
+      py::dict found =
+          required_dict(call(s.adapt, s.own_h, py::int_(std::get<2>(s.shared) + 1), sums[k]));
       // Another rate than the one that the weight decay went by.
       if (PyDict_Contains(found.ptr(), decay_rate.ptr()) == 1) {
         const py::object rate = found.attr("pop")(decay_rate);

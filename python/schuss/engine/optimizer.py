@@ -385,8 +385,6 @@ class Optimizer(Rule, Declared):
         with self._lock:
             vars(self)[key] = value
             self._plan.change()
-            if key == "_missing" and "_trees" in vars(self):  # then fewer arrays are no structure
-                self._expect()
 
     if not TYPE_CHECKING:  # which know the declared ones by themselves
 
