@@ -26,11 +26,12 @@ from schuss.engine import safetensors
 from schuss.engine.guard import held
 from schuss.engine.optimizer import Optimizer
 from schuss.engine.replacing import beside, replace
+from schuss.engine.safetensors import Entry
 from schuss.engine.saved import Saved, assign, read, require_writeable, written
 from schuss.engine.structure import described, is_sequence, listing
 from schuss.engine.values import Encoder, Stored, decoded, tagged
 
-__all__ = ["Contents", "contents", "load", "save"]
+__all__ = ["Contents", "Entry", "Stored", "contents", "load", "save"]
 
 FORMAT = 1
 # What makes the values of a format's files those of the next one's, by the format.
@@ -269,8 +270,8 @@ class Contents(NamedTuple):
     format: int | None  # of the file; None: written by another library
     version: str | None  # of schuss that wrote it
     rules: str  # of the optimizers in it
-    values: dict[str, Any]  # what is stored, with the arrays' names in their places
-    arrays: dict[str, safetensors.Entry]
+    values: dict[str, Any]  # with an Entry in place of each array, Stored for what has a state
+    arrays: dict[str, Entry]
     checksums: dict[str, str]
 
 
@@ -287,8 +288,15 @@ def contents(
         if verified:
             with bar(progress, size(found), "Verifying") as done:
                 verify(file, found, done)
-        values = decoded(found.values, str)
+        values = decoded(found.values, partial(entry_of, found))
     return Contents(*found[1:4], values, found.header.entries, found.checksums)
+
+
+def entry_of(found: File, name: Any) -> Entry:
+    """What the file says of an array."""
+    if not isinstance(name, str) or name not in found.header.entries:
+        raise ValueError(f"{name!r:.60}: no array of the file")
+    return found.header.entries[name]
 
 
 def size(found: File) -> int:
@@ -346,9 +354,8 @@ def values_of(file: BinaryIO, found: File) -> dict[str, Any]:
     memory, arrays = safetensors.mapped(file), {}
 
     def array(name: Any) -> np.ndarray:
-        if not isinstance(name, str) or name not in arrays:
-            if not isinstance(name, str) or name not in found.header.entries:
-                raise ValueError(f"{name!r:.60}: no array of the file")
+        entry_of(found, name)
+        if name not in arrays:
             arrays[name] = safetensors.view(memory, found.header, name)
         return arrays[name]
 
