@@ -53,8 +53,8 @@ def checksums() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Saving and loading beside cp and a checksum.")
     parser.add_argument("folder", nargs="?", type=Path, default=Path.cwd())
-    parser.add_argument("--megabytes", type=int, default=512, help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--megabytes", type=int, default=256, help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=9, help="default: %(default)s")
     args = parser.parse_args()
     print(f"checksums, GB/s in memory: {checksums()}")
     rng = np.random.default_rng(0)

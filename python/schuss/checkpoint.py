@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -26,12 +25,13 @@ from schuss.engine import safetensors
 from schuss.engine.guard import held
 from schuss.engine.mapped import read_folder
 from schuss.engine.optimizer import Optimizer
-from schuss.engine.replacing import beside, replace
+from schuss.engine.replacing import replacing, syncing
+from schuss.engine.safetensors import Entry
 from schuss.engine.saved import Saved, assign, read, require_writeable, written
 from schuss.engine.structure import described, is_sequence, listing
 from schuss.engine.values import Encoder, Stored, decoded, tagged
 
-__all__ = ["Contents", "contents", "load", "save"]
+__all__ = ["Contents", "Entry", "Stored", "contents", "load", "save"]
 
 FORMAT = 1
 # What makes the values of a format's files those of the next one's, by the format.
@@ -99,7 +99,7 @@ def write(
     values = {name: encode(entries[name], name) for name in order}
     arrays = encode.arrays
     layout = safetensors.layout({k: (a.dtype.name, a.shape) for k, a in arrays.items()})
-    checksums = dict.fromkeys(layout, "0" * 8)  # as long as they will be
+    checksums: dict[str, str | None] = dict.fromkeys(layout, "0" * 8)  # as long as they will be
 
     def header() -> bytes:
         metadata = {
@@ -111,38 +111,35 @@ def write(
         }
         return safetensors.packed(layout, metadata)
 
-    with bar(progress, 2 * sum(a.nbytes for a in arrays.values()), "Saving") as done:
-
-        def written_to(file: BinaryIO) -> None:
-            file.write(header())
-            for name in layout:
-                checksums[name] = f"{write_array(file, arrays[name], done):08x}"
+    total = sum(a.nbytes for a in arrays.values())
+    with bar(progress, 2 * total, "Saving") as done, replacing(path) as file:
+        start = header()
+        file.write(start)
+        for name in layout:
+            for piece in safetensors.pieces(arrays[name]):
+                file.write(piece)
+                done(len(piece))
+        synced = syncing(file)
+        with open(file.name, "rb", buffering=0) as again:  # read while the disk takes its time
+            again.seek(len(start))
+            found = {name: safetensors.checked(again, arrays[name], done) for name in layout}
+            synced()
+            require_written(path, [name for name in layout if found[name] is None])
+            checksums |= found
             file.seek(0)
             file.write(header())
-
-        def verified(file: BinaryIO) -> None:
-            try:
-                verify(file, read_file(file), done)
-            except ValueError as error:
-                raise OSError(
-                    f"{os.fspath(path)!r}: not replaced; what was written is {error}: an array "
-                    "was changed meanwhile, or the disk fails"
-                ) from None
-
-        replace(path, written_to, verified)
+            file.flush()
+            again.seek(0)
+            require_written(path, [] if again.read(len(start)) == header() else ["the header"])
 
 
-def write_array(file: BinaryIO, array: np.ndarray, done: Callable[[int], None]) -> int:
-    """Writes an array in pieces, and returns its checksum."""
-    whole, checksum = safetensors.flat(array), 0
-    large = whole is not None and len(whole) > safetensors.PIECE
-    beforehand = beside(zlib.crc32, whole) if large else None
-    for piece in safetensors.pieces(array):
-        if beforehand is None:
-            checksum = zlib.crc32(piece, checksum)
-        file.write(piece)
-        done(len(piece))
-    return checksum if beforehand is None else beforehand()
+def require_written(path: str | os.PathLike[str], wrong: list[str]) -> None:
+    """Raises where something else is in a new file than was written to it."""
+    if wrong:
+        raise OSError(
+            f"{os.fspath(path)!r}: not replaced; read again, the new file has other bytes in "
+            f"{listing(wrong, most=MOST)}: changed meanwhile, or the disk fails"
+        )
 
 
 def with_optimizer(opt: Any, entries: dict[str, Any], progress: Any) -> dict[str, Any]:
@@ -276,8 +273,8 @@ class Contents(NamedTuple):
     format: int | None  # of the file; None: written by another library
     version: str | None  # of schuss that wrote it
     rules: str  # of the optimizers in it
-    values: dict[str, Any]  # what is stored, with the arrays' names in their places
-    arrays: dict[str, safetensors.Entry]
+    values: dict[str, Any]  # with an Entry in place of each array, Stored for what has a state
+    arrays: dict[str, Entry]
     checksums: dict[str, str]
 
 
@@ -294,8 +291,15 @@ def contents(
         if verified:
             with bar(progress, size(found), "Verifying") as done:
                 verify(file, found, done)
-        values = decoded(found.values, str)
+        values = decoded(found.values, partial(entry_of, found))
     return Contents(*found[1:4], values, found.header.entries, found.checksums)
+
+
+def entry_of(found: File, name: Any) -> Entry:
+    """What the file says of an array."""
+    if not isinstance(name, str) or name not in found.header.entries:
+        raise ValueError(f"{name!r:.60}: no array of the file")
+    return found.header.entries[name]
 
 
 def size(found: File) -> int:
@@ -360,9 +364,8 @@ def values_of(file: BinaryIO, found: File) -> dict[str, Any]:
     memory, arrays = safetensors.mapped(file), {}
 
     def array(name: Any) -> np.ndarray:
-        if not isinstance(name, str) or name not in arrays:
-            if not isinstance(name, str) or name not in found.header.entries:
-                raise ValueError(f"{name!r:.60}: no array of the file")
+        entry_of(found, name)
+        if name not in arrays:
             arrays[name] = safetensors.view(memory, found.header, name)
         return arrays[name]
 

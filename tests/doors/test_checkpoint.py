@@ -704,7 +704,7 @@ def test_order_of_what_reaches_the_disk(path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(os, "fsync", fsync)
     schuss.save(path, a=2)
-    assert seen == ["file", "folder"]
+    assert seen == ["file", "file", "folder"]
 
 
 @pytest.mark.parametrize("call", ["fsync", "open", "replace", "write", "read"])
@@ -724,9 +724,9 @@ def test_any_error_leaves_the_old_file(
     if call == "fsync":
         monkeypatch.setattr(os, "fsync", fails)
     elif call == "write":
-        monkeypatch.setattr(checkpoint, "write_array", fails)
+        monkeypatch.setattr(container, "pieces", fails)
     elif call == "read":
-        monkeypatch.setattr(container, "checksums", fails)
+        monkeypatch.setattr(container, "checked", fails)
     else:
         monkeypatch.setattr(Path, call, fails)
     with pytest.raises(type(error)) as info:
@@ -738,21 +738,40 @@ def test_any_error_leaves_the_old_file(
     assert left(path) == {path.name}
 
 
-def test_an_array_that_changes_meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_an_array_that_changes_meanwhile(
+    order: Any, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     schuss.save(path, a=1)
-    x, write = np.zeros(10), checkpoint.write_array
+    x, fine = np.zeros((700, 700), order=order), np.zeros(3)
+    checked = container.checked
 
-    def changed(file: Any, array: Any, done: Any) -> int:
-        checksum = write(file, array, done)
-        return checksum ^ 1
+    def changed(*args: Any) -> str | None:
+        x[-1, -1] = 1
+        return checked(*args)
 
-    monkeypatch.setattr(checkpoint, "write_array", changed)
-    with pytest.raises(
-        OSError, match=r"not replaced; .* wrong checksum of x: an array was changed"
-    ):
-        schuss.save(path, x=x)
+    monkeypatch.setattr(container, "checked", changed)
+    with pytest.raises(OSError, match=r"not replaced; .* other bytes in x: changed meanwhile"):
+        schuss.save(path, fine=fine, x=x)
     assert schuss.load(path) == {"a": 1}
     assert left(path) == {path.name}
+
+
+def test_a_disk_that_writes_something_else(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    schuss.save(path, a=1)
+    packed = container.packed
+
+    def spoilt(entries: Any, metadata: Any) -> bytes:
+        text = packed(entries, metadata)
+        spoils.append(bytes([text[0], *text[1:-1], ord("x")]) if len(spoils) == 1 else text)
+        return spoils[-1]
+
+    spoils: list[bytes] = []
+    monkeypatch.setattr(container, "packed", spoilt)
+    with pytest.raises(OSError, match="other bytes in the header"):
+        schuss.save(path, a=2)
+    monkeypatch.undo()
+    assert schuss.load(path) == {"a": 1}
 
 
 @pytest.mark.parametrize(
@@ -806,17 +825,17 @@ def test_many_writers_one_winner(path: Path) -> None:
 
 
 def test_steps_wait(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, write = Run(schuss.Adam), checkpoint.write_array
+    run, pieces = Run(schuss.Adam), container.pieces
     stepping = threading.Thread(target=run.train, args=(1,))
 
-    def slow(*args: Any) -> int:
+    def slow(array: np.ndarray) -> Any:
         if not stepping.ident:
             stepping.start()
             stepping.join(0.05)
         assert run.opt.iterations == 0
-        return write(*args)
+        return pieces(array)
 
-    monkeypatch.setattr(checkpoint, "write_array", slow)
+    monkeypatch.setattr(container, "pieces", slow)
     schuss.save(path, run.opt)
     stepping.join()
     assert run.opt.iterations == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -296,6 +297,50 @@ def test_comparison(run: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "reference" not in text  # there is none
     assert re.findall(r"^(.+?) +[\d.]+ ns per parameter", text, re.M) == ["Muon, compiled", *others]
+
+
+def epochs_of(output: str) -> list[str]:
+    return [line for line in output.splitlines() if line.startswith("epoch")]
+
+
+@pytest.mark.parametrize("rule", ["adamw", "schedulefreeadamw"])
+def test_resumed(
+    rule: str,
+    run: Runs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A demo that was interrupted goes on to the same bits, from a file that it replaces."""
+    chosen = ("--rule", rule, "--epochs", "4", "--hidden", "8")
+    whole = run(*chosen)
+    wanted = epochs_of(capsys.readouterr().out)
+    path, train = tmp_path / "demo.safetensors", trainer.train
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(demo, "train", lambda *a, **b: itertools.islice(train(*a, **b), 2))
+        run(*chosen, "--save", path)
+    assert epochs_of(capsys.readouterr().out) == wanted[:2]
+    resumed = run(*chosen, "--resume", path, "--save", path)
+    assert epochs_of(capsys.readouterr().out) == wanted[2:]
+    assert all(
+        np.array_equal(a, b) for a, b in zip(*map(demo.arrays, (whole, resumed)), strict=True)
+    )
+    assert schuss.load(path)["epoch"] == 4
+    for others, says in {
+        (): "--resume: has 4 epochs; --epochs wants more",
+        ("--epochs", "9", "--rule", "lion"): "rule: ",
+        ("--epochs", "9", "--save", tmp_path / "demo.safetensors"): "",
+    }.items():
+        assert main(["demo", *chosen, "--resume", str(path), *map(str, others)]) == (
+            2 if says else 0
+        )
+        assert says in capsys.readouterr().err
+    schuss.save(path, a=1)
+    assert main(["demo", "--resume", str(path)]) == 2
+    assert "is of no demo" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["demo", "--save", str(path)])
+    assert "--force overwrites it" in capsys.readouterr().err
 
 
 def trained(rule: type[schuss.Optimizer], **options: Any) -> list[trainer.Epoch]:

@@ -7,30 +7,25 @@ import errno
 import os
 import secrets
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO
 
 try:
     import fcntl
 except ImportError:  # Windows has no such locks: what a killed writer leaves stays there
     fcntl = None  # type: ignore[assignment]
 
-T = TypeVar("T")
 
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Within a `with`, a new file; behind it, the new one has taken the place of the old one.
 
-def replace(
-    path: str | os.PathLike[str],
-    write: Callable[[BinaryIO], None],
-    verify: Callable[[BinaryIO], None],
-) -> None:
-    """Lets a new file be written and verified, and then puts it in place of the old one.
-
-    It is written beside the old one under a name of its own, and is on the disk before it takes
-    its name; after any error the old one is as it was. A link is followed: what it points to is
-    replaced. Its mode is that of any new file. What killed writers have left behind is removed.
+    It is beside the old one under a name of its own, and is on the disk before it takes its name;
+    after any error the old one is as it was. A link is followed: what it points to is replaced. Its
+    mode is that of any new file. What killed writers have left behind is removed.
     """
     whole = Path(os.path.realpath(path))
     try:
@@ -39,12 +34,9 @@ def replace(
         temporary, file = opened_beside(whole)
         try:
             with file:
-                write(file)
+                yield file
                 file.flush()
-                synced = beside(os.fsync, file.fileno())
-                with temporary.open("rb") as again:
-                    verify(again)
-                synced()
+                os.fsync(file.fileno())
                 temporary.replace(whole)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -56,13 +48,14 @@ def replace(
         raise OSError(error.errno, error.strerror, os.fspath(path)) from None
 
 
-def beside(call: Callable[..., T], *arguments: Any) -> Callable[[], T]:
-    """Starts a call in a thread; what is returned waits for it, and returns what it does."""
+def syncing(file: BinaryIO) -> Callable[[], None]:
+    """Begins to bring a file to the disk; what is returned waits until it is there."""
+    file.flush()
     thread = ThreadPoolExecutor(1)
     try:
-        return thread.submit(call, *arguments).result
+        return thread.submit(os.fsync, file.fileno()).result
     except RuntimeError:  # no thread can be started
-        return partial(call, *arguments)
+        return partial(os.fsync, file.fileno())
     finally:
         thread.shutdown(wait=False)
 

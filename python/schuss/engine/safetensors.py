@@ -109,28 +109,40 @@ def packed(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + BEFORE_SEAL + b"%08x" % zlib.crc32(text) + rest
 
 
-def flat(array: np.ndarray) -> memoryview | None:
-    """The bytes of an array that lies in memory as it does in a file; else None."""
-    fits = array.flags.c_contiguous and array.dtype == array.dtype.newbyteorder("<")
-    return array.reshape(-1).view(np.uint8).data if fits else None
-
-
 def pieces(array: np.ndarray) -> Iterator[memoryview]:
     """The bytes of an array in C order, little-endian, from whatever order and strides it has.
 
     Where it doesn't lie so already, a piece at a time is copied.
     """
     array = np.asarray(array)
-    if (whole := flat(array)) is not None:
+    stored = array.dtype.newbyteorder("<")
+    if array.flags.c_contiguous and array.dtype == stored:
+        whole = array.reshape(-1).view(np.uint8).data
         yield from (whole[i : i + PIECE] for i in range(0, len(whole), PIECE))
     elif array.nbytes <= PIECE:
-        yield from pieces(array.astype(array.dtype.newbyteorder("<"), order="C"))
+        yield from pieces(array.astype(stored, order="C"))
     elif rows := PIECE * len(array) // array.nbytes:
         for i in range(0, len(array), rows):
             yield from pieces(array[i : i + rows])
     else:
         for row in array:
             yield from pieces(row)
+
+
+def checked(file: BinaryIO, array: np.ndarray, read: Callable[[int], Any]) -> str | None:
+    """The checksum of an array in a file, from here on; None where other bytes are there.
+
+    read   is told of so many bytes each time
+    """
+    checksum, buffer = 0, bytearray(min(PIECE, array.nbytes))
+    for piece in pieces(array):
+        if len(piece) < len(buffer):
+            buffer = bytearray(len(piece))
+        if file.readinto(buffer) != len(piece) or buffer != piece:  # type: ignore[attr-defined]
+            return None
+        checksum = zlib.crc32(buffer, checksum)
+        read(len(piece))
+    return f"{checksum:08x}"
 
 
 # ---- Reading

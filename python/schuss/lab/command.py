@@ -45,6 +45,14 @@ def rules(parser: argparse.ArgumentParser) -> Command:
     return catalogue.run
 
 
+def checkpoint(parser: argparse.ArgumentParser) -> Command:
+    """List what is in a file of schuss.save, or another of safetensors; verify it."""
+    from schuss.lab import checkpoint as own  # noqa: PLC0415  as the others
+
+    own.add_arguments(parser)
+    return own.run
+
+
 def demo(parser: argparse.ArgumentParser) -> Command:
     """Train a classifier of handwritten digits, and time a step of its optimizer four ways."""
     from schuss.lab import demo as own  # noqa: PLC0415  it needs an extra
@@ -78,7 +86,9 @@ def bench(parser: argparse.ArgumentParser) -> Command:
 
 
 # Each adds its arguments to a parser, and returns what runs.
-COMMANDS = {command.__name__: command for command in (info, rules, demo, compare, trace, bench)}
+COMMANDS = {
+    command.__name__: command for command in (info, rules, checkpoint, demo, compare, trace, bench)
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 import schuss
+from schuss import checkpoint
 from schuss.lab import options
 from schuss.lab.bench import adamw
 from schuss.lab.bench.clock import Timed, take_turns
@@ -166,18 +167,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--master", action="store_true", help="keeps float32 copies of 16-bit parameters")
     add("--stochastic-rounding", action="store_true", help="of 16-bit parameters without a master")
     add("--backend", choices=("compiled", "numpy"), default="compiled", help="for the training")
+    add("--save", type=options.writable, metavar="FILE", help="saves all after each epoch")
+    add("--resume", metavar="FILE", help="goes on from what --save has left there")
     add("--plot", type=options.picture, metavar="FILE", help="draws loss, accuracy and comparison")
     options.add_force(parser)
 
 
-def shown(training: Iterable[Epoch], total: int, console: Console) -> list[Epoch]:
+def epochs_in(path: str) -> int:
+    """How many epochs a file has behind it."""
+    try:
+        done = checkpoint.contents(path).values.get("epoch")
+    except ValueError as error:
+        raise argparse.ArgumentError(None, str(error)) from None
+    if not isinstance(done, int):
+        raise argparse.ArgumentError(None, f"--resume: {path!r} is of no demo")
+    return done
+
+
+def shown(training: Iterable[Epoch], total: int, console: Console, done: int = 0) -> list[Epoch]:
     """Runs the training behind a progress bar, with one line an epoch."""
     epochs = []
-    quiet = not console.is_interactive
-    for epoch in track(training, "Training", total, console=console, transient=True, disable=quiet):
+    quiet, left = not console.is_interactive, total - done
+    for epoch in track(training, "Training", left, console=console, transient=True, disable=quiet):
         epochs.append(epoch)
         console.print(
-            f"epoch {len(epochs):{len(str(total))}}"
+            f"epoch {done + len(epochs):{len(str(total))}}"
             f"   loss {epoch.loss:.4f}   accuracy {epoch.accuracy:7.2%}"
             f"   held out: {epoch.test_loss:.4f} {epoch.test_accuracy:7.2%}"
         )
@@ -197,6 +211,9 @@ def run(args: argparse.Namespace) -> None:
         "stochastic_rounding": args.stochastic_rounding,
         "seed": args.seed,
     }
+    done = epochs_in(args.resume) if args.resume else 0
+    if done >= args.epochs:
+        raise argparse.ArgumentError(None, f"--resume: has {done} epochs; --epochs wants more")
     rng = np.random.default_rng(args.seed)
     data, test = digits(args.seed, np.result_type(dtype, np.float32))
     params = network((data[0].shape[1], *hidden, 10), rng, dtype)
@@ -225,10 +242,17 @@ def run(args: argparse.Namespace) -> None:
             gradient_dtype=gradient_dtype,
             rng=rng,
             backend=args.backend,
+            save=args.save,
+            resume=args.resume,
             **for_the_rest(rule, "digits", args.epochs * math.ceil(len(data[0]) / batch_size)),
             **chosen,
         )
-        epochs = shown(training, args.epochs, console)
+        try:
+            epochs = shown(training, args.epochs, console, done)
+        except ValueError as error:  # of another training
+            if not args.resume:
+                raise
+            raise argparse.ArgumentError(None, f"--resume: {error}") from None
         times = compare(rule, fresh, grads, **chosen)
 
     console.print()

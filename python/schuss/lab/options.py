@@ -49,10 +49,11 @@ def add_names(parser: argparse.ArgumentParser, what: str, texts: Mapping[str, st
 
 
 def parsed(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments; a file that exists is overwritten with --force alone."""
+    """The arguments; a file that exists, and isn't read, is overwritten with --force alone."""
     args = parser.parse_args(argv)
-    for path in vars(args).values():
-        if isinstance(path, Path) and path.is_file() and not args.force:
+    given = list(vars(args).values())
+    for path in given:
+        if isinstance(path, Path) and path.is_file() and str(path) not in given and not args.force:
             parser.error(f"{str(path)!r} exists; --force overwrites it")
     return args
 

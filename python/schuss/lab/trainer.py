@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -150,19 +151,23 @@ def train(
     batch_size: int,
     gradient_dtype: DTypeLike,
     rng: np.random.Generator,
+    save: str | Path | None = None,
+    resume: str | Path | None = None,
     **options: Any,
 ) -> Iterator[Epoch]:
     """Trains the parameters in place, and yields after every epoch.
 
     The images' type is what everything is computed in, whatever the parameters and gradients are
-    stored in. The learning rate is that of `rate`; the rule has the other options as well. Raises
-    FloatingPointError where the loss is no longer finite.
+    stored in. The learning rate is that of `rate`; the rule has the other options as well. After
+    each epoch all that the next one needs is in the file `save`; from the file `resume` a training
+    goes on, to the same bits. Raises FloatingPointError where the loss is no longer finite.
     """
     batches = schuss.data.Batches(*data, size=batch_size, rng=rng)
     steps = epochs * len(batches)
     dtype = data[0].dtype
     opt = rule(params, lr=rate(rule, lr, steps), **options)
-    for epoch in range(1, epochs + 1):
+    done = schuss.load(resume, params=params, opt=opt, rng=rng)["epoch"] if resume else 0
+    for epoch in range(done + 1, epochs + 1):
         with np.errstate(over="ignore", invalid="ignore"):  # the check below says it in words
             for x, y in batches:
                 loss, grads = loss_and_gradients(cast(params, dtype), x, y)
@@ -170,9 +175,11 @@ def train(
                 opt.step(cast(grads, gradient_dtype), loss=loss)
             with result(opt):
                 wide = cast(params, dtype)
-                done = Epoch(*evaluate(wide, data), *evaluate(wide, test))
-        require_finite(done.loss, epoch)
-        yield done
+                reached = Epoch(*evaluate(wide, data), *evaluate(wide, test))
+        require_finite(reached.loss, epoch)
+        if save:
+            schuss.save(save, params=params, opt=opt, rng=rng, epoch=epoch)
+        yield reached
 
 
 def require_finite(loss: float, epoch: int) -> None:
