@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <limits>
 #include <stdexcept>
 
@@ -193,7 +194,11 @@ plan::outcome plan::attempt(const py::object& grads, const py::object& lr, const
   for (const py::object& name : recipe_->shared)
     next_shared_.push_back(shared[name].cast<double>());
   if (has_copies_) start_copies();
-  run();
+  if (!recipe_->backend.is_none()) compute_in_python();
+  require_copyable();
+  // From here on no Python runs and nothing can fail: the step is whole, or there is none.
+  if (recipe_->backend.is_none()) run();
+  copy_computed();
   count();
   zero_replaced();
   if (!recipe_->told.is_none()) recipe_->told(true);
@@ -211,7 +216,9 @@ void plan::direct() {
     all.append(py::make_tuple(active_[k], gradients_[k], s.own_h, std::get<2>(s.shared) + 1,
                               described(k)));
   }
-  const auto found = recipe_->direct(all).cast<std::vector<py::object>>();
+  auto [found, becomes] =
+      recipe_->direct(all).cast<std::pair<std::vector<py::object>, arrays_and_values>>();
+  computed_ = std::move(becomes);
   if (adapted_.empty()) {
     for (std::size_t k = 0; k < active_.size(); ++k) adapted_.push_back(sets_[set_of_[k]]);
     spread();
@@ -245,13 +252,33 @@ void plan::start_copies() const {
   }
 }
 
+// The backend in NumPy computes in arrays of its own.
+void plan::compute_in_python() {
+  const py::object own = recipe_->backend.attr("run");
+  for (std::size_t k = 0; k < active_.size(); ++k) {
+    auto becomes = own(active_[k], gradients_[k], described(k)).cast<arrays_and_values>();
+    std::move(becomes.begin(), becomes.end(), std::back_inserter(computed_));
+  }
+}
+
+// What Python has computed lies as the arrays do that it is for, which can be written to.
+void plan::require_copyable() const {
+  for (const auto& [array, value] : computed_) {
+    require_parameter(array, "state");
+    if (!has_shape(value, shape_of(array)) || kind_of(value) != kind_of(array) ||
+        (fields(value)->flags & fields(array)->flags & (c_order | f_order)) == 0)
+      throw py::value_error("step: " + description(value) + " where " + description(array) +
+                            " is wanted");
+  }
+}
+
+void plan::copy_computed() const noexcept {
+  for (const auto& [array, value] : computed_)
+    std::memcpy(fields(array)->data, fields(value)->data, static_cast<std::size_t>(array.nbytes()));
+}
+
 void plan::run() {
   const std::vector<scalars>& sets = in_use();
-  if (!recipe_->backend.is_none()) {
-    const py::object own = recipe_->backend.attr("run");
-    for (std::size_t k = 0; k < active_.size(); ++k) own(active_[k], gradients_[k], described(k));
-    return;
-  }
   std::ptrdiff_t elements = 0;
   for (const span& a : spans_) elements += a.size;
   const auto work = [&] { schuss::run(kernels(), spans_, sets); };
@@ -330,6 +357,7 @@ void plan::let_go() {
   drop(given_);
   drop(gradients_);
   std::vector<std::pair<py::object, py::object>>().swap(replaced_);
+  computed_.clear();
   adapted_.clear();
 }
 

@@ -9,6 +9,8 @@
 
 namespace schuss {
 
+using arrays_and_values = std::vector<std::pair<py::array, py::array>>;
+
 class plan {
  public:
   // ---- What is registered
@@ -84,6 +86,7 @@ class plan {
     for (const tree& structure : structures_)
       if (stopped == 0) stopped = structure.visit(see);
     for (const auto& [came, stands] : replaced_) seen(came, stands);
+    for (const auto& [array, value] : computed_) seen(array, value);
     for (const set_of_scalars& s : keyed_) seen(s.part, s.f, s.adapt, s.h, s.own_h);
     for (const auto* objects : {&given_, &gradients_, &values_})
       for (const py::object& object : *objects) seen(object);
@@ -133,7 +136,10 @@ class plan {
   // run
   void direct();
   void start_copies() const;
+  void compute_in_python();
+  void require_copyable() const;
   void run();
+  void copy_computed() const noexcept;
   void zero_replaced() const;
   void count() noexcept;
 
@@ -168,7 +174,8 @@ class plan {
   std::vector<std::size_t> active_;    // members that have one
   std::vector<py::object> gradients_;  // theirs
   std::vector<std::pair<py::object, py::object>> replaced_;  // what came, and what stands for it
-  std::vector<set_of_scalars> keyed_;                        // one for each key
+  arrays_and_values computed_;  // what Python has computed of the step, and where it belongs
+  std::vector<set_of_scalars> keyed_;  // one for each key
   std::vector<std::size_t> set_of_;  // of each active member: number of its key
   std::vector<py::object> values_;   // the hyperparameters of each kind of group in this step
   std::vector<std::size_t> kinds_;   // of each group
