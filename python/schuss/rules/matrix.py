@@ -340,34 +340,24 @@ def normalize(x: np.ndarray, eps: float) -> None:
     """Divides by the larger of norm and eps, also where the squares of elements aren't finite."""
     norm = float(np.linalg.norm(x))
     if not SAFE[x.dtype] < norm < 1.0 / SAFE[x.dtype]:
-        power = exponent(x)
+        largest = max(float(x.max(initial=0)), -float(x.min(initial=0)))
+        power = math.frexp(largest)[1]  # 0 where it isn't finite
         np.ldexp(x, -power, out=x)
         norm, eps = float(np.linalg.norm(x)), float(np.ldexp(eps, -power))
     x /= max(norm, eps)
 
 
-def exponent(x: np.ndarray) -> int:
-    """Of the largest element: e, where it is in [2^(e - 1), 2^e); 0 where it is not finite."""
-    largest = max(float(x.max(initial=0)), -float(x.min(initial=0)))
-    return math.frexp(largest)[1]
-
-
-# Norms from here to the inverse are those of squares which are finite, and no subnormal numbers.
+# Norms from here to the inverse: squares are no subnormal numbers, and 2^32 sums of them are finite.
 SAFE = {np.dtype(np.float32): 2.0**-48, np.dtype(np.float64): 2.0**-480}
 
 
 # ---- Shampoo and SOAP
 
-# The largest element of a gradient, as a power of two: so many steps of so many of them have finite
-# sums of squares.
-LARGEST = {np.dtype(np.float32): 40, np.dtype(np.float64): 480}
 
-
-def limit(u: np.ndarray) -> None:
-    """Scales a gradient down where sums of its squares would not stay finite."""
-    power = exponent(u) - LARGEST[u.dtype]
-    if power > 0:
-        np.ldexp(u, -power, out=u)
+def drop_immense(u: np.ndarray) -> None:
+    """Makes a finite gradient zero where the sums of its squares would not stay finite."""
+    if float(np.linalg.norm(u)) > 1.0 / SAFE[u.dtype] and np.isfinite(u).all():
+        u.fill(0)
 
 
 def add_products(
@@ -409,9 +399,9 @@ class Shampoo(MatrixRule):
     State: left (L), right (R), left_root (L^(-1/4)), right_root (R^(-1/4)).
     Traps: the sums only grow, and so the steps only shrink, as Adagrad's do. Most of the time goes
     into the roots, by eigenvectors in float64: a larger precondition_frequency saves it. There is
-    no grafting: lr is not that of another rule. A zero gradient doesn't move x. A gradient with an
-    element beyond 2^40, in float64 2^480, is scaled down to it as a whole, so that the sums stay
-    finite; later ordinary ones then hardly move x, as is the rule's nature.
+    no grafting: lr is not that of another rule. A zero gradient doesn't move x. A gradient
+    whose norm is finite, but beyond 2^48, in float64 2^480, counts as zero: the sums of its squares
+    would not stay finite.
     Source: Gupta, Koren, Singer 2018, arXiv 1802.09568, algorithm 1.
     """
 
@@ -431,7 +421,7 @@ class Shampoo(MatrixRule):
     def direct(
         u: np.ndarray, state: State, new: State, h: Values, t: int, room: Room
     ) -> Sequence[str]:
-        limit(u)
+        drop_immense(u)
         add_products(state, new, u, room, 1.0, 1.0)
         names, roots = ["left", "right"], state
         if (t - 1) % h["precondition_frequency"] == 0:
@@ -477,8 +467,8 @@ class SOAP(MatrixRule):
     Traps: the first step leaves the matrices as they are. m and v are those of the rotated
     gradient: they can't be read element by element of x. A zero gradient still moves x, and the
     decay goes on. With eps = 0 an element of r that has always been 0, or was so small that its
-    square is, makes all of x NaN. A gradient with an element beyond 2^40, in float64 2^480, is
-    scaled down to it as a whole, so that L, R and v stay finite; they forget it at their rates.
+    square is, makes all of x NaN. A gradient whose norm is finite, but beyond 2^48, in float64
+    2^480, counts as zero: its squares would not stay finite.
     Source: Vyas et al. 2024, arXiv 2409.11321, algorithm 3; the first step, eps and the decay as in
     the authors' code.
     """
@@ -510,7 +500,7 @@ class SOAP(MatrixRule):
         u: np.ndarray, state: State, new: State, h: Values, t: int, room: Room
     ) -> Sequence[str]:
         t, decay = t - 1, h["shampoo_beta"]  # the first step only finds the bases
-        limit(u)
+        drop_immense(u)
         add_products(state, new, u, room, decay, 1.0 - decay)
         if t == 0:
             for name in ("left", "right"):
