@@ -153,12 +153,11 @@ plan::outcome plan::attempt(const py::object& grads, const py::object& lr, const
   py::dict shared = recipe_->shared.empty() && !follows ? nothing() : py::dict();
   for (std::size_t k = 0; k < recipe_->shared.size(); ++k)
     shared[recipe_->shared[k]] = py::float_(shared_[k]);
-  const auto follow = [&](const py::object& totals) {
-    const py::object found =
-        recipe_->follow(values_[kinds_[0]], shared, iterations_ + 1, loss, totals);
+  const auto follow = [&](const py::object& groups) {
+    const py::object found = recipe_->follow(groups, shared, iterations_ + 1, loss);
     if (PyDict_Update(shared.ptr(), found.ptr()) != 0) throw py::error_already_set();
   };
-  if (recipe_->reads_loss) follow(py::none());
+  if (recipe_->reads_loss) follow(stepping_groups({}));
 
   double scale = scale_of(grad_scale);
   if (recipe_->measures_norm) {
@@ -179,9 +178,9 @@ plan::outcome plan::attempt(const py::object& grads, const py::object& lr, const
   compute_scalars(scale, shared);
   if (!last && !as_read()) return outcome::again;
   if (recipe_->wanted != 0 && !active_.empty()) {
-    const std::vector<py::object> sums = measured();
+    const std::vector<sums_of_array> sums = measured();
     if (recipe_->totals) {
-      follow(sums.back());
+      follow(stepping_groups(sums));
       compute_scalars(scale, shared);
     }
     if (recipe_->adapts) adapt_scalars(sums);

@@ -54,7 +54,7 @@ struct recipe {
   py::object part;     // (number of a group, decays): what computes the scalars of its arrays
   py::object scale;    // 1/grad_scale as a float, or a LossScale, whose float it is
   py::object told;     // of a LossScale: whether a step was done
-  py::object follow;   // (h, shared, t, loss, totals): what `shared` becomes; or None
+  py::object follow;   // (groups, shared, t, loss): what `shared` becomes; or None
   py::object undone;   // what is left of a step whose gradients are not finite
   py::object backend;  // None: the kernels; or what has norm, measure and run in NumPy
   py::object direct;   // from gradients to directions and what other arrays become, or None

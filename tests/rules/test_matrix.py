@@ -683,7 +683,7 @@ def test_muons_norm(dtype: Any, size: float) -> None:
         opt = schuss.Muon(w, eps=1e-250)
         opt.step(g * dtype(scale))
         ends.append(w)
-    assert np.allclose(*ends, rtol=1e-4)
+    assert np.allclose(ends[0], ends[1], rtol=1e-4)
 
 
 @pytest.mark.parametrize("backend", ["compiled", "numpy"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from schuss.engine.declare import Hyperparameter, Option
@@ -10,6 +10,26 @@ from schuss.reference.sums import Sums
 
 Values = Mapping[str, Any]  # of hyperparameters, by name
 Numbers = Mapping[str, float]  # that a rule remembers, by name
+
+
+Groups = Sequence[tuple[Values, Any]]
+
+
+def moving(groups: Groups) -> Groups:
+    """The groups whose lr isn't 0: frozen ones have no say in what is of all; if all are, all."""
+    return [group for group in groups if group[0]["lr"]] or groups
+
+
+def agreed(name: str, values: Iterable[Any]) -> Any:
+    """The one value of all groups; raises ValueError where they differ."""
+    first, *others = values
+    for other in others:
+        if other != first:
+            raise ValueError(
+                f"{name}: {first!r} in one group and {other!r} in another, but it makes numbers "
+                "that all arrays share; set it to the same in all groups that move"
+            )
+    return first
 
 
 class RuleType(type):
@@ -68,10 +88,12 @@ class Rule(metaclass=RuleType):
         return {}
 
     @staticmethod
-    def follow(h: Values, shared: Numbers, t: int, loss: Any, totals: Any) -> dict[str, float]:
+    def follow(groups: Groups, shared: Numbers, t: int, loss: Any) -> dict[str, float]:
         """What `shared` becomes by the optimizer's step t, and what else `scalars` wants to know.
 
-        h has the first group's values; totals the sums over all arrays, where they were measured.
+        groups   of each group that has gradients its values, and the sums over all of its arrays,
+                 or None where none were measured. What becomes of them may not depend on their
+                 order: see `moving` and `agreed`
         """
         raise NotImplementedError
 

@@ -9,8 +9,7 @@ from typing import Any, ClassVar, Literal
 from schuss.checks import check_loss
 from schuss.engine.declare import DecayMode, Number, choice, number, numbers
 from schuss.engine.optimizer import Optimizer
-from schuss.engine.rule import Numbers, Values
-from schuss.reference.sums import Sums
+from schuss.engine.rule import Groups, Numbers, Values, agreed, moving
 from schuss.rules.adam import corrections, moments
 
 
@@ -46,8 +45,8 @@ class Eve(Optimizer):
     is an error. Options of every rule: see Optimizer.
     Traps: "v1" needs losses above 0. With fstar = 0 a loss with a penalty in it never comes near
     fstar, and d loses its meaning. The noise of small batches makes d what it is: |f - fhat|/f on
-    average. Of several groups the first one's beta3, c, fstar and thresholds count. A zero gradient
-    still moves x.
+    average. beta3, variant, c, fstar and thresholds have to be the same in all groups that have
+    gradients and an lr above 0, or the step is a ValueError. A zero gradient still moves x.
     Source: Koushik et al. 2016, arXiv 1611.01505, algorithm 1 of versions 1 and 3;
     "code": the authors' final implementation.
     """
@@ -79,28 +78,27 @@ class Eve(Optimizer):
         return True
 
     @staticmethod
-    def follow(
-        h: Values, shared: Numbers, t: int, loss: Any, totals: Sums | None
-    ) -> dict[str, float]:
-        loss, beta3, fhat, tiny = (
-            check_loss(loss),
-            h["betas"][2],
-            shared["fhat"],
-            sys.float_info.min,
+    def follow(groups: Groups, shared: Numbers, t: int, loss: Any) -> dict[str, float]:
+        loss, fhat, tiny = check_loss(loss), shared["fhat"], sys.float_info.min
+        own = [h for h, _ in moving(groups)]
+        beta3 = agreed("betas[2]", (h["betas"][2] for h in own))
+        v1 = agreed("variant", (h["variant"] for h in own)) == "v1"
+        c, fstar, thresholds = (
+            agreed(name, (h[name] for h in own)) for name in ("c", "fstar", "thresholds")
         )
-        if h["variant"] == "v1" and min(loss, fhat) <= 0:
+        if v1 and min(loss, fhat) <= 0:
             raise ValueError(f'loss: variant "v1" compares losses above 0, got {loss} after {fhat}')
         if math.isinf(fhat):  # the first one
             return {"d": 1.0, "fhat": loss}
-        if h["variant"] == "v1":
-            small, large = (1.0 + k for k in h["thresholds"])
+        if v1:
+            small, large = (1.0 + k for k in thresholds)
             low, high = (small, large) if loss > fhat else (1.0 / large, 1.0 / small)
             tracked = fhat * min(max(loss / fhat, low), high)
             r = abs(tracked - fhat) / min(tracked, fhat)
         else:
             tracked = loss
-            r = (abs(loss - fhat) + tiny) / (abs(min(loss, fhat) - h["fstar"]) + tiny)
-            r = min(max(r, 1.0 / h["c"]), h["c"])
+            r = (abs(loss - fhat) + tiny) / (abs(min(loss, fhat) - fstar) + tiny)
+            r = min(max(r, 1.0 / c), c)
         return {"d": beta3 * shared["d"] + (1.0 - beta3) * r, "fhat": tracked}
 
     @staticmethod

@@ -347,7 +347,7 @@ def normalize(x: np.ndarray, eps: float) -> None:
     x /= max(norm, eps)
 
 
-# Norms from here to the inverse: squares are no subnormal numbers, and 2^32 sums of them are finite.
+# From here to the inverse norms are exact, and sums of the squares of 2^32 of them finite.
 SAFE = {np.dtype(np.float32): 2.0**-48, np.dtype(np.float64): 2.0**-480}
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from schuss.engine.declare import REQUIRED, DecayMode, Number, choice, flag, number, numbers
 from schuss.engine.optimizer import Optimizer
-from schuss.engine.rule import Numbers, Values
+from schuss.engine.rule import Groups, Numbers, Values, agreed, moving
 from schuss.reference.sums import Sums
 from schuss.rules.adam import corrections, moments
 
@@ -332,13 +332,17 @@ class Prodigy(Optimizer):
     d_coef            in [0, inf), default 1
     growth_rate       d grows at most by this factor a step after its first change, in [1, inf],
                       default inf
-    safeguard_warmup  s = beta3*s + d/d0*d*g, without lr, default False
+    safeguard_warmup  s = beta3*s + d/d0*d*g, without lr where it isn't 0, default False
     decay_mode        "decoupled" (default), with dl for lr, or another: see Optimizer
 
     State: exp_avg (m), exp_avg_sq (v), s, p0 (x0); of all arrays d, d_max and d_numerator. Reads
     all arrays once more. Options of every rule: see Optimizer.
-    Traps: leave lr at 1 and use a schedule of factors. Of several groups the first one's lr and
-    betas make d. In optax the bias correction is always on. A zero gradient still moves x.
+    Several groups share d, which doesn't depend on their order but for the rounding of sums: each
+    adds to the numerator with its own dl, and one with lr = 0 adds nothing, as in the authors'
+    code. beta3, or beta2 where it makes it, d0, d_coef and growth_rate have to be the same in all
+    that have gradients and an lr above 0, or the step is a ValueError.
+    Traps: leave lr at 1 and use a schedule of factors. In optax the bias correction is always
+    on. A zero gradient still moves x.
     Source: Mishchenko and Defazio 2023, arXiv 2306.06101, algorithm 4.
     """
 
@@ -368,17 +372,24 @@ class Prodigy(Optimizer):
         return ("own",)
 
     @staticmethod
-    def follow(h: Values, shared: Numbers, t: int, loss: Any, totals: Sums) -> dict[str, float]:
-        d0, before = h["d0"], distance(h, shared)
-        weight = before / d0 * rate_of(h, shared, t)
-        numerator = beta3_of(h) * shared["d_numerator"] + weight * totals.p
+    def follow(groups: Groups, shared: Numbers, t: int, loss: Any) -> dict[str, float]:
+        own = moving(groups)
+        beta3 = agreed("beta3", (beta3_of(h) for h, _ in own))
+        d0, coef, growth = (
+            agreed(name, (h[name] for h, _ in own)) for name in ("d0", "d_coef", "growth_rate")
+        )
+        before = distance(own[0][0], shared)
+        numerator = beta3 * shared["d_numerator"] + sum(
+            before / d0 * rate_of(h, shared, t) * sums.p for h, sums in own
+        )
+        size = sum(sums.q for _, sums in groups)
         d, largest = before, max(shared["d_max"], d0)
-        if totals.q > 0:
-            found = h["d_coef"] * numerator / totals.q
+        if size > 0:
+            found = coef * numerator / size
             if before == d0:
                 d = max(before, found)
             largest = max(largest, found)
-            d = min(largest, d * h["growth_rate"])
+            d = min(largest, d * growth)
         return {"d": d, "d_max": largest, "d_numerator": numerator, "d_before": before}
 
     @staticmethod
@@ -389,7 +400,7 @@ class Prodigy(Optimizer):
             "first": float(t == 1),
             "d": d,
             "beta3": beta3_of(h),
-            "k": d / h["d0"] * (d if h["safeguard_warmup"] else rate),
+            "k": d / h["d0"] * (d if h["safeguard_warmup"] and h["lr"] else rate),
             "step": rate,
             "eps": (memory["d"] or h["d0"]) * h["eps"],
             "decay_rate": rate,
@@ -418,8 +429,11 @@ class DAdaptAdam(Optimizer):
 
     State: exp_avg (m), exp_avg_sq (v), s; of all arrays d and d_numerator (r). Reads all arrays
     once more. Options of every rule: see Optimizer.
-    Traps: leave lr at 1 and use a schedule of factors. Of several groups the first one's lr and
-    betas make d. A zero gradient still moves x.
+    Several groups share d, which doesn't depend on their order but for the rounding of sums: each
+    adds to r with its own dl, and one with lr = 0 adds nothing, as in the authors' code. beta2, d0
+    and growth_rate have to be the same in all that have gradients and an lr above 0, or the step is
+    a ValueError.
+    Traps: leave lr at 1 and use a schedule of factors. A zero gradient still moves x.
     Source: Defazio and Mishchenko 2023, arXiv 2301.07733, algorithm 5, as in the authors' code.
     """
 
@@ -445,12 +459,19 @@ class DAdaptAdam(Optimizer):
         return ("own",)
 
     @staticmethod
-    def follow(h: Values, shared: Numbers, t: int, loss: Any, totals: Sums) -> dict[str, float]:
-        before, w = distance(h, shared), math.sqrt(h["betas"][1])
-        numerator = w * shared["d_numerator"] + (1.0 - w) * rate_of(h, shared, t) * totals.p
+    def follow(groups: Groups, shared: Numbers, t: int, loss: Any) -> dict[str, float]:
+        own = moving(groups)
+        w = math.sqrt(agreed("betas[1]", (h["betas"][1] for h, _ in own)))
+        agreed("d0", (h["d0"] for h, _ in own))
+        growth = agreed("growth_rate", (h["growth_rate"] for h, _ in own))
+        before = distance(own[0][0], shared)
+        numerator = w * shared["d_numerator"] + sum(
+            (1.0 - w) * rate_of(h, shared, t) * sums.p for h, sums in own
+        )
+        size = sum(sums.q for _, sums in groups)
         d = before
-        if totals.q > 0:
-            d = max(d, min(numerator / ((1.0 - w) * totals.q), d * h["growth_rate"]))
+        if size > 0:
+            d = max(d, min(numerator / ((1.0 - w) * size), d * growth))
         return {"d": d, "d_numerator": numerator, "d_before": before}
 
     @staticmethod
