@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import re
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ import pytest
 from ml_dtypes import bfloat16
 
 import schuss
-from schuss.engine.declare import Backend
+from schuss.engine.declare import Backend, Bounded
 from schuss.engine.optimizer import Optimizer
+from schuss.rules import RULES, matrix
 
 F4 = np.float32
 BACKENDS = ["compiled", "numpy"]
@@ -303,3 +305,23 @@ def test_what_a_rule_does_not_take() -> None:
     for momentum in (0.0, 1.0):
         with pytest.raises(ValueError, match=r"momentum: .* is out of range"):
             schuss.ScheduleFreeSGD(np.ones(1), momentum=momentum)
+
+
+# ---- eps = 0
+
+
+@pytest.mark.parametrize("rule", (*RULES, *matrix.RULES), ids=lambda rule: rule.__name__)
+def test_docstrings_say_where_eps_0_gives_nan(rule: type[Optimizer]) -> None:
+    """Where all gradients have been 0: said of those rules that do so, and of no others."""
+    zeros: dict[str, Any] = {
+        name: 0.0
+        for name, declared in rule.hyperparameters.items()
+        if name in ("eps", "eps_root") and isinstance(declared, Bounded) and 0.0 in declared.interval
+    }
+    x = np.ones((3, 4))
+    opt = rule(x, **zeros)
+    for _ in range(12):
+        opt.step(np.zeros_like(x), loss=1.0)
+    text = " ".join((rule.__doc__ or "").split())
+    said = re.search(r"with eps(?: and eps_root)? = 0[^.]* NaN", text, re.IGNORECASE)
+    assert np.isnan(x).any() == bool(said)

@@ -46,7 +46,8 @@ class Eve(Optimizer):
     Traps: "v1" needs losses above 0. With fstar = 0 a loss with a penalty in it never comes near
     fstar, and d loses its meaning. The noise of small batches makes d what it is: |f - fhat|/f on
     average. beta3, variant, c, fstar and thresholds have to be the same in all groups that have
-    gradients and an lr above 0, or the step is a ValueError. A zero gradient still moves x.
+    gradients and an lr above 0, or the step is a ValueError. A zero gradient still moves x. With
+    eps = 0 an element whose gradients have all been 0 becomes NaN.
     Source: Koushik et al. 2016, arXiv 1611.01505, algorithm 1 of versions 1 and 3;
     "code": the authors' final implementation.
     """

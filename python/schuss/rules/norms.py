@@ -130,7 +130,7 @@ class LAMB(Optimizer):
     State: exp_avg (m), exp_avg_sq (v). Reads all arrays once more. Options of every rule: see
     Optimizer.
     Traps: timm also divides all gradients by max(1, their norm): pass clip_norm=1. A zero gradient
-    still moves x.
+    still moves x. With eps = 0 an element whose gradients have all been 0 becomes NaN.
     Source: You et al. 2020, arXiv 1904.00962, algorithm 2.
     """
 
@@ -196,7 +196,7 @@ class StableAdamW(Optimizer):
     State: exp_avg (m), exp_avg_sq (v). Reads all arrays once more. Options of every rule: see
     Optimizer.
     Traps: the mean is over each array, so that how parameters are split into arrays matters. A zero
-    gradient still moves x.
+    gradient still moves x. With eps = 0 an element whose gradients have all been 0 becomes NaN.
     Source: Wortsman et al. 2023, arXiv 2304.13013, algorithm 2, with optimi's betas.
     """
 
@@ -254,7 +254,8 @@ class MARS(Optimizer):
     State: exp_avg (m), exp_avg_sq (v), last_grad (p). Reads all arrays once more. Options of every
     rule: see Optimizer.
     Traps: the authors step vectors by plain AdamW: give them a group with gamma=0. The norm is that
-    of each array. A zero gradient still moves x.
+    of each array. A zero gradient still moves x. With eps = 0 an element whose gradients have all
+    been 0 becomes NaN.
     Source: Yuan et al. 2024, arXiv 2411.10438, algorithm 2 (MARS-AdamW, its approximate form).
     """
 
@@ -341,8 +342,9 @@ class Prodigy(Optimizer):
     adds to the numerator with its own dl, and one with lr = 0 adds nothing, as in the authors'
     code. beta3, or beta2 where it makes it, d0, d_coef and growth_rate have to be the same in all
     that have gradients and an lr above 0, or the step is a ValueError.
-    Traps: leave lr at 1 and use a schedule of factors. In optax the bias correction is always
-    on. A zero gradient still moves x.
+    Traps: leave lr at 1 and use a schedule of factors. In optax the bias correction is always on. A
+    zero gradient still moves x. With eps = 0 an element whose gradients have all been 0 becomes
+    NaN, and d stays from then on.
     Source: Mishchenko and Defazio 2023, arXiv 2306.06101, algorithm 4.
     """
 
@@ -433,7 +435,8 @@ class DAdaptAdam(Optimizer):
     adds to r with its own dl, and one with lr = 0 adds nothing, as in the authors' code. beta2, d0
     and growth_rate have to be the same in all that have gradients and an lr above 0, or the step is
     a ValueError.
-    Traps: leave lr at 1 and use a schedule of factors. A zero gradient still moves x.
+    Traps: leave lr at 1 and use a schedule of factors. A zero gradient still moves x. With eps = 0
+    an element whose gradients have all been 0 becomes NaN, and d stays from then on.
     Source: Defazio and Mishchenko 2023, arXiv 2301.07733, algorithm 5, as in the authors' code.
     """
 
