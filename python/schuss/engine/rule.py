@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from schuss.engine.declare import Hyperparameter, Option
@@ -20,15 +20,17 @@ def moving(groups: Groups) -> Groups:
     return [group for group in groups if group[0]["lr"]] or groups
 
 
-def agreed(name: str, values: Iterable[Any]) -> Any:
-    """The one value of all groups; raises ValueError where they differ."""
-    first, *others = values
-    for other in others:
-        if other != first:
-            raise ValueError(
-                f"{name}: {first!r} in one group and {other!r} in another, but it makes numbers "
-                "that all arrays share; set it to the same in all groups that move"
-            )
+def agreed(groups: Groups, read: Mapping[str, Callable[[Values], Any]]) -> Values:
+    """One group's values, which stand for all; ValueError where what is read of them differs."""
+    (first, _), *others = groups
+    for other, _ in others:
+        for name, of in read.items():
+            if of(first) != of(other):
+                raise ValueError(
+                    f"{name}: {of(first)!r} in one group and {of(other)!r} in another, but it "
+                    "makes numbers that all arrays share; set it to the same in all groups that "
+                    "move"
+                )
     return first
 
 
@@ -46,6 +48,7 @@ class Rule(metaclass=RuleType):
     memory: ClassVar[dict[str, float]] = {}  # numbers beside each array's state, at the start
     shared: ClassVar[dict[str, float]] = {}  # numbers beside the state of all, at the start
     ranges: ClassVar[dict[str, str]] = {}  # of these numbers, where not "[-inf, inf]"
+    common: ClassVar[dict[str, Callable[[Values], Any]]] = {}  # what of a group makes these
     starting: ClassVar[tuple[str, ...]] = ()  # state arrays that start at the parameter
     apart: ClassVar[tuple[str, ...]] = ()  # arguments of a group that are no hyperparameters
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # what differs from PyTorch's convention

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from operator import itemgetter
 from typing import Any, ClassVar, Literal
 
 from schuss.checks import check_loss
@@ -54,6 +55,13 @@ class Eve(Optimizer):
 
     states: ClassVar = {"adam": ("exp_avg", "exp_avg_sq")}
     shared: ClassVar = {"d": 1.0, "fhat": math.inf}
+    common: ClassVar = {  # what makes d
+        "betas[2]": lambda h: h["betas"][2],
+        "variant": itemgetter("variant"),
+        "c": itemgetter("c"),
+        "fstar": itemgetter("fstar"),
+        "thresholds": itemgetter("thresholds"),
+    }
     ranges: ClassVar = {"d": "(0, inf]"}
     presets: ClassVar = {"paper": {}, "code": {"variant": "code"}, "article": {"variant": "v1"}}
     lr: Number = number("[0, inf)", default=1e-3)
@@ -81,25 +89,21 @@ class Eve(Optimizer):
     @staticmethod
     def follow(groups: Groups, shared: Numbers, t: int, loss: Any) -> dict[str, float]:
         loss, fhat, tiny = check_loss(loss), shared["fhat"], sys.float_info.min
-        own = [h for h, _ in moving(groups)]
-        beta3 = agreed("betas[2]", (h["betas"][2] for h in own))
-        v1 = agreed("variant", (h["variant"] for h in own)) == "v1"
-        c, fstar, thresholds = (
-            agreed(name, (h[name] for h in own)) for name in ("c", "fstar", "thresholds")
-        )
-        if v1 and min(loss, fhat) <= 0:
+        h = agreed(moving(groups), Eve.common)
+        beta3 = h["betas"][2]
+        if h["variant"] == "v1" and min(loss, fhat) <= 0:
             raise ValueError(f'loss: variant "v1" compares losses above 0, got {loss} after {fhat}')
         if math.isinf(fhat):  # the first one
             return {"d": 1.0, "fhat": loss}
-        if v1:
-            small, large = (1.0 + k for k in thresholds)
+        if h["variant"] == "v1":
+            small, large = (1.0 + k for k in h["thresholds"])
             low, high = (small, large) if loss > fhat else (1.0 / large, 1.0 / small)
             tracked = fhat * min(max(loss / fhat, low), high)
             r = abs(tracked - fhat) / min(tracked, fhat)
         else:
             tracked = loss
-            r = (abs(loss - fhat) + tiny) / (abs(min(loss, fhat) - fstar) + tiny)
-            r = min(max(r, 1.0 / c), c)
+            r = (abs(loss - fhat) + tiny) / (abs(min(loss, fhat) - h["fstar"]) + tiny)
+            r = min(max(r, 1.0 / h["c"]), h["c"])
         return {"d": beta3 * shared["d"] + (1.0 - beta3) * r, "fhat": tracked}
 
     @staticmethod

@@ -33,6 +33,7 @@ class Room:
 
     def __init__(self) -> None:
         self.arrays: dict[Any, np.ndarray] = {}
+        self.states: dict[str, dict[str, np.ndarray]] = {}
 
     def __call__(
         self, use: str, like: np.ndarray, shape: tuple[int, ...] = (), dtype: Any = None
@@ -43,6 +44,17 @@ class Room:
         if key not in self.arrays:
             self.arrays[key] = np.empty_like(like, shape=shape, dtype=dtype, subok=False)
         return self.arrays[key]
+
+    def like(self, name: str, state: State) -> dict[str, np.ndarray]:
+        """What the state of the parameter of this name becomes by a step."""
+        if name not in self.states:
+            self.states[name] = {key: np.empty_like(a, subok=False) for key, a in state.items()}
+        return self.states[name]
+
+    @property
+    def nbytes(self) -> int:
+        states = (a for state in self.states.values() for a in state.values())
+        return sum(a.nbytes for a in (*self.arrays.values(), *states))
 
     def __reduce__(self) -> tuple[type[Room], tuple[()]]:
         return Room, ()
@@ -172,7 +184,7 @@ class MatrixRule(Optimizer):
     @property
     def nbytes(self) -> int:
         """The bytes of all arrays that the optimizer has allocated."""
-        return super().nbytes + sum(a.nbytes for a in self._room.arrays.values())
+        return super().nbytes + self._room.nbytes
 
     # ---- The step
 
@@ -210,7 +222,7 @@ class MatrixRule(Optimizer):
             return None
         room, state = self._room, p.matrices
         u = room(f"u of {p.name}", np.asarray(p.x), dtype=computing_type(p.x))
-        new = {key: room(f"{key} of {p.name}", np.asarray(a)) for key, a in state.items()}
+        new = room.like(p.name, state)
         _, _, stages = read(scalars)
         prepare(u, np.asarray(g), np.asarray(p.beside.get("master", p.x)), stages)
         becomes += [(state[key], new[key]) for key in self.direct(u, state, new, h, t, room)]

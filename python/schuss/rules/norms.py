@@ -7,6 +7,7 @@ the fixed order of the norm, so that they have the same bits everywhere.
 from __future__ import annotations
 
 import math
+from operator import itemgetter
 from typing import Any, ClassVar, Literal
 
 from schuss.engine.declare import REQUIRED, DecayMode, Number, choice, flag, number, numbers
@@ -351,6 +352,12 @@ class Prodigy(Optimizer):
     states: ClassVar = {"prodigy": ("exp_avg", "exp_avg_sq", "s", "p0")}
     starting: ClassVar = ("p0",)
     shared: ClassVar = {"d": 0.0, "d_max": 0.0, "d_numerator": 0.0}
+    common: ClassVar = {  # what makes d
+        "beta3": beta3_of,
+        "d0": itemgetter("d0"),
+        "d_coef": itemgetter("d_coef"),
+        "growth_rate": itemgetter("growth_rate"),
+    }
     ranges: ClassVar = {"d": "[0, inf]", "d_max": "[0, inf]"}
     presets: ClassVar = {"paper": {}, "optax": {"bias_correction": True}}
     lr: Number = number("[0, inf)", default=1.0)
@@ -376,22 +383,20 @@ class Prodigy(Optimizer):
     @staticmethod
     def follow(groups: Groups, shared: Numbers, t: int, loss: Any) -> dict[str, float]:
         own = moving(groups)
-        beta3 = agreed("beta3", (beta3_of(h) for h, _ in own))
-        d0, coef, growth = (
-            agreed(name, (h[name] for h, _ in own)) for name in ("d0", "d_coef", "growth_rate")
-        )
-        before = distance(own[0][0], shared)
-        numerator = beta3 * shared["d_numerator"] + sum(
-            before / d0 * rate_of(h, shared, t) * sums.p for h, sums in own
-        )
-        size = sum(sums.q for _, sums in groups)
+        h = agreed(own, Prodigy.common)
+        d0, before = h["d0"], distance(h, shared)
+        numerator, size = beta3_of(h) * shared["d_numerator"], 0.0
+        for values, sums in own:
+            numerator += before / d0 * rate_of(values, shared, t) * sums.p
+        for _, sums in groups:
+            size += sums.q
         d, largest = before, max(shared["d_max"], d0)
         if size > 0:
-            found = coef * numerator / size
+            found = h["d_coef"] * numerator / size
             if before == d0:
                 d = max(before, found)
             largest = max(largest, found)
-            d = min(largest, d * growth)
+            d = min(largest, d * h["growth_rate"])
         return {"d": d, "d_max": largest, "d_numerator": numerator, "d_before": before}
 
     @staticmethod
@@ -442,6 +447,11 @@ class DAdaptAdam(Optimizer):
 
     states: ClassVar = {"dadapt_adam": ("exp_avg", "exp_avg_sq", "s")}
     shared: ClassVar = {"d": 0.0, "d_numerator": 0.0}
+    common: ClassVar = {  # what makes d
+        "betas[1]": lambda h: h["betas"][1],
+        "d0": itemgetter("d0"),
+        "growth_rate": itemgetter("growth_rate"),
+    }
     ranges: ClassVar = {"d": "[0, inf]"}
     presets: ClassVar = {"paper": {}}
     lr: Number = number("[0, inf)", default=1.0)
@@ -464,17 +474,16 @@ class DAdaptAdam(Optimizer):
     @staticmethod
     def follow(groups: Groups, shared: Numbers, t: int, loss: Any) -> dict[str, float]:
         own = moving(groups)
-        w = math.sqrt(agreed("betas[1]", (h["betas"][1] for h, _ in own)))
-        agreed("d0", (h["d0"] for h, _ in own))
-        growth = agreed("growth_rate", (h["growth_rate"] for h, _ in own))
-        before = distance(own[0][0], shared)
-        numerator = w * shared["d_numerator"] + sum(
-            (1.0 - w) * rate_of(h, shared, t) * sums.p for h, sums in own
-        )
-        size = sum(sums.q for _, sums in groups)
+        h = agreed(own, DAdaptAdam.common)
+        before, w = distance(h, shared), math.sqrt(h["betas"][1])
+        numerator, size = w * shared["d_numerator"], 0.0
+        for values, sums in own:
+            numerator += (1.0 - w) * rate_of(values, shared, t) * sums.p
+        for _, sums in groups:
+            size += sums.q
         d = before
         if size > 0:
-            d = max(d, min(numerator / ((1.0 - w) * size), d * growth))
+            d = max(d, min(numerator / ((1.0 - w) * size), d * h["growth_rate"]))
         return {"d": d, "d_numerator": numerator, "d_before": before}
 
     @staticmethod
