@@ -229,6 +229,11 @@ inline void require_array(py::handle a, const std::string& label, bool written) 
                "memory");
   recognize(a);
   if (!kind_of(a)) {
+    const std::string dtype = dtype_text(a);
+    if (dtype == "complex64" || dtype == "complex128")
+      wrong_type(label, "dtype " + dtype + " is not supported; pass z.view(np." +
+                            (dtype == "complex64" ? "float32" : "float64") +
+                            "), which has real and imaginary parts side by side, in z's memory");
     if (dtype_of(a).attr("isnative").cast<bool>())
       wrong_type(label, "dtype " + dtype_text(a) +
                             " is not supported; wanted float32, float64, float16 or bfloat16");

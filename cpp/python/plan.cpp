@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <limits>
 #include <stdexcept>
 
@@ -196,12 +197,11 @@ plan::outcome plan::attempt(const py::object& grads, const py::object& lr, const
   py::dict shared = recipe_->shared.empty() && !follows ? nothing() : py::dict();
   for (std::size_t k = 0; k < recipe_->shared.size(); ++k)
     shared[recipe_->shared[k]] = py::float_(shared_[k]);
-  const auto follow = [&](const py::object& totals) {
-    const py::object found =
-        recipe_->follow(values_[kinds_[0]], shared, iterations_ + 1, loss, totals);
+  const auto follow = [&](const py::object& groups) {
+    const py::object found = recipe_->follow(groups, shared, iterations_ + 1, loss);
     if (PyDict_Update(shared.ptr(), found.ptr()) != 0) throw py::error_already_set();
   };
-  if (recipe_->reads_loss) follow(py::none());
+  if (recipe_->reads_loss) follow(stepping_groups({}));
 
   double scale = scale_of(grad_scale), length = 0;
   if (recipe_->measures_norm) {
@@ -223,9 +223,9 @@ plan::outcome plan::attempt(const py::object& grads, const py::object& lr, const
     if (const std::size_t k = overflowing(length); k < active_.size())
       return leave_undone(py::int_(k));
   if (recipe_->wanted != 0 && !active_.empty()) {
-    const std::vector<py::object> sums = measured();
+    const std::vector<sums_of_array> sums = measured();
     if (recipe_->totals) {
-      follow(sums.back());
+      follow(stepping_groups(sums));
       compute_scalars(scale, shared);
     }
     if (recipe_->adapts) adapt_scalars(sums);
@@ -237,9 +237,12 @@ plan::outcome plan::attempt(const py::object& grads, const py::object& lr, const
   require_unbarred();
   if (has_copies_) check_masters();
   if (!recipe_->direct.is_none()) direct();
-  // From here on no Python runs, until all has been stepped and counted.
   if (has_copies_) start_copies();
-  run();
+  if (!recipe_->backend.is_none()) compute_in_python();
+  require_copyable();
+  // From here on no Python runs and nothing can fail: the step is whole, or there is none.
+  copy_computed();
+  if (recipe_->backend.is_none()) run();
   count();
   zero_replaced();
   if (!recipe_->told.is_none()) recipe_->told(true);
@@ -266,7 +269,9 @@ void plan::direct() {
     all.append(py::make_tuple(active_[k], gradients_[k], s.own_h, std::get<2>(s.shared) + 1,
                               described(k)));
   }
-  const auto found = recipe_->direct(all).cast<std::vector<py::object>>();
+  auto [found, becomes] =
+      recipe_->direct(all).cast<std::pair<std::vector<py::object>, arrays_and_values>>();
+  computed_ = std::move(becomes);
   if (found.size() != active_.size()) throw py::value_error("direct: one for each gradient");
   if (adapted_.empty()) {
     for (std::size_t k = 0; k < active_.size(); ++k) adapted_.push_back(sets_[set_of_[k]]);
@@ -301,13 +306,33 @@ void plan::start_copies() const {
   }
 }
 
+// The backend in NumPy computes in arrays of its own.
+void plan::compute_in_python() {
+  const py::object own = recipe_->backend.attr("run");
+  for (std::size_t k = 0; k < active_.size(); ++k) {
+    auto becomes = own(active_[k], gradients_[k], described(k)).cast<arrays_and_values>();
+    std::move(becomes.begin(), becomes.end(), std::back_inserter(computed_));
+  }
+}
+
+// What Python has computed lies as the arrays do that it is for, which can be written to.
+void plan::require_copyable() const {
+  for (const auto& [array, value] : computed_) {
+    require_parameter(array, "state");
+    if (!has_shape(value, shape_of(array)) || kind_of(value) != kind_of(array) ||
+        (fields(value)->flags & fields(array)->flags & (c_order | f_order)) == 0)
+      throw py::value_error("step: " + description(value) + " where " + description(array) +
+                            " is wanted");
+  }
+}
+
+void plan::copy_computed() const noexcept {
+  for (const auto& [array, value] : computed_)
+    std::memcpy(fields(array)->data, fields(value)->data, static_cast<std::size_t>(array.nbytes()));
+}
+
 void plan::run() {
   const std::vector<scalars>& sets = in_use();
-  if (!recipe_->backend.is_none()) {
-    const py::object own = recipe_->backend.attr("run");
-    for (std::size_t k = 0; k < active_.size(); ++k) own(active_[k], gradients_[k], described(k));
-    return;
-  }
   std::ptrdiff_t elements = 0;
   for (const span& a : spans_) elements += a.size;
   const auto work = [&] { schuss::run(kernels(), spans_, sets); };
@@ -384,6 +409,7 @@ void plan::let_go() {
   drop(given_);
   drop(gradients_);
   std::vector<std::pair<py::object, py::object>>().swap(replaced_);
+  arrays_and_values().swap(computed_);
   adapted_.clear();
 }
 

@@ -2,6 +2,7 @@
 // them: optimizers, stateless calls, rules for matrices, with kernels or in NumPy.
 #pragma once
 
+#include <array>
 #include <memory>
 #include <optional>
 
@@ -9,6 +10,9 @@
 #include "tree.hpp"
 
 namespace schuss {
+
+using sums_of_array = std::array<double, most_sums>;
+using arrays_and_values = std::vector<std::pair<py::array, py::array>>;
 
 // While a call of a plan's own is under way, Python may run at many places, and do anything: what
 // such a call reads changes by that call alone.
@@ -88,6 +92,7 @@ class plan {
     for (const tree& structure : structures_)
       if (stopped == 0) stopped = structure.visit(see);
     for (const auto& [came, stands] : replaced_) seen(came, stands);
+    for (const auto& [array, value] : computed_) seen(array, value);
     for (const set_of_scalars& s : keyed_) seen(s.part, s.f, s.adapt, s.h, s.own_h);
     for (const auto* objects : {&given_, &gradients_, &values_})
       for (const py::object& object : *objects) seen(object);
@@ -135,19 +140,24 @@ class plan {
   // measure
   scaled_norm norm_of_gradients();
   std::size_t overflowing(double length);
-  std::vector<py::object> measured();
+  std::vector<sums_of_array> measured();
+  py::object as_python(const sums_of_array& sums, std::ptrdiff_t elements) const;
+  py::list stepping_groups(const std::vector<sums_of_array>& sums) const;
 
   // scalars
   void compute_scalars(double scale, const py::dict& shared);
   void remember(set_of_scalars& s, const py::dict& rule) const;
   void spread();
-  void adapt_scalars(const std::vector<py::object>& sums);
+  void adapt_scalars(const std::vector<sums_of_array>& sums);
   py::object memory_of(const set_of_scalars& s, const py::dict& shared) const;
 
   // run
   void direct();
   void start_copies() const;
+  void compute_in_python();
+  void require_copyable() const;
   void run();
+  void copy_computed() const noexcept;
   void zero_replaced() const;
   void count() noexcept;
 
@@ -179,13 +189,14 @@ class plan {
   std::vector<std::size_t> active_;    // members that have one
   std::vector<py::object> gradients_;  // theirs
   std::vector<std::pair<py::object, py::object>> replaced_;  // what came, and what stands for it
-  std::vector<set_of_scalars> keyed_;                        // one for each key
-  std::vector<std::size_t> set_of_;  // of each active member: number of its key
-  std::vector<py::object> values_;   // the hyperparameters of each kind of group in this step
-  std::vector<std::size_t> kinds_;   // of each group
-  std::vector<scalars> sets_;        // one for each key
-  std::vector<scalars> adapted_;     // one for each active member, where their sums count
-  std::vector<double> next_shared_;  // what is shared becomes by the step
+  arrays_and_values computed_;         // what Python has computed of the step, and where it belongs
+  std::vector<set_of_scalars> keyed_;  // one for each key
+  std::vector<std::size_t> set_of_;    // of each active member: number of its key
+  std::vector<py::object> values_;     // the hyperparameters of each kind of group in this step
+  std::vector<std::size_t> kinds_;     // of each group
+  std::vector<scalars> sets_;          // one for each key
+  std::vector<scalars> adapted_;       // one for each active member, where their sums count
+  std::vector<double> next_shared_;    // what is shared becomes by the step
   bool keyed_right_ = false;
   bool filled_ = false;
   bool has_copies_ = false;  // a span has a master or an average

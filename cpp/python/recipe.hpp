@@ -54,10 +54,10 @@ struct recipe {
   py::object part;     // (number of a group, decays): what computes the scalars of its arrays
   py::object scale;    // 1/grad_scale as a float, or a LossScale, whose float it is
   py::object told;     // of a LossScale: whether a step was done
-  py::object follow;   // (h, shared, t, loss, totals): what `shared` becomes; or None
+  py::object follow;   // (groups, shared, t, loss): what `shared` becomes; or None
   py::object undone;   // what is left of a step whose gradients are not finite
   py::object backend;  // None: the kernels; or what has norm, measure and run in NumPy
-  py::object direct;   // what turns gradients into directions, or None
+  py::object direct;   // from gradients to directions and what other arrays become, or None
   py::object convert;  // what makes a gradient of another type or order fit, or None
   py::object sums;     // the class of what is measured
   std::vector<py::object> remembered, shared;  // names of the numbers beside arrays, beside all

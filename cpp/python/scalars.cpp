@@ -48,16 +48,15 @@ std::size_t plan::overflowing(double length) {
   return found;
 }
 
-// What a step with these scalars would do to each array, and last to all of them together: sums,
-// added in the arrays' order.
-std::vector<py::object> plan::measured() {
+// What a step with these scalars would do to each array, as sums.
+std::vector<sums_of_array> plan::measured() {
   check();
-  std::vector<std::array<double, most_sums>> found(active_.size());
+  std::vector<sums_of_array> found(active_.size());
   if (!recipe_->backend.is_none()) {
     const py::object own = recipe_->backend.attr("measure");
     for (std::size_t k = 0; k < active_.size(); ++k)
-      found[k] = own(active_[k], gradients_[k], described(k), recipe_->wanted)
-                     .cast<std::array<double, most_sums>>();
+      found[k] =
+          own(active_[k], gradients_[k], described(k), recipe_->wanted).cast<sums_of_array>();
   } else {
     measurements_.resize(registry_.all_chunks() * most_sums);
     freely([&] { schuss::measure(kernels(), spans_, sets_, recipe_->wanted, measurements_); });
@@ -66,25 +65,46 @@ std::vector<py::object> plan::measured() {
         std::copy_n(measurements_.data() + most_sums * spans_[k].chunk, most_sums,
                     found[k].begin());
   }
-  std::array<double, most_sums> total = found[0];
-  for (std::size_t k = 1; k < found.size(); ++k)
-    for (std::size_t s = 0; s < most_sums; ++s) total[s] += found[k][s];
-  std::ptrdiff_t elements = 0;
-  std::vector<py::object> all;
-  // A named tuple of Python's takes four times as long by its own constructor.
-  const auto made = [&](const std::array<double, most_sums>& s, std::ptrdiff_t size) {
-    const py::tuple fields = py::make_tuple(s[0], s[1], s[2], s[3], s[4], s[5], size);
-    auto* const named = reinterpret_cast<PyTypeObject*>(recipe_->sums.ptr());
-    PyObject* const one = PyTuple_Type.tp_new(named, py::make_tuple(fields).ptr(), nullptr);
-    if (one == nullptr) throw py::error_already_set();
-    all.push_back(py::reinterpret_steal<py::object>(one));
+  return found;
+}
+
+// A named tuple of Python's, which takes four times as long by its own constructor.
+py::object plan::as_python(const sums_of_array& s, std::ptrdiff_t elements) const {
+  const py::tuple fields = py::make_tuple(s[0], s[1], s[2], s[3], s[4], s[5], elements);
+  auto* const named = reinterpret_cast<PyTypeObject*>(recipe_->sums.ptr());
+  PyObject* const one = PyTuple_Type.tp_new(named, py::make_tuple(fields).ptr(), nullptr);
+  if (one == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(one);
+}
+
+// The groups that step: the hyperparameters of each kind of them, and the sums of its arrays, added
+// in their order; None where nothing was measured. Where none steps, they are all.
+py::list plan::stepping_groups(const std::vector<sums_of_array>& sums) const {
+  std::vector<std::size_t> kinds;
+  std::vector<sums_of_array> totals(values_.size());
+  std::vector<std::ptrdiff_t> elements(values_.size());
+  const auto seen = [&](std::size_t kind) {
+    const bool is_new = std::find(kinds.begin(), kinds.end(), kind) == kinds.end();
+    if (is_new) kinds.push_back(kind);
+    return !is_new;
   };
-  for (std::size_t k = 0; k < found.size(); ++k) {
-    elements += spans_[k].size;
-    made(found[k], spans_[k].size);
+  for (std::size_t k = 0; k < active_.size(); ++k) {
+    const std::size_t kind = kinds_[registry_.members()[active_[k]].group];
+    const bool before = seen(kind);
+    if (sums.empty()) continue;
+    elements[kind] += spans_[k].size;
+    for (std::size_t s = 0; s < most_sums; ++s)
+      totals[kind][s] = before ? totals[kind][s] + sums[k][s] : sums[k][s];
   }
-  if (recipe_->totals) made(total, elements);
-  return all;
+  if (active_.empty())
+    for (const std::size_t kind : kinds_) seen(kind);
+  py::list found;
+  for (const std::size_t kind : kinds) {
+    const py::object of_arrays =
+        sums.empty() ? py::none() : as_python(totals[kind], elements[kind]);
+    found.append(py::make_tuple(values_[kind], of_arrays));
+  }
+  return found;
 }
 
 // ---- Scalars
@@ -141,7 +161,7 @@ void plan::remember(set_of_scalars& s, const py::dict& rule) const {
 }
 
 // From here on each array has a set of its own, with what its sums change.
-void plan::adapt_scalars(const std::vector<py::object>& sums) {
+void plan::adapt_scalars(const std::vector<sums_of_array>& sums) {
   static const auto& decay_rate = *new py::object(interned("decay_rate"));
   static const auto& decay = *new py::object(interned("decay"));
   static const auto& caution = *new py::object(interned("caution"));
@@ -150,9 +170,10 @@ void plan::adapt_scalars(const std::vector<py::object>& sums) {
     const set_of_scalars& s = keyed_[set_of_[k]];
     own.push_back(sets_[set_of_[k]]);
     scalars& c = own.back();
+    const py::object measured = as_python(sums[k], spans_[k].size);
     if (!s.adapt.is_none()) {
       py::dict found =
-          required_dict(call(s.adapt, s.own_h, py::int_(std::get<2>(s.shared) + 1), sums[k]));
+          required_dict(call(s.adapt, s.own_h, py::int_(std::get<2>(s.shared) + 1), measured));
       // Another rate than the one that the weight decay went by.
       if (PyDict_Contains(found.ptr(), decay_rate.ptr()) == 1) {
         const py::object rate = found.attr("pop")(decay_rate);
@@ -161,7 +182,7 @@ void plan::adapt_scalars(const std::vector<py::object>& sums) {
       override_rule(c, s.names, found);
     }
     if (s.is_cautious) {
-      c.agree = number(s.part.attr(caution)(s.own_h, sums[k]));
+      c.agree = number(s.part.attr(caution)(s.own_h, measured));
       c.oppose = 0;
     }
   }

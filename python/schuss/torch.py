@@ -244,7 +244,7 @@ def torch_state_dict(optimizer: Optimizer) -> dict[str, Any]:
 
 def left_out(optimizer: Optimizer, saved: Mapping[str, Any]) -> list[str]:
     """What PyTorch's format has no place for, and isn't at rest."""
-    given = saved["options"]
+    given = saved["options"] | {"ema": optimizer.ema_decay}  # which may be a schedule
     lost = [
         f"{name}={given[name]!r}"
         for name in ("ema", "clip_norm", "nonfinite")

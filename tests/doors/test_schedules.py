@@ -22,6 +22,7 @@ from schuss.schedules import (
     cosine,
     cosine_restarts,
     draw,
+    ema_warmup,
     exponential,
     inverse_sqrt,
     inverse_time,
@@ -64,6 +65,7 @@ EXAMPLES: dict[str, Any] = {
     "warmup to a number": warmup(V, 5),
     "chain": chain([0.3, linear(V, 5), step(0.2, 3)], [4, 9]),
     "momentum_ramp": momentum_ramp(0.9, every=4),
+    "ema_warmup": ema_warmup(0.9),
     "steady": steady(V, momentum_ramp(0.9, every=4)),
     "ReduceOnPlateau": ReduceOnPlateau(V),
 }
@@ -142,6 +144,10 @@ def test_formulas() -> None:
     long = cosine_restarts(1.0, 3, growth=2)
     assert [long(n) for n in (0, 3, 9, 21, 3 * (2**60 - 1))] == [1.0] * 5
     assert [momentum_ramp()(n) for n in (0, 249, 250, 500, 10**6)] == [0.5, 0.5, 0.75, 5 / 6, 0.99]
+    assert [ema_warmup()(n) for n in (0, 7, 10**7)] == [0.0, pytest.approx(0.75), 0.9999]  # timm's
+    tensorflow = ema_warmup(0.99, gamma=9.0, power=1.0)
+    for n in (1, 5, 100, 10**4):
+        assert tensorflow(n + 1) == pytest.approx(min(0.99, (1 + n) / (10 + n)))
 
 
 def test_a_warm_up_in_front_of_any_is_the_cosines_own() -> None:
@@ -232,6 +238,9 @@ def test_training_with_a_ramp() -> None:
         (lambda: chain([1.0, 2.0], []), ValueError, "boundaries: 0 of them; wanted 1"),
         (lambda: momentum_ramp(1.0), ValueError, "value: 1.0 is out of range"),
         (lambda: momentum_ramp(0.3), ValueError, r"start: 0.5 is above value \(0.3\)"),
+        (lambda: ema_warmup(1.5), ValueError, "decay: 1.5 is out of range"),
+        (lambda: ema_warmup(gamma=0.0), ValueError, "gamma: 0.0 is out of range"),
+        (lambda: ema_warmup(power=0.0), ValueError, "power: 0.0 is out of range"),
         (lambda: steady(0.1, "x"), TypeError, "momentum: 'x' is not a number"),  # type: ignore[arg-type]
         (lambda: draw(linear(1.0, 3), 0), ValueError, "steps: 0 is out of range"),
         (lambda: ReduceOnPlateau(-1.0), ValueError, "lr: -1.0 is out of range"),

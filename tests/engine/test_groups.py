@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import schuss
 from engine.unchanged import Unchanged
 from schuss.engine.optimizer import Optimizer
+from schuss.rules import RULES
 
 F4 = np.float32
 
@@ -108,3 +110,105 @@ def test_groups_share_numbers_but_neither_arrays_nor_schedules() -> None:
     opt = schuss.SGD([{"params": [a], "lr": r} for a, r in zip((x, y), rates, strict=True)])
     assert [g["lr"] for g in opt.param_groups] == rates
     assert opt.param_groups[1]["lr"] is rates[1]
+
+
+# ---- What all groups share doesn't depend on their order
+
+
+def differing(rule: type[Optimizer]) -> dict[str, Any]:
+    """Other values of what makes numbers that all arrays share."""
+    others: dict[str, Any] = {
+        "betas": 0.5,
+        "d0": 1e-3,
+        "d_coef": 3.0,
+        "growth_rate": 1.5,
+        "c": 2.0,
+        "fstar": -9.0,
+    }
+    defaults = rule.defaults()
+    values = {k: v for k, v in others.items() if k in defaults and rule.shared}
+    if "betas" in values:
+        values["betas"] = (0.5,) * len(defaults["betas"])
+    return values
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("frozen", ["lr = 0", "no gradient"])
+def test_groups_in_any_order(rule: type[Optimizer], frozen: str) -> None:
+    """The same bits; or but for rounding, where sums over all groups are added in their order.
+
+    A frozen group may have other values even of what the others have to agree upon.
+    """
+    rng = np.random.default_rng(20)
+    start = {name: rng.standard_normal(n) for name, n in (("a", 5), ("b", 7), ("still", 3))}
+    gradients = [{n: rng.standard_normal(x.shape) for n, x in start.items()} for _ in range(6)]
+    rated = not rule.hyperparameters["lr"].fixed
+    groups: dict[str, dict[str, Any]] = {"a": {}, "b": {"lr": 0.5} if rated else {}}
+    groups["still"] = differing(rule)
+    by_rate = frozen == "lr = 0" and rated and rule is not schuss.Ftrl  # whose lr is above 0
+    if by_rate:
+        groups["still"]["lr"] = 0.0
+    ends = []
+    for order in itertools.permutations(groups):
+        params = {name: x.copy() for name, x in start.items()}
+        opt = rule([{"params": {name: params[name]}, **groups[name]} for name in order])
+        for t, g in enumerate(gradients):
+            own = [{n: g[n] if by_rate or n != "still" else None} for n in order]
+            opt.step(own, loss=3.0 / (t + 1))
+        assert np.array_equal(params["still"], start["still"])
+        ends.append((params, opt.state_dict()["shared"]))
+    first, shared = ends[0]
+    assert not np.array_equal(first["a"], start["a"])
+    for params, numbers in ends[1:]:
+        for name, x in params.items():
+            assert np.allclose(x, first[name], rtol=1e-12, atol=0)
+            assert np.array_equal(x, first[name]) or rule.shared
+        assert numbers == pytest.approx(shared, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "values"),
+    [
+        (schuss.Prodigy, "d0", (1e-6, 1e-5)),
+        (schuss.Prodigy, "beta3", (None, 0.5)),
+        (schuss.Prodigy, "d_coef", (1.0, 2.0)),
+        (schuss.Prodigy, "growth_rate", (1.5, 2.0)),
+        (schuss.DAdaptAdam, "d0", (1e-6, 1e-5)),
+        (schuss.DAdaptAdam, "betas", ((0.9, 0.999), (0.9, 0.99))),
+        (schuss.DAdaptAdam, "growth_rate", (1.5, 2.0)),
+        (schuss.Eve, "c", (10.0, 2.0)),
+        (schuss.Eve, "fstar", (0.0, -1.0)),
+        (schuss.Eve, "variant", ("v3", "code")),
+    ],
+)
+@pytest.mark.parametrize("order", [1, -1])
+def test_groups_that_share_numbers_agree(
+    rule: type[Optimizer], name: str, values: tuple[Any, Any], order: int
+) -> None:
+    groups = [{"params": [np.zeros(2)], name: value} for value in values[::order]]
+    opt = rule(groups)
+    with Unchanged(opt, ValueError, f"{name}", "the same in all groups that move"):
+        opt.step([[np.ones(2)], [np.ones(2)]], loss=1.0)
+    opt.param_groups[0]["lr"] = 0.0
+    assert opt.step([[np.ones(2)], [np.ones(2)]], loss=1.0)
+
+
+def test_prodigys_groups_add_by_their_rates() -> None:
+    """Two groups of other rates: the sums of the algorithm, each with its own dl."""
+    rng = np.random.default_rng(21)
+    x, y = rng.standard_normal(4), rng.standard_normal(3)
+    starts = x.copy(), y.copy()
+    opt = schuss.Prodigy([{"params": [x]}, {"params": [y], "lr": 0.25}], d0=0.1)
+    d, numerator, s = 0.1, 0.0, [np.zeros(4), np.zeros(3)]
+    beta3 = 0.999**0.5
+    for _ in range(5):
+        g = [rng.standard_normal(4), rng.standard_normal(3)]
+        numerator *= beta3
+        for i, (w, start, lr) in enumerate(zip((x, y), starts, (1.0, 0.25), strict=True)):
+            numerator += d / 0.1 * d * lr * (g[i] @ (start - w))
+            s[i] = beta3 * s[i] + d / 0.1 * d * lr * g[i]
+        found = numerator / sum(np.abs(a).sum() for a in s)
+        opt.step([[g[0]], [g[1]]])
+        d = max(d, found)
+        assert opt.state_dict()["shared"]["d_numerator"] == pytest.approx(numerator, rel=1e-12)
+        assert opt.state_dict()["shared"]["d"] == pytest.approx(d, rel=1e-12)

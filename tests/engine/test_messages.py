@@ -75,6 +75,12 @@ def dtype(make: Callable[[], Any], name: str) -> Wrong:
     return Wrong(make, TypeError, f"dtype {name} is not supported; ", wanted, wanted)
 
 
+def complex_of(dtype: str, view: str) -> Wrong:
+    says = f"dtype {dtype} is not supported; "
+    remedy = f"pass {view}, which has real and imaginary parts side by side, in z's memory"
+    return Wrong(lambda: np.zeros(10, dtype), TypeError, says, remedy, remedy)
+
+
 def strided(make: Callable[[], Any], strides: str) -> Wrong:
     made = "np.ascontiguousarray(x)"
     parameter = f"pass the whole array that it is a view of, or create it as w = {made} {KEEP}"
@@ -106,7 +112,8 @@ NO_ARRAYS = {
 }
 ARRAYS = {
     "object": dtype(lambda: np.zeros(10, object), "object"),
-    "complex": dtype(lambda: np.zeros(10, complex), "complex128"),
+    "complex64": complex_of("complex64", "z.view(np.float32)"),
+    "complex128": complex_of("complex128", "z.view(np.float64)"),
     "int64": dtype(lambda: np.zeros(10, int), "int64"),
     "bool": dtype(lambda: np.zeros(10, bool), "bool"),
     "long double": dtype(lambda: np.zeros(10, np.longdouble), str(np.dtype(np.longdouble))),
@@ -391,3 +398,12 @@ def test_long_lists_of_names_are_cut() -> None:
     five = schuss.SGD({f"l{i}": np.zeros(1) for i in range(5)})
     with pytest.raises(ValueError, match="missing 'l3', missing 'l4'; wanted"):
         five.step({})
+
+
+@pytest.mark.parametrize("dtype", [np.complex64, np.complex128])
+def test_the_view_of_complex_numbers_steps(dtype: Any) -> None:
+    """What the message says is right: the array that was passed moves, in both of its parts."""
+    z, g = np.zeros(3, dtype), np.full(3, 1 - 2j, dtype)
+    real: Any = np.float32 if dtype is np.complex64 else np.float64
+    schuss.SGD([z.view(real)], lr=0.5).step([g.view(real)])
+    assert (z == -0.5 + 1j).all()

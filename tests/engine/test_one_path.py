@@ -277,6 +277,7 @@ OPTIONS: dict[str, Case] = {
     "propagated": Case(lambda: {"clip_norm": 3.0}, gradients=with_infinity),
     "zero_grad": options(zero_grad=True),
     "ema": options(ema=0.75),
+    "ema with a warm-up": options(ema=schuss.schedules.ema_warmup(0.75)),
     "subnormals": options(subnormals="keep"),
     "float64": Case(dtype=F8),
     "float16": Case(dtype=F2),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from ml_dtypes import bfloat16
 
 import schuss
+from engine.unchanged import Unchanged
 from schuss import _core, rules
 from schuss.engine.declare import Backend
 from schuss.engine.optimizer import Optimizer
@@ -203,6 +205,82 @@ def test_running_mean() -> None:
     assert x.tobytes() == kept.tobytes()
     with pytest.raises(ValueError, match="ema: no running means"), schuss.SGD(x).averaged():
         pass
+
+
+@pytest.mark.parametrize("backend", ["compiled", "numpy"])
+def test_a_scheduled_running_mean(backend: Backend) -> None:
+    """The schedule is asked for each array's own number of steps; both backends take its value."""
+    asked = []
+
+    def decay(n: int) -> float:
+        asked.append(n)
+        return n / (n + 2)
+
+    x, y = np.array([1.0, 2.0]), np.array([3.0])
+    opt = schuss.SGD({"x": x, "y": y}, lr=1.0, ema=decay, backend=backend)
+    mean = {"x": x.copy(), "y": y.copy()}
+    for n in range(5):
+        opt.step({"x": np.ones(2), "y": np.ones(1) if n > 1 else None})
+        mean["x"] += (1.0 - n / (n + 2)) * (x - mean["x"])
+        if n > 1:
+            mean["y"] += (1.0 - (n - 2) / n) * (y - mean["y"])
+        assert all((opt.ema[name] == mean[name]).all() for name in mean)
+    assert asked == [0, 1, 2, 0, 3, 1, 4, 2]
+    assert "ema=" in repr(opt)
+
+
+def test_a_running_mean_that_forgets_its_start() -> None:
+    """After 1000 steps at 0.9999 the start is still nine tenths of the mean, or with a warm-up
+    none of it; and without a limit it is the plain mean of all steps.
+    """
+    x = {"old": np.ones(1), "new": np.ones(1), "plain": np.ones(1)}
+    warm, plain = schuss.schedules.ema_warmup(0.9999), schuss.schedules.ema_warmup(1.0, power=1.0)
+    decays = {"old": 0.9999, "new": warm, "plain": plain}
+    opts = {name: schuss.SGD({name: x[name]}, lr=1.0, ema=decay) for name, decay in decays.items()}
+    for n in range(1000):
+        for name, opt in opts.items():
+            opt.step({name: x[name] - (0.0 if n < 900 else 1.0)})  # 0 first, and then 1
+    means = {name: float(opt.ema[name][0]) for name, opt in opts.items()}
+    assert means["old"] == pytest.approx(0.9999**1000 + 1 - 0.9999**100, abs=1e-12)
+    assert means["plain"] == pytest.approx(0.1, abs=1e-12)
+    kept = math.prod(warm(n) for n in range(900, 1000))
+    assert means["new"] == pytest.approx(1 - kept, abs=1e-12)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, "x", None])
+def test_a_scheduled_running_mean_out_of_range(value: Any) -> None:
+    x = np.ones(3)
+    opt = schuss.Adam({"x": x}, ema=lambda n: 0.5 if n < 2 else value)
+    for _ in range(2):
+        opt.step({"x": np.ones(3)})
+    with Unchanged(opt, (TypeError, ValueError), "ema after 2 steps: "):  # type: ignore[arg-type]
+        opt.step({"x": np.ones(3)})
+
+
+def test_a_scheduled_running_mean_resumes() -> None:
+    """The schedule isn't stored: that of the place where it is loaded goes on."""
+    schedule, x = schuss.schedules.ema_warmup(0.9), np.ones(3)
+    opt = schuss.Adam({"x": x}, ema=schedule)
+    for _ in range(3):
+        opt.step({"x": np.ones(3)})
+    resumed = {
+        name: schuss.Adam({"x": x.copy()}, ema=decay)
+        for name, decay in (("schedule", schedule), ("number", 0.5))
+    }
+    twin = pickle.loads(pickle.dumps(opt))
+    for other in resumed.values():
+        other.load_state_dict(opt.state_dict())
+    for each in (opt, twin, *resumed.values()):
+        each.step({"x": np.ones(3)})
+    assert opt.ema["x"].tobytes() == twin.ema["x"].tobytes()
+    assert opt.ema["x"].tobytes() == resumed["schedule"].ema["x"].tobytes()
+    assert opt.ema["x"].tobytes() != resumed["number"].ema["x"].tobytes()
+    opt.load_state_dict(resumed["number"].state_dict())
+    assert opt.ema_decay is schedule
+    with pytest.raises(ValueError, match="ema"):
+        schuss.Adam({"x": x}).load_state_dict(opt.state_dict())
+    with pytest.raises(ValueError, match="ema"):
+        opt.load_state_dict(schuss.Adam({"x": x.copy()}).state_dict())
 
 
 def test_zero_grad_in_the_pass() -> None:

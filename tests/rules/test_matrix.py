@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -538,6 +539,151 @@ def everything(opt: schuss.Optimizer) -> Any:
         for name, own in opt.state.items()
     }
     return [x.tobytes() for x in arrays(opt).values()], state, repr(opt), opt.iterations
+
+
+class InterruptAt:
+    """Raises in the thread's Python code at event k, counted over lines, or over bytecodes."""
+
+    def __init__(self, k: int, error: type[BaseException], opcodes: bool) -> None:
+        self.left, self.error, self.opcodes = k, error, opcodes
+
+    def __call__(self, frame: Any, event: str, _: Any) -> Any:
+        frame.f_trace_opcodes = self.opcodes
+        if event == ("opcode" if self.opcodes else "line"):
+            self.left -= 1
+            if self.left < 0:
+                raise self.error
+        return self
+
+    def step(self, opt: Any, g: Any) -> bool:
+        """Whether the step came to its end."""
+        before = sys.gettrace()
+        sys.settrace(self)
+        try:
+            opt.step(g)
+        except self.error:
+            return False
+        finally:
+            sys.settrace(before)
+        return True
+
+
+@pytest.mark.parametrize("backend", ["compiled", "numpy"])
+@pytest.mark.parametrize("opcodes", [False, True], ids=["lines", "bytecodes"])
+@pytest.mark.parametrize("done", [0, 10], ids=["first", "later"])  # SOAP's bases turn in step 11
+def test_an_interrupt_leaves_a_whole_step_or_none(
+    rule: type[MatrixRule], done: int, opcodes: bool, backend: str
+) -> None:
+    """Before every line in turn, and before some of the bytecodes."""
+    params, opt = steps(rule, done, backend=backend, ema=0.9, zero_grad=True)
+    twin = copy.deepcopy(opt)
+    live = {name: dict(own) for name, own in opt.state.items()}
+    g = gradients(params, np.random.default_rng(1))
+    kept, before = {name: a.copy() for name, a in g.items()}, everything(opt)
+    k, stride, whole = 0, 61 if opcodes else 1, False
+    while not whole and everything(opt) == before:
+        error = KeyboardInterrupt if k % 2 else MemoryError
+        whole = InterruptAt(k, error, opcodes).step(opt, g)
+        assert same(kept, g) or opt.iterations == done + 1
+        k += stride
+    assert k > 50
+    assert twin.step(kept)
+    assert everything(opt) == everything(twin)
+    for name, own in opt.state.items():
+        assert all(a is live[name][key] for key, a in own.items() if isinstance(a, np.ndarray))
+    g = gradients(params, np.random.default_rng(2))
+    assert opt.step({name: a.copy() for name, a in g.items()})
+    assert twin.step(g)
+    assert everything(opt) == everything(twin)
+
+
+@pytest.mark.parametrize("backend", ["compiled", "numpy"])
+@pytest.mark.parametrize("done", [0, 10])
+def test_a_failing_product_leaves_no_step(
+    rule: type[MatrixRule], done: int, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NumPy's and LAPACK's functions fail in turn, each after it has written where it writes."""
+    params, opt = steps(rule, done, backend=backend)
+    twin, before = copy.deepcopy(opt), everything(opt)
+    g = gradients(params, np.random.default_rng(1))
+    left = 0
+
+    def failing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            nonlocal left
+            found = function(*arguments, **keywords)
+            left -= 1
+            if left < 0:
+                raise np.linalg.LinAlgError("no convergence")
+            return found
+
+        return call
+
+    for module, names in (
+        (np, ("add", "subtract", "multiply", "divide", "matmul", "sqrt", "maximum", "einsum")),
+        (np.linalg, ("norm", "eigh", "qr")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, failing(getattr(module, name)))
+    k, whole = 0, False
+    while not whole:
+        left = k
+        try:
+            whole = opt.step(g)
+        except np.linalg.LinAlgError:
+            assert everything(opt) == before
+            k += 1
+    monkeypatch.undo()
+    assert k > 5
+    assert twin.step(g)
+    assert everything(opt) == everything(twin)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(F4, 1e30), (np.float64, 1e200)])
+@pytest.mark.parametrize("at", [0, 1, 10])
+def test_large_gradients(rule: type[MatrixRule], at: int, dtype: Any, size: float) -> None:
+    """Of which the squares are infinite: Muon steps as ever, the others as if they were zero."""
+    rng = np.random.default_rng(17)
+    w = rng.standard_normal((4, 6)).astype(dtype)
+    x = w.copy()
+    large, other = rule(w), rule(x)
+    for k in range(25):
+        g = rng.standard_normal((4, 6)).astype(dtype)
+        before = w.copy()
+        large.step(g * dtype(size) if k == at else g)
+        other.step(g * dtype(0.0) if k == at else g)
+        assert all(np.isfinite(a).all() for a in large.state[0].values())
+        if rule is schuss.Muon or k > max(at, 1):
+            assert 1e-4 < np.abs(w - before).max() < 1
+    assert np.array_equal(w, x) == (rule is not schuss.Muon)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(F4, 1e-30), (np.float64, 1e-200), (F4, 0.0)])
+def test_tiny_gradients(rule: type[MatrixRule], dtype: Any, size: float) -> None:
+    """Of which the squares are 0: eps is what counts, and later gradients aren't held up."""
+    rng = np.random.default_rng(18)
+    w, g = np.zeros((4, 6), dtype), rng.standard_normal((4, 6)).astype(dtype)
+    opt = rule(w, weight_decay=0.0)
+    for _ in range(12):
+        opt.step(g * dtype(size))
+    assert np.abs(w).max() < 1e-15
+    for _ in range(2):
+        opt.step(g)
+    assert 1e-5 < np.abs(w).max() < 1
+    assert all(np.isfinite(a).all() for a in opt.state[0].values())
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(F4, 1e30), (F4, 1e-30), (np.float64, 1e-200)])
+def test_muons_norm(dtype: Any, size: float) -> None:
+    """Neither overflows nor underflows: with a small eps only the direction counts."""
+    g = np.random.default_rng(19).standard_normal((4, 6)).astype(dtype)
+    ends = []
+    for scale in (1.0, size):
+        w = np.zeros((4, 6), dtype)
+        opt = schuss.Muon(w, eps=1e-250)
+        opt.step(g * dtype(scale))
+        ends.append(w)
+    assert np.allclose(ends[0], ends[1], rtol=1e-4)
 
 
 @pytest.mark.parametrize("backend", ["compiled", "numpy"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import re
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,9 @@ import pytest
 from ml_dtypes import bfloat16
 
 import schuss
-from schuss import rules
-from schuss.engine.declare import Backend
+from schuss.engine.declare import Backend, Bounded
 from schuss.engine.optimizer import Optimizer
+from schuss.rules import RULES, matrix
 
 F4 = np.float32
 BACKENDS = ["compiled", "numpy"]
@@ -315,7 +316,7 @@ UNWEIGHTED = {schuss.Adagrad, schuss.Ftrl}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("rule", [rule for rule in rules.RULES if rule not in UNWEIGHTED])
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in UNWEIGHTED])
 def test_a_large_gradient_does_not_stay(rule: type[Optimizer], backend: Backend) -> None:
     """A weight goes on one factor of a square: what is stored is finite, and x moves on."""
     seen = set()
@@ -371,3 +372,23 @@ def test_norms_of_arrays_are_right_where_squares_overflow(
     assert (ends[0] != 1).all()
     for x in ends[1:]:
         np.testing.assert_allclose(x, ends[0], rtol=1e-6)
+
+
+# ---- eps = 0
+
+
+@pytest.mark.parametrize("rule", [*RULES, *matrix.RULES], ids=lambda rule: rule.__name__)
+def test_docstrings_say_where_eps_0_gives_nan(rule: type[Optimizer]) -> None:
+    """Where all gradients have been 0: said of those rules that do so, and of no others."""
+    zeros: dict[str, Any] = {
+        name: 0.0
+        for name, declared in rule.hyperparameters.items()
+        if name.startswith("eps") and isinstance(declared, Bounded) and 0.0 in declared.interval
+    }
+    x = np.ones((3, 4))
+    opt = rule(x, **zeros)
+    for _ in range(12):
+        opt.step(np.zeros_like(x), loss=1.0)
+    text = " ".join((rule.__doc__ or "").split())
+    said = re.search(r"with eps(?: and eps_root)? = 0[^.]* NaN", text, re.IGNORECASE)
+    assert np.isnan(x).any() == bool(said)

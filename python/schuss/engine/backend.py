@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 
 class Numpy:
-    """The specification as a backend; works on the plain array behind a subclass."""
+    """The specification as a backend; works on the plain array behind a subclass.
+
+    What it computes is copied into place by the compiled sequence, once all of it is there: an
+    interrupt leaves a whole step, or none.
+    """
 
     def __init__(self, parameters: Sequence[Parameter]) -> None:
         self.parameters = parameters
@@ -39,13 +43,22 @@ class Numpy:
         bits = (1, 2, 4, 8, 16, 16)
         return [s if wanted & bit else 0.0 for s, bit in zip(sums, bits, strict=True)]
 
-    def run(self, number: int, g: np.ndarray, scalars: Any) -> None:
-        """One array's step."""
+    def run(self, number: int, g: np.ndarray, scalars: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+        """One array's step, in copies: each array that the step writes, with what it becomes."""
         p = self.parameters[number]
         rule, numbers, stages = read(scalars)
-        arrays = np.asarray(p.x), np.asarray(g), list(p.state.values())
-        beside: dict[str, Any] = p.beside
-        reference.step(rule, *arrays, numbers, stages, position=p.position, **beside)
+        pairs: list[tuple[np.ndarray, np.ndarray]] = []
+
+        def copied(a: np.ndarray) -> np.ndarray:
+            plain = np.asarray(a)
+            pairs.append((plain, plain.copy(order="K")))
+            return pairs[-1][1]
+
+        x, state = copied(p.x), [copied(a) for a in p.state.values()]
+        beside: Any = {k: a if k in ("low", "high") else copied(a) for k, a in p.beside.items()}
+        given = copied(g) if stages.zero_grad else np.asarray(g)
+        reference.step(rule, x, given, state, numbers, stages, position=p.position, **beside)
+        return pairs
 
 
 def read(scalars: tuple[float, ...]) -> tuple[Callable[..., Any], dict[str, float], Any]:

@@ -32,6 +32,7 @@ from schuss.engine.declare import (
     Preset,
     Scale,
     ScaleOrNumber,
+    Scheduled,
     SharedScale,
     Storage,
     Whole,
@@ -173,8 +174,9 @@ class Optimizer(Rule, Declared):
                  rule would see it, behind grad_scale, clip_norm and clip_value: "propagate"
                  (default), "skip", or "raise"; the last two need one read of the gradients more
     zero_grad    fills the gradients with zeros in the same pass, default False
-    ema          opt.ema[name] is the running mean of each parameter, with this decay, in [0, 1);
-                 default None: no mean
+    ema          opt.ema[name] is the running mean of each parameter, with this decay, in [0, 1), or
+                 a callable of the array's number of finished steps that returns it, such as
+                 schedules.ema_warmup; default None: no mean
     state_dtype  "float32" (default), "float16" or "bfloat16" for the state of parameters that are
                  not float64, or a mapping from the state's name to one of them. A second moment in
                  bfloat16 never decays: 0.999*v rounds back to v
@@ -223,7 +225,7 @@ class Optimizer(Rule, Declared):
     grad_scale: float | Scale = option(ScaleOrNumber, "[1.17549e-38, inf)", default=1.0)
     clip_norm: float = option(Bounded, "(0, inf]", default=math.inf)
     nonfinite: Literal["propagate", "skip", "raise"] = option(Choice, default="propagate")
-    ema_decay = option(Bounded, "[0, 1)", default=None, fixed=True, argument="ema")
+    ema_decay = option(Scheduled, "[0, 1)", default=None, fixed=True, argument="ema")
     zeroes_grad = option(Flag, default=False, argument="zero_grad")
     state_dtype: Any = option(Storage, default=None, fixed=True)
     state_dir: str | os.PathLike[str] | None = option(Folder, default=None, fixed=True)

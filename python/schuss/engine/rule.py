@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from schuss.engine.declare import Hyperparameter, Option
@@ -10,6 +10,28 @@ from schuss.reference.sums import Sums
 
 Values = Mapping[str, Any]  # of hyperparameters, by name
 Numbers = Mapping[str, float]  # that a rule remembers, by name
+
+
+Groups = Sequence[tuple[Values, Any]]
+
+
+def moving(groups: Groups) -> Groups:
+    """The groups whose lr isn't 0: frozen ones have no say in what is of all; if all are, all."""
+    return [group for group in groups if group[0]["lr"]] or groups
+
+
+def agreed(groups: Groups, read: Mapping[str, Callable[[Values], Any]]) -> Values:
+    """One group's values, which stand for all; ValueError where what is read of them differs."""
+    (first, _), *others = groups
+    for other, _ in others:
+        for name, of in read.items():
+            if of(first) != of(other):
+                raise ValueError(
+                    f"{name}: {of(first)!r} in one group and {of(other)!r} in another, but it "
+                    "makes numbers that all arrays share; set it to the same in all groups that "
+                    "move"
+                )
+    return first
 
 
 class RuleType(type):
@@ -26,6 +48,7 @@ class Rule(metaclass=RuleType):
     memory: ClassVar[dict[str, float]] = {}  # numbers beside each array's state, at the start
     shared: ClassVar[dict[str, float]] = {}  # numbers beside the state of all, at the start
     ranges: ClassVar[dict[str, str]] = {}  # of these numbers, where not "[-inf, inf]"
+    common: ClassVar[dict[str, Callable[[Values], Any]]] = {}  # what of a group makes these
     starting: ClassVar[tuple[str, ...]] = ()  # state arrays that start at the parameter
     apart: ClassVar[tuple[str, ...]] = ()  # arguments of a group that are no hyperparameters
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # what differs from PyTorch's convention
@@ -68,10 +91,12 @@ class Rule(metaclass=RuleType):
         return {}
 
     @staticmethod
-    def follow(h: Values, shared: Numbers, t: int, loss: Any, totals: Any) -> dict[str, float]:
+    def follow(groups: Groups, shared: Numbers, t: int, loss: Any) -> dict[str, float]:
         """What `shared` becomes by the optimizer's step t, and what else `scalars` wants to know.
 
-        h has the first group's values; totals the sums over all arrays, where they were measured.
+        groups   of each group that has gradients its values, and the sums over all of its arrays,
+                 or None where none were measured. What becomes of them may not depend on their
+                 order: see `moving` and `agreed`
         """
         raise NotImplementedError
 

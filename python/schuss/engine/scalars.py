@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, get_args
 
 from schuss import _core, reference
-from schuss.engine.declare import DecayMode, Pair
+from schuss.checks import Interval
+from schuss.engine.declare import DecayMode, Number, Pair
 from schuss.engine.groups import Settings
 from schuss.reference.sums import WANTED, Sums
 
@@ -31,10 +32,13 @@ if _core.measured() != WANTED:
     raise ImportError("the sums that kernels and reference measure differ in names or bits")
 
 
+DECAY = Interval("[0, 1]")  # what a schedule may say of a running mean
+
+
 class Options(NamedTuple):
     """The optimizer's options that its scalars depend on."""
 
-    ema: float | None = None
+    ema: Number | None = None
     stochastic_rounding: bool = False
     seed: int = 0
     subnormals: str = "zero"
@@ -71,9 +75,10 @@ class Part:
         self.decayed = DECAYS.get(mode)
         self.follows_peak = mode in ("decoupled_unscaled", "corrected")
         self.options = options
-        self.steady = not options.stochastic_rounding
+        self.ema = options.ema if callable(options.ema) else None
+        self.steady = not (options.stochastic_rounding or self.ema)
         self.constant: dict[str, float] = {}
-        if options.ema is not None:
+        if not (options.ema is None or callable(options.ema)):
             self.constant["average"] = 1.0 - options.ema
         if options.subnormals == "keep":
             self.constant["flush"] = 0.0
@@ -110,6 +115,9 @@ class Part:
         if "keep" in own:
             stages["keep"], stages["after"] = own["keep"], own.get("after", 1.0)
             steady = False
+        if self.ema:
+            decay = DECAY.check(f"ema after {t - 1} steps", self.ema(t - 1))
+            stages["average"] = 1.0 - decay
         if self.options.stochastic_rounding:
             stages["stochastic"], stages["key"] = 1.0, step_key(self.options.seed, t)
         return own, stages, steady and lr is h["lr"], h

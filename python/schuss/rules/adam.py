@@ -160,7 +160,8 @@ class AdamW(Adam):
     Everything else as Adam.
     Traps: PyTorch's weight_decay is 1e-2, Keras' 4e-3, optax' 1e-4. The paper scales the decay by
     the schedule alone ("decoupled_unscaled"): divide its weight_decay by lr for the default mode. A
-    zero gradient still moves x, and the decay goes on.
+    zero gradient still moves x, and the decay goes on. With eps = 0 an element whose gradients have
+    all been 0 becomes NaN.
     Source: Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2, the decay scaled by lr as in
     PyTorch.
     """
@@ -309,7 +310,7 @@ class NAdamW(NAdam):
 
     Everything else as NAdam.
     Traps: PyTorch's weight_decay is 1e-2, optax' 1e-4. A zero gradient still moves x, and the decay
-    goes on.
+    goes on. With eps = 0 an element whose gradients have all been 0 becomes NaN.
     Source: Dozat 2016, the decay as of Loshchilov and Hutter 2019 (PyTorch's NAdam with
     decoupled_weight_decay); "timm": arXiv 1910.05446, appendix.
     """

@@ -40,7 +40,8 @@ class Sophia(Optimizer):
 
     State: exp_avg (m), hessian (h). Options of every rule: see Optimizer.
     Traps: until the first `update_hessian`, and wherever h is not above 0, the step is lr*sign(m).
-    A zero gradient still moves x.
+    A zero gradient still moves x. With eps = 0 an element whose gradients have all been 0 becomes
+    NaN.
     Source: Liu et al. 2023, arXiv 2305.14342, algorithm 3; rho, bs and eps as in the authors' code.
     """
 

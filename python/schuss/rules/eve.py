@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
+from operator import itemgetter
 from typing import Any, ClassVar, Literal
 
 from schuss.checks import check_loss
 from schuss.engine.declare import DecayMode, Number, choice, number, numbers
 from schuss.engine.optimizer import Optimizer
-from schuss.engine.rule import Numbers, Values
-from schuss.reference.sums import Sums
+from schuss.engine.rule import Groups, Numbers, Values, agreed, moving
 from schuss.rules.adam import corrections, moments
 
 
@@ -46,14 +46,22 @@ class Eve(Optimizer):
     is an error. Options of every rule: see Optimizer.
     Traps: "v1" needs losses above 0. With fstar = 0 a loss with a penalty in it never comes near
     fstar, and d loses its meaning. The noise of small batches makes d what it is: |f - fhat|/f on
-    average. Of several groups the first one's beta3, c, fstar and thresholds count. A zero gradient
-    still moves x.
+    average. beta3, variant, c, fstar and thresholds have to be the same in all groups that have
+    gradients and an lr above 0, or the step is a ValueError. A zero gradient still moves x. With
+    eps = 0 an element whose gradients have all been 0 becomes NaN.
     Source: Koushik et al. 2016, arXiv 1611.01505, algorithm 1 of versions 1 and 3;
     "code": the authors' final implementation.
     """
 
     states: ClassVar = {"adam": ("exp_avg", "exp_avg_sq")}
     shared: ClassVar = {"d": 1.0, "fhat": math.inf}
+    common: ClassVar = {  # what makes d
+        "betas[2]": lambda h: h["betas"][2],
+        "variant": itemgetter("variant"),
+        "c": itemgetter("c"),
+        "fstar": itemgetter("fstar"),
+        "thresholds": itemgetter("thresholds"),
+    }
     ranges: ClassVar = {"d": "(0, inf]"}
     presets: ClassVar = {"paper": {}, "code": {"variant": "code"}, "article": {"variant": "v1"}}
     lr: Number = number("[0, inf)", default=1e-3)
@@ -79,15 +87,10 @@ class Eve(Optimizer):
         return True
 
     @staticmethod
-    def follow(
-        h: Values, shared: Numbers, t: int, loss: Any, totals: Sums | None
-    ) -> dict[str, float]:
-        loss, beta3, fhat, tiny = (
-            check_loss(loss),
-            h["betas"][2],
-            shared["fhat"],
-            sys.float_info.min,
-        )
+    def follow(groups: Groups, shared: Numbers, t: int, loss: Any) -> dict[str, float]:
+        loss, fhat, tiny = check_loss(loss), shared["fhat"], sys.float_info.min
+        h = agreed(moving(groups), Eve.common)
+        beta3 = h["betas"][2]
         if h["variant"] == "v1" and min(loss, fhat) <= 0:
             raise ValueError(f'loss: variant "v1" compares losses above 0, got {loss} after {fhat}')
         if math.isinf(fhat):  # the first one

@@ -8,7 +8,7 @@ last bits and their threads: another BLAS, processor or number of threads gives 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -34,6 +34,7 @@ class Room:
 
     def __init__(self) -> None:
         self.arrays: dict[Any, np.ndarray] = {}
+        self.states: dict[str, dict[str, np.ndarray]] = {}
 
     def __call__(
         self, use: str, like: np.ndarray, shape: tuple[int, ...] = (), dtype: Any = None
@@ -44,6 +45,17 @@ class Room:
         if key not in self.arrays:
             self.arrays[key] = np.empty_like(like, shape=shape, dtype=dtype, subok=False)
         return self.arrays[key]
+
+    def like(self, name: str, state: State) -> dict[str, np.ndarray]:
+        """What the state of the parameter of this name becomes by a step."""
+        if name not in self.states:
+            self.states[name] = {key: np.empty_like(a, subok=False) for key, a in state.items()}
+        return self.states[name]
+
+    @property
+    def nbytes(self) -> int:
+        states = (a for state in self.states.values() for a in state.values())
+        return sum(a.nbytes for a in (*self.arrays.values(), *states))
 
     def __reduce__(self) -> tuple[type[Room], tuple[()]]:
         return Room, ()
@@ -67,10 +79,12 @@ class MatrixRule(Optimizer):
     in `other`, and in opt.param_groups[1].
 
     Outside the bit promise: a step's last bits depend on BLAS, as do its threads, and backend only
-    says how the last line of the rule, x = keep*x - lr*u, is computed. A step validates everything
-    before anything changes, but an interrupt may fall between two arrays. The first steps allocate
-    a direction u for each matrix, and for each shape room for what lies between, which is kept; the
-    later ones allocate what LAPACK needs for eigenvectors. The matrices' state is of the type that
+    says how the last line of the rule, x = keep*x - lr*u, is computed. A step is whole or there is
+    none: what the state becomes is computed beside it, and copied into place when all matrices are
+    done, so that nothing has changed after an interrupt, a MemoryError or a LinAlgError. The first
+    step allocates for each matrix a direction u and its state once more, and for each shape room
+    for what lies between, which is kept; the later ones allocate what LAPACK needs for
+    eigenvectors. The matrices' state is of the type that
     is computed in, and its subnormal numbers are kept: state_dtype is refused, and subnormals is
     for AdamW's. There is no stateless call, and no translation from or to PyTorch's state.
     """
@@ -105,8 +119,13 @@ class MatrixRule(Optimizer):
         """Gives state arrays their start where it isn't 0."""
 
     @staticmethod
-    def direct(u: np.ndarray, state: State, h: Values, t: int, room: Room) -> None:
-        """Turns the gradient u into the direction that is stepped along, and updates the state."""
+    def direct(
+        u: np.ndarray, state: State, new: State, h: Values, t: int, room: Room
+    ) -> Sequence[str]:
+        """Turns the gradient u into the direction that is stepped along.
+
+        state is left as it is; what it becomes is written to `new`. Returns which of them are.
+        """
         raise NotImplementedError("MatrixRule is the base of the rules; use Muon, Shampoo, SOAP")
 
     # ---- Parameters
@@ -161,7 +180,7 @@ class MatrixRule(Optimizer):
     @property
     def nbytes(self) -> int:
         """The bytes of all arrays that the optimizer has allocated."""
-        return super().nbytes + sum(a.nbytes for a in self._room.arrays.values())
+        return super().nbytes + self._room.nbytes
 
     # ---- The step
 
@@ -170,27 +189,39 @@ class MatrixRule(Optimizer):
         recipe.direct = self._directions
         return recipe
 
-    def _directions(self, step: list[tuple[int, Any, Values, int, Any]]) -> list[Any]:
+    def _directions(self, step: list[tuple[int, Any, Values, int, Any]]) -> tuple[Any, Any]:
         """What matrices are to walk along in place of their gradients; None for others.
+
+        Also returned is each state array with what it becomes, for the compiled sequence to copy.
 
         step   of each array its number, its gradient, hyperparameters, step count and scalars
         """
+        becomes: list[tuple[np.ndarray, np.ndarray]] = []
         for i, *_ in step:
             p = self._parameters[i]
             for key, array in p.matrices.items():
                 _core.require_parameter(array, f'{label("state", p.name)}["{key}"]')
         with np.errstate(all="ignore"):
-            return [self._direction(self._parameters[i], *rest) for i, *rest in step]
+            found = [self._direction(becomes, self._parameters[i], *rest) for i, *rest in step]
+        return found, becomes
 
     def _direction(
-        self, p: Parameter, g: np.ndarray, h: Values, t: int, scalars: tuple[float, ...]
+        self,
+        becomes: list[tuple[np.ndarray, np.ndarray]],
+        p: Parameter,
+        g: np.ndarray,
+        h: Values,
+        t: int,
+        scalars: tuple[float, ...],
     ) -> np.ndarray | None:
         if not p.matrices:
             return None
-        u = self._room(f"u of {p.name}", np.asarray(p.x), dtype=computing_type(p.x))
+        room, state = self._room, p.matrices
+        u = room(f"u of {p.name}", np.asarray(p.x), dtype=computing_type(p.x))
+        new = room.like(p.name, state)
         _, _, stages = read(scalars)
         prepare(u, np.asarray(g), np.asarray(p.beside.get("master", p.x)), stages)
-        self.direct(u, p.matrices, h, t, self._room)
+        becomes += [(state[key], new[key]) for key in self.direct(u, state, new, h, t, room)]
         return u
 
 
@@ -240,7 +271,9 @@ class Muon(MatrixRule):
     Traps: the iteration is in float32 here, or float64 as the parameter is; PyTorch and Jordan
     iterate in bfloat16, which moves u by one or two per cent. The default coefficients don't
     converge: singular values end between 0.7 and 1.2, very small ones below. u's size doesn't
-    follow that of g, so lr has to fall for x to come to rest. A zero gradient still moves x.
+    follow that of g, so lr has to fall for x to come to rest. A zero gradient still moves x. Any
+    finite gradient below a quarter of the largest number gives a finite u, also where its squares
+    are infinite; where |u| is below eps, as in float32 at 1e-30, u is small: u/eps.
     Source: Jordan 2024, kellerjordan.github.io/posts/muon; match_rms_adamw: Liu et al. 2025, arXiv
     2502.16982.
     """
@@ -270,11 +303,13 @@ class Muon(MatrixRule):
     decay_mode: DecayMode = choice(default="decoupled")
 
     @staticmethod
-    def direct(u: np.ndarray, state: State, h: Values, t: int, room: Room) -> None:
-        b, mu = state["momentum_buffer"], h["momentum"]
+    def direct(
+        u: np.ndarray, state: State, new: State, h: Values, t: int, room: Room
+    ) -> Sequence[str]:
+        b, mu = new["momentum_buffer"], h["momentum"]
         (m, n), d = u.shape, room("difference", u)
-        np.subtract(u, b, out=d)
-        b += np.multiply(d, 1.0 - mu, out=d)
+        np.subtract(u, state["momentum_buffer"], out=d)
+        np.add(state["momentum_buffer"], np.multiply(d, 1.0 - mu, out=d), out=b)
         if h["nesterov"]:
             np.subtract(b, u, out=d)
             u += np.multiply(d, mu, out=d)
@@ -285,12 +320,13 @@ class Muon(MatrixRule):
             u *= math.sqrt(max(1.0, m / max(n, 1)))
         else:
             u *= 0.2 * math.sqrt(max(m, n))
+        return ("momentum_buffer",)
 
 
 def orthogonalize(x: np.ndarray, h: Values, room: Room) -> None:
     """Brings the singular values of a wide matrix close to 1, by Newton and Schulz's iteration."""
     p, q, r = h["ns_coefficients"]
-    x /= max(float(np.linalg.norm(x)), h["eps"])
+    normalize(x, h["eps"])
     side = len(x), len(x)
     now, then = x, room("product", x)
     gram, inner, polynomial = (room(name, x, side) for name in ("gram", "inner", "polynomial"))
@@ -308,17 +344,40 @@ def orthogonalize(x: np.ndarray, h: Values, room: Room) -> None:
         x[...] = now
 
 
+def normalize(x: np.ndarray, eps: float) -> None:
+    """Divides by the larger of norm and eps, also where the squares of elements aren't finite."""
+    norm = float(np.linalg.norm(x))
+    if not SAFE[x.dtype] < norm < 1.0 / SAFE[x.dtype]:
+        largest = max(float(x.max(initial=0)), -float(x.min(initial=0)))
+        power = math.frexp(largest)[1]  # 0 where it isn't finite
+        np.ldexp(x, -power, out=x)
+        norm, eps = float(np.linalg.norm(x)), float(np.ldexp(eps, -power))
+    x /= max(norm, eps)
+
+
+# From here to the inverse norms are exact, and sums of the squares of 2^32 of them finite.
+SAFE = {np.dtype(np.float32): 2.0**-48, np.dtype(np.float64): 2.0**-480}
+
+
 # ---- Shampoo and SOAP
 
 
-def add_products(state: State, g: np.ndarray, room: Room, decay: float, share: float) -> None:
-    """Adds to both sums: left = decay*left + share*(g g^T), right = decay*right + share*(g^T g)."""
+def drop_immense(u: np.ndarray) -> None:
+    """Makes a finite gradient zero where the sums of its squares would not stay finite."""
+    if float(np.linalg.norm(u)) > 1.0 / SAFE[u.dtype] and np.isfinite(u).all():
+        u.fill(0)
+
+
+def add_products(
+    state: State, new: State, g: np.ndarray, room: Room, decay: float, share: float
+) -> None:
+    """Both sums: left = decay*left + share*(g g^T), right = decay*right + share*(g^T g)."""
     for name, a in (("left", g), ("right", g.T)):
         product = room("product", a, (len(a), len(a)))
         np.matmul(a, a.T, out=product)
-        if decay != 1:
-            state[name][...] *= decay
-        state[name][...] += np.multiply(product, share, out=product)
+        np.multiply(product, share, out=product)
+        np.multiply(state[name], decay, out=new[name])
+        new[name][...] += product
 
 
 def eigh(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -348,7 +407,9 @@ class Shampoo(MatrixRule):
     State: left (L), right (R), left_root (L^(-1/4)), right_root (R^(-1/4)).
     Traps: the sums only grow, and so the steps only shrink, as Adagrad's do. Most of the time goes
     into the roots, by eigenvectors in float64: a larger precondition_frequency saves it. There is
-    no grafting: lr is not that of another rule. A zero gradient doesn't move x.
+    no grafting: lr is not that of another rule. A zero gradient doesn't move x. A gradient
+    whose norm is finite, but beyond 2^48, in float64 2^480, counts as zero: the sums of its squares
+    would not stay finite.
     Source: Gupta, Koren, Singer 2018, arXiv 1802.09568, algorithm 1.
     """
 
@@ -365,15 +426,24 @@ class Shampoo(MatrixRule):
             np.fill_diagonal(state[name], h["eps"])
 
     @staticmethod
-    def direct(u: np.ndarray, state: State, h: Values, t: int, room: Room) -> None:
-        add_products(state, u, room, 1.0, 1.0)
+    def direct(
+        u: np.ndarray, state: State, new: State, h: Values, t: int, room: Room
+    ) -> Sequence[str]:
+        drop_immense(u)
+        add_products(state, new, u, room, 1.0, 1.0)
+        names, roots = ["left", "right"], state
         if (t - 1) % h["precondition_frequency"] == 0:
+            roots = new
             for name in ("left", "right"):
-                values, vectors = eigh(state[name])
-                roots = np.maximum(values, h["eps"]) ** -0.25  # none is smaller, but for rounding
-                state[f"{name}_root"][...] = (vectors * roots) @ vectors.T
-        half = np.matmul(state["left_root"], u, out=room("half", u))
-        np.matmul(half, state["right_root"], out=u)
+                values, vectors = eigh(new[name])
+                # None is smaller than eps, but for rounding, which the largest one gives its size.
+                noise = np.finfo(u.dtype).eps * values.max(initial=0)
+                values = np.maximum(values, max(h["eps"], noise))
+                new[f"{name}_root"][...] = (vectors * values**-0.25) @ vectors.T
+                names.append(f"{name}_root")
+        half = np.matmul(roots["left_root"], u, out=room("half", u))
+        np.matmul(half, roots["right_root"], out=u)
+        return names
 
 
 class SOAP(MatrixRule):
@@ -404,7 +474,9 @@ class SOAP(MatrixRule):
     State: exp_avg (m), exp_avg_sq (v), left (L), right (R), left_basis (P), right_basis (Q).
     Traps: the first step leaves the matrices as they are. m and v are those of the rotated
     gradient: they can't be read element by element of x. A zero gradient still moves x, and the
-    decay goes on. With eps = 0 an element of r that has always been 0 makes all of x NaN.
+    decay goes on. With eps = 0 an element of r that has always been 0, or was so small that its
+    square is, makes all of x NaN. A gradient whose norm is finite, but beyond 2^48, in float64
+    2^480, counts as zero: its squares would not stay finite.
     Source: Vyas et al. 2024, arXiv 2409.11321, algorithm 3; the first step, eps and the decay as in
     the authors' code.
     """
@@ -432,21 +504,24 @@ class SOAP(MatrixRule):
         return {"lr": lr, "decay_rate": lr}
 
     @staticmethod
-    def direct(u: np.ndarray, state: State, h: Values, t: int, room: Room) -> None:
+    def direct(
+        u: np.ndarray, state: State, new: State, h: Values, t: int, room: Room
+    ) -> Sequence[str]:
         t, decay = t - 1, h["shampoo_beta"]  # the first step only finds the bases
-        add_products(state, u, room, decay, 1.0 - decay)
+        drop_immense(u)
+        add_products(state, new, u, room, decay, 1.0 - decay)
         if t == 0:
             for name in ("left", "right"):
-                state[f"{name}_basis"][...] = eigh(state[name])[1][:, ::-1]
+                new[f"{name}_basis"][...] = eigh(new[name])[1][:, ::-1]
             u.fill(0)
-            return
-        (beta1, beta2), m, v = h["betas"], state["exp_avg"], state["exp_avg_sq"]
+            return "left", "right", "left_basis", "right_basis"
+        (beta1, beta2), m, v = h["betas"], new["exp_avg"], new["exp_avg_sq"]
         p, q = state["left_basis"], state["right_basis"]
         half, r = room("half", u), room("rotated", u)
         rotate(u, p.T, q, half, out=r)
-        m *= beta1
+        np.multiply(state["exp_avg"], beta1, out=m)
         m += np.multiply(r, 1.0 - beta1, out=half)
-        v *= beta2
+        np.multiply(state["exp_avg_sq"], beta2, out=v)
         r *= r
         v += np.multiply(r, 1.0 - beta2, out=r)
         np.sqrt(v, out=r)
@@ -454,11 +529,13 @@ class SOAP(MatrixRule):
         np.divide(m, r, out=r)
         r *= math.sqrt(1.0 - beta2**t) / (1.0 - beta1**t)
         rotate(r, p, q.T, half, out=u)
-        if t % h["precondition_frequency"] == 0:
-            rotate(m, p, q.T, half, out=r)
-            turn(p, state["left"], v, room)
-            turn(q, state["right"], v.T, room)
-            rotate(r, p.T, q, half, out=m)
+        if t % h["precondition_frequency"] != 0:
+            return "exp_avg", "exp_avg_sq", "left", "right"
+        rotate(m, p, q.T, half, out=r)
+        new["left_basis"][...] = turned(p, new["left"], v, room)
+        new["right_basis"][...] = turned(q, new["right"], v.T, room)
+        rotate(r, new["left_basis"].T, new["right_basis"], half, out=m)
+        return tuple(new)
 
 
 def rotate(
@@ -469,15 +546,16 @@ def rotate(
     np.matmul(half, right, out=out)
 
 
-def turn(basis: np.ndarray, a: np.ndarray, rows: np.ndarray, room: Room) -> None:
-    """One step of the power iteration towards a's eigenvectors, the largest first.
+def turned(basis: np.ndarray, a: np.ndarray, rows: np.ndarray, room: Room) -> np.ndarray:
+    """A basis after one step of the power iteration towards a's eigenvectors, the largest first.
 
     What belongs to the basis' columns, the rows of another array, comes into their order.
     """
     power = np.matmul(a, basis, out=room("power", a))
     order = np.argsort(-np.einsum("ij,ij->j", basis, power), kind="stable")
     rows[...] = rows[order]
-    basis[...] = np.linalg.qr(power[:, order])[0]
+    found: np.ndarray = np.linalg.qr(power[:, order])[0]
+    return found
 
 
 RULES: tuple[type[MatrixRule], ...] = (Muon, Shampoo, SOAP)

@@ -35,9 +35,10 @@ class AdaBelief(Optimizer):
     decay_mode     "decoupled" (default), or another: see Optimizer
 
     State: exp_avg (m), exp_avg_var (v). Options of every rule: see Optimizer.
-    Traps: gradients that don't change make v fall and the steps grow, and so does Adam's usual
-    eps = 1e-8 make them far smaller than the default does. The authors' code can begin as RAdam
-    does, and does so by default: not here. A zero gradient still moves x.
+    Traps: gradients that don't change make v fall and the steps grow, and so does Adam's usual eps
+    = 1e-8 make them far smaller than the default does. The authors' code can begin as RAdam does,
+    and does so by default: not here. A zero gradient still moves x. With eps and eps_root = 0 an
+    element whose gradients have all been 0 becomes NaN.
     Source: Zhuang et al. 2020, arXiv 2010.07468, algorithm 2.
     """
 
@@ -200,7 +201,8 @@ class ADOPT(Optimizer):
 
     State: exp_avg (m), exp_avg_sq (v). Options of every rule: see Optimizer.
     Traps: the first step of an array doesn't move it. An element whose first gradient is 0 divides
-    its next one by eps; without the clamp it runs off. A zero gradient still moves x.
+    its next one by eps; without the clamp it runs off. A zero gradient still moves x. With eps = 0
+    an element whose gradients have all been 0 becomes NaN.
     Source: Taniguchi et al. 2024, arXiv 2411.02853, algorithm 2, the clamp as in the authors' code.
     """
 
@@ -240,7 +242,8 @@ class Grams(Optimizer):
     decay_mode     "decoupled" (default), or another: see Optimizer
 
     State: exp_avg (m), exp_avg_sq (v). Options of every rule: see Optimizer.
-    Traps: a zero gradient does not move x: unlike Adam, it stops where single gradients do.
+    Traps: a zero gradient does not move x: unlike Adam, it stops where single gradients do. With
+    eps = 0 an element whose gradients have all been 0 becomes NaN.
     Source: Cao, Li, Song 2024, arXiv 2412.17107, definition 3.1; eps as in the authors' code.
     """
 
@@ -291,7 +294,8 @@ class AdEMAMix(Optimizer):
     State: exp_avg (m), exp_avg_slow (s), exp_avg_sq (v). Options of every rule: see Optimizer.
     Traps: s is not corrected for its start at 0; without warm-ups of both alpha and beta3, over as
     many steps as the run has, training may diverge early. The authors' code has alpha = 2. s
-    remembers some 10000 steps: a zero gradient moves x for that long.
+    remembers some 10000 steps: a zero gradient moves x for that long. With eps and eps_root = 0 an
+    element whose gradients have all been 0 becomes NaN.
     Source: Pagliardini et al. 2024, arXiv 2409.03137, algorithm 1.
     """
 
@@ -357,7 +361,8 @@ class Adan(Optimizer):
     State: exp_avg (m), exp_avg_diff (e), exp_avg_sq (v), prev (p). Options of every rule: see
     Optimizer.
     Traps: the paper's betas are 1 minus these. Its weight_decay is 0.02. optax mixes the two
-    conventions, and so is another rule. A zero gradient still moves x.
+    conventions, and so is another rule. A zero gradient still moves x. With eps and eps_root = 0 an
+    element whose gradients have all been 0 becomes NaN.
     Source: Xie et al. 2022, arXiv 2208.06677, algorithm 1.
     """
 

@@ -7,11 +7,12 @@ the fixed order of the norm, so that they have the same bits everywhere.
 from __future__ import annotations
 
 import math
+from operator import itemgetter
 from typing import Any, ClassVar, Literal
 
 from schuss.engine.declare import REQUIRED, DecayMode, Number, choice, flag, number, numbers
 from schuss.engine.optimizer import Optimizer
-from schuss.engine.rule import Numbers, Values
+from schuss.engine.rule import Groups, Numbers, Values, agreed, moving
 from schuss.reference.sums import Sums
 from schuss.rules.adam import corrections, moments
 
@@ -130,7 +131,7 @@ class LAMB(Optimizer):
     State: exp_avg (m), exp_avg_sq (v). Reads all arrays once more. Options of every rule: see
     Optimizer.
     Traps: timm also divides all gradients by max(1, their norm): pass clip_norm=1. A zero gradient
-    still moves x.
+    still moves x. With eps = 0 an element whose gradients have all been 0 becomes NaN.
     Source: You et al. 2020, arXiv 1904.00962, algorithm 2.
     """
 
@@ -196,7 +197,7 @@ class StableAdamW(Optimizer):
     State: exp_avg (m), exp_avg_sq (v). Reads all arrays once more. Options of every rule: see
     Optimizer.
     Traps: the mean is over each array, so that how parameters are split into arrays matters. A zero
-    gradient still moves x.
+    gradient still moves x. With eps = 0 an element whose gradients have all been 0 becomes NaN.
     Source: Wortsman et al. 2023, arXiv 2304.13013, algorithm 2, with optimi's betas.
     """
 
@@ -254,7 +255,8 @@ class MARS(Optimizer):
     State: exp_avg (m), exp_avg_sq (v), last_grad (p). Reads all arrays once more. Options of every
     rule: see Optimizer.
     Traps: the authors step vectors by plain AdamW: give them a group with gamma=0. The norm is that
-    of each array. A zero gradient still moves x.
+    of each array. A zero gradient still moves x. With eps = 0 an element whose gradients have all
+    been 0 becomes NaN.
     Source: Yuan et al. 2024, arXiv 2411.10438, algorithm 2 (MARS-AdamW, its approximate form).
     """
 
@@ -332,19 +334,30 @@ class Prodigy(Optimizer):
     d_coef            in [0, inf), default 1
     growth_rate       d grows at most by this factor a step after its first change, in [1, inf],
                       default inf
-    safeguard_warmup  s = beta3*s + d/d0*d*g, without lr, default False
+    safeguard_warmup  s = beta3*s + d/d0*d*g, without lr where it isn't 0, default False
     decay_mode        "decoupled" (default), with dl for lr, or another: see Optimizer
 
     State: exp_avg (m), exp_avg_sq (v), s, p0 (x0); of all arrays d, d_max and d_numerator. Reads
     all arrays once more. Options of every rule: see Optimizer.
-    Traps: leave lr at 1 and use a schedule of factors. Of several groups the first one's lr and
-    betas make d. In optax the bias correction is always on. A zero gradient still moves x.
+    Several groups share d, which doesn't depend on their order but for the rounding of sums: each
+    adds to the numerator with its own dl, and one with lr = 0 adds nothing, as in the authors'
+    code. beta3, or beta2 where it makes it, d0, d_coef and growth_rate have to be the same in all
+    that have gradients and an lr above 0, or the step is a ValueError.
+    Traps: leave lr at 1 and use a schedule of factors. In optax the bias correction is always on. A
+    zero gradient still moves x. With eps = 0 an element whose gradients have all been 0 becomes
+    NaN, and d stays from then on.
     Source: Mishchenko and Defazio 2023, arXiv 2306.06101, algorithm 4.
     """
 
     states: ClassVar = {"prodigy": ("exp_avg", "exp_avg_sq", "s", "p0")}
     starting: ClassVar = ("p0",)
     shared: ClassVar = {"d": 0.0, "d_max": 0.0, "d_numerator": 0.0}
+    common: ClassVar = {  # what makes d
+        "beta3": beta3_of,
+        "d0": itemgetter("d0"),
+        "d_coef": itemgetter("d_coef"),
+        "growth_rate": itemgetter("growth_rate"),
+    }
     ranges: ClassVar = {"d": "[0, inf]", "d_max": "[0, inf]"}
     presets: ClassVar = {"paper": {}, "optax": {"bias_correction": True}}
     lr: Number = number("[0, inf)", default=1.0)
@@ -368,13 +381,18 @@ class Prodigy(Optimizer):
         return ("own",)
 
     @staticmethod
-    def follow(h: Values, shared: Numbers, t: int, loss: Any, totals: Sums) -> dict[str, float]:
+    def follow(groups: Groups, shared: Numbers, t: int, loss: Any) -> dict[str, float]:
+        own = moving(groups)
+        h = agreed(own, Prodigy.common)
         d0, before = h["d0"], distance(h, shared)
-        weight = before / d0 * rate_of(h, shared, t)
-        numerator = beta3_of(h) * shared["d_numerator"] + weight * totals.p
+        numerator, size = beta3_of(h) * shared["d_numerator"], 0.0
+        for values, sums in own:
+            numerator += before / d0 * rate_of(values, shared, t) * sums.p
+        for _, sums in groups:
+            size += sums.q
         d, largest = before, max(shared["d_max"], d0)
-        if totals.q > 0:
-            found = h["d_coef"] * numerator / totals.q
+        if size > 0:
+            found = h["d_coef"] * numerator / size
             if before == d0:
                 d = max(before, found)
             largest = max(largest, found)
@@ -389,7 +407,7 @@ class Prodigy(Optimizer):
             "first": float(t == 1),
             "d": d,
             "beta3": beta3_of(h),
-            "k": d / h["d0"] * (d if h["safeguard_warmup"] else rate),
+            "k": d / h["d0"] * (d if h["safeguard_warmup"] and h["lr"] else rate),
             "step": rate,
             "eps": (memory["d"] or h["d0"]) * h["eps"],
             "decay_rate": rate,
@@ -418,13 +436,22 @@ class DAdaptAdam(Optimizer):
 
     State: exp_avg (m), exp_avg_sq (v), s; of all arrays d and d_numerator (r). Reads all arrays
     once more. Options of every rule: see Optimizer.
-    Traps: leave lr at 1 and use a schedule of factors. Of several groups the first one's lr and
-    betas make d. A zero gradient still moves x.
+    Several groups share d, which doesn't depend on their order but for the rounding of sums: each
+    adds to r with its own dl, and one with lr = 0 adds nothing, as in the authors' code. beta2, d0
+    and growth_rate have to be the same in all that have gradients and an lr above 0, or the step is
+    a ValueError.
+    Traps: leave lr at 1 and use a schedule of factors. A zero gradient still moves x. With eps = 0
+    an element whose gradients have all been 0 becomes NaN, and d stays from then on.
     Source: Defazio and Mishchenko 2023, arXiv 2301.07733, algorithm 5, as in the authors' code.
     """
 
     states: ClassVar = {"dadapt_adam": ("exp_avg", "exp_avg_sq", "s")}
     shared: ClassVar = {"d": 0.0, "d_numerator": 0.0}
+    common: ClassVar = {  # what makes d
+        "betas[1]": lambda h: h["betas"][1],
+        "d0": itemgetter("d0"),
+        "growth_rate": itemgetter("growth_rate"),
+    }
     ranges: ClassVar = {"d": "[0, inf]"}
     presets: ClassVar = {"paper": {}}
     lr: Number = number("[0, inf)", default=1.0)
@@ -445,12 +472,18 @@ class DAdaptAdam(Optimizer):
         return ("own",)
 
     @staticmethod
-    def follow(h: Values, shared: Numbers, t: int, loss: Any, totals: Sums) -> dict[str, float]:
+    def follow(groups: Groups, shared: Numbers, t: int, loss: Any) -> dict[str, float]:
+        own = moving(groups)
+        h = agreed(own, DAdaptAdam.common)
         before, w = distance(h, shared), math.sqrt(h["betas"][1])
-        numerator = w * shared["d_numerator"] + (1.0 - w) * rate_of(h, shared, t) * totals.p
+        numerator, size = w * shared["d_numerator"], 0.0
+        for values, sums in own:
+            numerator += (1.0 - w) * rate_of(values, shared, t) * sums.p
+        for _, sums in groups:
+            size += sums.q
         d = before
-        if totals.q > 0:
-            d = max(d, min(numerator / ((1.0 - w) * totals.q), d * h["growth_rate"]))
+        if size > 0:
+            d = max(d, min(numerator / ((1.0 - w) * size), d * h["growth_rate"]))
         return {"d": d, "d_numerator": numerator, "d_before": before}
 
     @staticmethod

@@ -8,8 +8,7 @@ from typing import Any, ClassVar, Literal
 from schuss.checks import check_loss
 from schuss.engine.declare import REQUIRED, DecayMode, Number, choice, constant, number, numbers
 from schuss.engine.optimizer import Optimizer
-from schuss.engine.rule import Numbers, Values
-from schuss.reference.sums import Sums
+from schuss.engine.rule import Groups, Numbers, Values
 
 
 class SignSGD(Optimizer):
@@ -176,9 +175,7 @@ class Rprop(Optimizer):
         return bool(h["variant"] == "irprop+")
 
     @staticmethod
-    def follow(
-        h: Values, shared: Numbers, t: int, loss: Any, totals: Sums | None
-    ) -> dict[str, float]:
+    def follow(groups: Groups, shared: Numbers, t: int, loss: Any) -> dict[str, float]:
         loss = check_loss(loss)
         return {"previous_loss": loss, "worse": float(loss > shared["previous_loss"])}
 

@@ -552,6 +552,42 @@ class momentum_ramp(Schedule):
 
 
 @dataclass(frozen=True)
+class ema_warmup(Schedule):
+    """The decay of a running mean that forgets its start: min(decay, 1 - (1 + n/gamma)^(-power)).
+
+        opt = schuss.AdamW(params, ema=ema_warmup(0.9999))
+
+    With a decay of 0.9999 from the first step on, the mean after 1000 steps is nine tenths of what
+    the parameters were at the start. Here it is the parameter after the first step, and reaches
+    back over some n/power steps, until `decay` is what limits it.
+
+    decay    where it ends, in [0, 1], default 0.9999
+    gamma    steps until the climb begins, above 0, default 1
+    power    in (0, inf), default 2/3; 1 for short runs
+
+    power=1 and decay=1 is the plain mean of all steps, as PyTorch's SWA takes it. gamma=9 and
+    power=1 is n/(9 + n), TensorFlow's (1 + n)/(10 + n) one step later.
+
+    Source: timm's ModelEmaV3 (use_warmup), and Karras et al. 2024, arXiv 2312.02696, on why the
+    mean should reach back over a share of the run.
+    """
+
+    decay: float = 0.9999
+    gamma: float = 1.0
+    power: float = 2 / 3
+
+    def __post_init__(self) -> None:
+        check_fields(self, decay="[0, 1]", gamma="(0, inf)", power="(0, inf)")
+
+    @property
+    def ends(self) -> tuple[float, ...]:
+        return 0.0, self.decay
+
+    def __call__(self, n: int) -> float:
+        return min(self.decay, 1.0 - math.pow(1.0 + n / self.gamma, -self.power))
+
+
+@dataclass(frozen=True)
 class steady(Schedule):
     """The learning rate with which a changing momentum changes no step: value*(1 - momentum(n)).
 
