@@ -75,7 +75,8 @@ def save(
     An array that is at several places, as parameters are, is in the file once. Arrays are written
     in pieces, and none is copied as a whole; steps of the optimizers wait. Callables are not
     stored: those of the optimizer that loads it stay. Raises TypeError that names what can't be
-    stored, and OSError where the file can't be written, or holds something else afterwards.
+    stored, ValueError where that is nested too deep or is more than 100 MB beside the arrays, and
+    OSError where the file can't be written, or holds something else afterwards.
     """
     entries = with_optimizer(opt, entries, progress)
     if not entries:
@@ -336,7 +337,8 @@ def load(
     with its params and its state_dict. The whole file is verified, then everything is compared
     with its place, and then all is filled: ValueError lists what is missing, unknown, or of another
     shape or type, and what is damaged, and nothing has changed then. TypeError names a place that
-    can't be filled; OSError says why the file can't be read.
+    can't be filled; OSError says why the file can't be read. After Ctrl-C some places may be filled
+    and others not: load again.
     """
     places = with_optimizer(opt, places, progress)
     if os.path.isdir(path):

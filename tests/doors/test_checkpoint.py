@@ -164,10 +164,10 @@ def test_an_optimizer_brings_its_parameters(path: Path) -> None:
 def test_an_array_is_stored_once(path: Path) -> None:
     run = Run(schuss.Adam).train(1)
     b = run.params["b"]
-    schuss.save(path, opt=run.opt, params=run.params, again=[b, b[:], b[::-1]])
+    schuss.save(path, opt=run.opt, params=run.params, again=[b, b[:], b[::-1], b[:2], b.view("i4")])
     stored = safetensors.numpy.load_file(path)
     shared = {name for name in stored if "state" not in name}
-    assert shared == {"params.w.0", "params.b", "params.s", "again.2"}
+    assert shared == {"params.w.0", "params.b", "params.s", "again.2", "again.3", "again.4"}
     found = schuss.load(path)
     assert found["again"][0] is found["params"]["b"] is found["opt"]["params"]["b"]
     assert np.array_equal(found["again"][2], b[::-1])
@@ -436,6 +436,20 @@ def test_within_averaged(path: Path) -> None:
         with pytest.raises(RuntimeError, match="load: the parameters hold their means"):
             schuss.load(path, run.opt)
     assert Run(schuss.Adam, ema=0.5).load(path).bits == run.bits
+
+
+def test_while_evaluated(path: Path) -> None:
+    """The averages are where they were, and so is what is trained on."""
+    run = Run(schuss.ScheduleFreeAdamW, lr=0.1).train(3)
+    opt: Any = run.opt
+    opt.eval()
+    run.save(path)
+    again = Run(schuss.ScheduleFreeAdamW, lr=0.1).load(path)
+    resumed: Any = again.opt
+    assert np.array_equal(again.params["b"], run.params["b"])
+    for one in (opt, resumed):
+        one.train()
+    assert again.train(2).bits == run.train(2).bits
 
 
 def test_from_within_a_step(path: Path) -> None:
@@ -845,6 +859,7 @@ def test_steps_wait(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory(path: Path) -> None:
     """Nothing is twice in memory, whatever its order, while it is saved or loaded."""
     places: dict[str, Any] = {"c": np.ones((2000, 1000)), "f": np.ones((2000, 1000), order="F")}
+    places["opt"] = schuss.Adam([np.ones((2000, 500), order=o) for o in ("C", "F")])
     tracemalloc.start()
     schuss.save(path, **places)
     schuss.load(path, **places)
