@@ -23,7 +23,7 @@ from schuss.rules import *  # noqa: F403
 from schuss.threads import get_num_threads, set_num_threads, threads
 from schuss.torch import torch_state_dict
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from schuss import data as data
