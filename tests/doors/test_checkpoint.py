@@ -25,6 +25,9 @@ import pytest
 import safetensors
 import safetensors.numpy
 from engine.unchanged import Unchanged, snapshot
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
 
 import schuss
 from doors import golden
@@ -224,6 +227,37 @@ def test_values_come_back_as_they_were(path: Path) -> None:
     schuss.save(path, **VALUES, nan=NAN)
     assert same(schuss.load(path), {**VALUES, "nan": NAN})
     assert safetensors.numpy.load_file(path) == {}
+
+
+plain = st.none() | st.booleans() | st.integers() | st.floats() | st.complex_numbers() | st.text()
+kinds = npst.boolean_dtypes() | npst.integer_dtypes() | npst.floating_dtypes(sizes=(16, 32, 64))
+arrays = npst.arrays(kinds, npst.array_shapes(min_dims=0, min_side=0, max_side=4))
+strided = arrays.map(lambda a: a.T[::-1] if a.ndim else a)
+keys = st.text() | st.integers() | st.tuples(st.booleans(), st.text())
+anything = st.recursive(
+    plain | arrays | strided,
+    lambda inner: (
+        st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(keys, inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+def native(value: Any) -> Any:
+    """In this machine's byte order, as it comes back."""
+    if isinstance(value, np.ndarray):
+        return value.astype(value.dtype.newbyteorder("="), order="C")
+    if isinstance(value, dict):
+        return {key: native(v) for key, v in value.items()}
+    return type(value)(map(native, value)) if isinstance(value, list | tuple) else value
+
+
+@settings(deadline=None, max_examples=100, suppress_health_check=list(HealthCheck))
+@given(anything)
+def test_anything_comes_back(path: Path, value: Any) -> None:
+    schuss.save(path, x=value)
+    assert same(schuss.load(path)["x"], native(value))
+    checkpoint.contents(path, verified=True)
 
 
 ARRAYS: dict[str, np.ndarray] = {
