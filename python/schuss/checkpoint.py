@@ -337,8 +337,8 @@ def load(
     with its params and its state_dict. The whole file is verified, then everything is compared
     with its place, and then all is filled: ValueError lists what is missing, unknown, or of another
     shape or type, and what is damaged, and nothing has changed then. TypeError names a place that
-    can't be filled; OSError says why the file can't be read. After Ctrl-C some places may be filled
-    and others not: load again.
+    can't be filled; OSError says why the file can't be read. Ctrl-C comes before all is filled, or
+    behind.
     """
     places = with_optimizer(opt, places, progress)
     if os.path.isdir(path):
@@ -471,8 +471,8 @@ class Filling:
             raise ValueError(listing(self.wrong, "; ", MOST))
         undo: list[Callable[[], None]] = []
         for name, place, state in self.objects:  # code of the user's, which may refuse
-            undo.append(partial(place.load_state_dict, deepcopy(place.state_dict())))
             try:
+                undo.append(partial(place.load_state_dict, deepcopy(place.state_dict())))
                 place.load_state_dict(state)
             except BaseException as error:
                 for back in undo:
@@ -480,6 +480,14 @@ class Filling:
                 if isinstance(error, TypeError | ValueError | LookupError):
                     raise ValueError(f"{name}: {error}") from None
                 raise
+        try:
+            self.assign()
+        except BaseException:  # an interrupt, for all is checked: it comes behind
+            self.assign()
+            raise
+
+    def assign(self) -> None:
+        """Assigns what is checked; a second time is as once."""
         for place, fresh in self.generators:
             if isinstance(place, np.random.Generator):
                 place.bit_generator.state = fresh.bit_generator.state

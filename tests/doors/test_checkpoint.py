@@ -34,6 +34,7 @@ from doors import golden
 from schuss import checkpoint
 from schuss.engine import replacing
 from schuss.engine import safetensors as container
+from schuss.engine import saved as saved_module
 from schuss.engine.optimizer import Optimizer
 from schuss.rules import RULES, matrix
 
@@ -450,6 +451,34 @@ def test_an_object_that_refuses_leaves_all_as_it_was(path: Path) -> None:
         schuss.load(path, run.opt, fine=fine, bad=bad, a=a)
     assert (fine.n, bad.n) == (5, 6)
     assert not a.any()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_an_interrupt_comes_before_all_is_filled_or_behind(
+    late: bool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, assign = Run(schuss.ScheduleFreeAdamW, lr=0.1).train(3), saved_module.assign
+    opt: Any = whole.opt
+    opt.eval()
+    whole.save(path)
+    raised: list[bool] = []
+
+    def interrupted(*args: Any) -> None:
+        if late or raised:
+            assign(*args)
+        if not raised:
+            raised.append(True)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "assign", interrupted)
+    again = Run(schuss.ScheduleFreeAdamW, lr=0.1).train(1)
+    with pytest.raises(KeyboardInterrupt):
+        again.load(path)
+    assert again.bits == whole.bits
+    resumed: Any = again.opt
+    for one in (opt, resumed):
+        one.train()
+    assert again.train(2).bits == whole.train(2).bits
 
 
 def test_one_array_in_two_places_of_the_file(path: Path) -> None:
