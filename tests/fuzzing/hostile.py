@@ -468,8 +468,7 @@ class Scene:
         if opt is None:
             return
         opt.rebind(formed(opt, [p.x for p in opt._parameters]))
-        for p in opt._parameters:  # where a master is no longer that of what was changed
-            p.refresh()
+        opt.refresh()  # where a master is no longer that of what was changed
         opt.missing, done = "raise", opt.iterations
         opt.grad_scale, opt.nonfinite = 1.0, "propagate"
         for _ in range(2):
