@@ -16,6 +16,7 @@ def test_kernels_stay_inside_their_arrays(run: Run, isa: str) -> None:
     code = """
         from itertools import combinations, product
         import os
+        import ml_dtypes
         import numpy as np
         import trial
         from fence import fenced
@@ -43,11 +44,23 @@ def test_kernels_stay_inside_their_arrays(run: Run, isa: str) -> None:
             found.setdefault(kernel, how)
         assert found.keys() == {name for name, *_ in _core.rules()}
         sizes = (1, 3, 15, 16, 17, 31, 255, 257, 1000, 12289)
-        for (kernel, (rule, options)), size, dtype, weight_decay in product(
-            found.items(), sizes, ("float32", "float64"), (0.0, 0.5)
-        ):
+        F4, F8, F2, BF = "float32", "float64", "float16", ml_dtypes.bfloat16
+        kinds = [  # of the parameter, the gradient, the state in turn, and the master
+            *product(sizes, [(F4, F4, [F4], None), (F8, F8, [F8], None)], (0.0, 0.5)),
+            *product(
+                (1, 17, 31, 257, 12289),
+                [(F2, F4, [F4], F4), (BF, BF, [BF, F4], None), (F4, F2, [BF, F2], None)],
+                (0.5,),
+            ),
+        ]
+        for (kernel, (rule, options)), (size, kind, weight_decay) in product(found.items(), kinds):
             names = ("param", "grad", *rule.states[kernel])
-            drawn = {name: random.random(size).astype(dtype) for name in names}
+            of_param, of_grad, of_state, of_master = kind
+            dtypes = [of_param, of_grad, *(of_state * len(names))]
+            drawn = {n: random.random(size).astype(d) for n, d in zip(names, dtypes)}
+            if of_master:
+                names = *names, "master"
+                drawn["master"] = drawn["param"].astype(of_master)
             ends, starts = (
                 {name: fenced(values, at_end=at_end) for name, values in drawn.items()}
                 for at_end in (True, False)
@@ -97,6 +110,24 @@ CASES = {
         assert references() == before
         trial.optimizer = None
         assert references() == [before[-1]] * len(arrays)  # a gradient that is not bound
+        """,
+    "a plateau of 100000 steps": """
+        def work(steps):
+            for _ in range(steps):
+                step(grads)
+            gc.collect()
+            with open("/proc/self/statm") as file:
+                pages = int(file.read().split()[1])
+            held = [sys.getrefcount(a) for a in (*trial.params, *grads, grads)]
+            return pages * resource.getpagesize(), len(gc.get_objects()), held
+
+        trial = Trial(sizes=[3, 40], clip_norm=1.0, ema=0.9)
+        grads, step = trial.grads, trial.optimizer.step
+        bytes_, objects, held = work(2000)
+        more_bytes, more_objects, more_held = work(100_000)
+        assert more_bytes - bytes_ < 1 << 19
+        assert more_objects - objects < 20
+        assert more_held == held
         """,
     "a plateau": """
         def work():

@@ -304,9 +304,10 @@ class Storage(Hyperparameter):
     def read(self, value: Any) -> np.dtype[Any]:
         """The dtype of a name; bfloat16 is ml_dtypes', which is asked for only here."""
         try:
-            name = str(np.dtype(value)) if value != "bfloat16" else value
-        except TypeError:
-            name = repr(value)
+            is_name = isinstance(value, str) and value == "bfloat16"
+            name = "bfloat16" if is_name else str(np.dtype(value))
+        except (TypeError, ValueError):
+            name = shown(value)
         if name not in self.TYPES:
             raise ValueError(f"{self.name}: {name} is unknown; wanted {' or '.join(self.TYPES)}")
         if name != "bfloat16":
