@@ -241,8 +241,8 @@ plan::outcome plan::attempt(const py::object& grads, const py::object& lr, const
   if (!recipe_->backend.is_none()) compute_in_python();
   require_copyable();
   // From here on no Python runs and nothing can fail: the step is whole, or there is none.
-  copy_computed();
   if (recipe_->backend.is_none()) run();
+  for (const copying& c : copies_) std::memcpy(c.to, c.from, c.bytes);
   count();
   zero_replaced();
   if (!recipe_->told.is_none()) recipe_->told(true);
@@ -316,19 +316,17 @@ void plan::compute_in_python() {
 }
 
 // What Python has computed lies as the arrays do that it is for, which can be written to.
-void plan::require_copyable() const {
+void plan::require_copyable() {
+  copies_.clear();
   for (const auto& [array, value] : computed_) {
     require_parameter(array, "state");
     if (!has_shape(value, shape_of(array)) || kind_of(value) != kind_of(array) ||
         (fields(value)->flags & fields(array)->flags & (c_order | f_order)) == 0)
       throw py::value_error("step: " + description(value) + " where " + description(array) +
                             " is wanted");
+    copies_.push_back(
+        {fields(array)->data, fields(value)->data, static_cast<std::size_t>(array.nbytes())});
   }
-}
-
-void plan::copy_computed() const noexcept {
-  for (const auto& [array, value] : computed_)
-    std::memcpy(fields(array)->data, fields(value)->data, static_cast<std::size_t>(array.nbytes()));
 }
 
 void plan::run() {

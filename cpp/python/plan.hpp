@@ -14,6 +14,13 @@ namespace schuss {
 using sums_of_array = std::array<double, most_sums>;
 using arrays_and_values = std::vector<std::pair<py::array, py::array>>;
 
+// Bytes that are to be copied once nothing can fail any more.
+struct copying {
+  void* to;
+  const void* from;
+  std::size_t bytes;
+};
+
 // While a call of a plan's own is under way, Python may run at many places, and do anything: what
 // such a call reads changes by that call alone.
 class plan {
@@ -155,9 +162,8 @@ class plan {
   void direct();
   void start_copies() const;
   void compute_in_python();
-  void require_copyable() const;
+  void require_copyable();
   void run();
-  void copy_computed() const noexcept;
   void zero_replaced() const;
   void count() noexcept;
 
@@ -190,6 +196,7 @@ class plan {
   std::vector<py::object> gradients_;  // theirs
   std::vector<std::pair<py::object, py::object>> replaced_;  // what came, and what stands for it
   arrays_and_values computed_;         // what Python has computed of the step, and where it belongs
+  std::vector<copying> copies_;        // the same as memory
   std::vector<set_of_scalars> keyed_;  // one for each key
   std::vector<std::size_t> set_of_;    // of each active member: number of its key
   std::vector<py::object> values_;     // the hyperparameters of each kind of group in this step

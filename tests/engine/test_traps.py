@@ -7,6 +7,7 @@ import pickle
 import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -917,6 +918,7 @@ OTHER_OPTIONS: dict[str, Any] = {
     "zero_grad": True,
     "ema": 0.5,
     "state_dtype": "float16",
+    "state_dir": "a folder of its own",
     "master": True,
     "stochastic_rounding": True,
     "seed": 7,
@@ -933,10 +935,12 @@ def test_all_options_are_here() -> None:
 
 @pytest.mark.parametrize("name", OTHER_OPTIONS)
 @pytest.mark.parametrize("rule", [schuss.AdamW, schuss.Muon])
-def test_what_differs_from_the_defaults_is_shown(rule: type[Optimizer], name: str) -> None:
+def test_what_differs_from_the_defaults_is_shown(
+    rule: type[Optimizer], name: str, tmp_path: Path
+) -> None:
     if rule is schuss.Muon and name == "state_dtype":
         pytest.skip("is not for matrices")
-    value = OTHER_OPTIONS[name]
+    value = str(tmp_path) if name == "state_dir" else OTHER_OPTIONS[name]
     plain = repr(rule({"w": np.ones((2, 2))}))
     assert not any(f"{option}=" in plain for option in OTHER_OPTIONS)
     opt = rule({"w": np.ones((2, 2), F4)}, **{name: value})

@@ -284,7 +284,7 @@ class Optimizer(Rule, Declared):
         self._names: dict[str, int] = {}  # the number of each parameter
         self._start = {"no_decay": no_decay, **hyperparameters}  # what added groups begin with
         self._has_converted = False
-        self._swapped: Swapped | None = None
+        self._swapped: list[Swapped] = []  # means may stand for averages that stand for weights
         self._averaging = 0  # how many `with opt.averaged()` are open
         if (folder := vars(self).get("_state_dir")) is not None:  # the base has no options
             self._files = Files(folder)
@@ -482,14 +482,12 @@ class Optimizer(Rule, Declared):
         self._watch([(params, tree)])
 
     def _rebind(self, arrays: list[Any]) -> None:
-        for p in self._parameters:
-            p.require_writeable_copies()
-        fresh = [
-            (copied, x)
-            for p, x in zip(self._parameters, arrays, strict=True)
-            if p.copies and x is not p.x and not same_bits(x, p.x)
-            for copied in p.copies
-        ]
+        fresh: list[tuple[np.ndarray, Any]] = []
+        for p, x in zip(self._parameters, arrays, strict=True):
+            if p.copies:
+                p.require_writeable_copies()
+                if x is not p.x and not same_bits(x, p.x):
+                    fresh += [(copied, x) for copied in p.copies]
         self._plan.rebind(arrays)
         for p, x in zip(self._parameters, arrays, strict=True):
             p.x = x
@@ -913,11 +911,9 @@ class Optimizer(Rule, Declared):
         if self.ema_decay is None:
             raise ValueError("ema: no running means; ask for them at construction with ema=")
         with self._lock:
-            if self._swapped is None:
+            if self._standing() != "averaged":
                 means = [(p, p.beside["average"]) for p in self._parameters]
                 self._swap("averaged", AVERAGED, means)
-            elif self._swapped.form != "averaged":
-                self._require_parameters("averaged")
             self._averaging += 1
         try:
             yield
@@ -927,6 +923,10 @@ class Optimizer(Rule, Declared):
                 if self._averaging == 0:
                     self._swap_back()
 
+    def _standing(self) -> str:
+        """What stands where the parameters do."""
+        return self._swapped[-1].form if self._swapped else "training"
+
     def _swap(self, form: str, says: str, values: list[tuple[Parameter, np.ndarray]]) -> None:
         """Puts values in the place of parameters, until `_swap_back`: all of them, or none."""
         for p, _ in values:
@@ -934,18 +934,17 @@ class Optimizer(Rule, Declared):
         weights = [(p, p.x.copy(order="K")) for p, _ in values]
         if self._files is not None:  # the weights are in memory alone
             self._files.begin()
-        self._swapped = Swapped(form, says, weights)
+        self._swapped.append(Swapped(form, says, weights))
         self._plan.barred = says
         write((p.x, a) for p, a in values)
 
     def _swap_back(self) -> None:
         """Brings the weights back, with the bits that they had: all of them, or none."""
-        if self._swapped is None:
-            return
-        for p, _ in self._swapped.weights:
+        for p, _ in self._swapped[-1].weights:
             _core.require_parameter(p.x, p.labels()[0])
-        write((p.x, a) for p, a in self._swapped.weights)
-        self._swapped, self._plan.barred = None, ""
+        write((p.x, a) for p, a in self._swapped[-1].weights)
+        self._swapped.pop()
+        self._plan.barred = self._swapped[-1].says if self._swapped else ""
         if self._files is not None:
             self._files.end(self)
 
@@ -1016,10 +1015,9 @@ class Optimizer(Rule, Declared):
         self._expect()
         self._plan.restore(*moved)
         self._free()
-        if self._swapped is None:
-            return
-        self._plan.barred = self._swapped.says
-        if self._swapped.form == "averaged":  # there is no `with` that this one could leave
+        if self._swapped:
+            self._plan.barred = self._swapped[-1].says
+        if self._standing() == "averaged":  # there is no `with` that this one could leave
             self._averaging = 0
             self._swap_back()
 

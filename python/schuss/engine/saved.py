@@ -58,7 +58,8 @@ def rule_name(rule: type) -> str:
 
 def written(opt: Any) -> dict[str, Any]:
     """What a resumed run needs, by name: numbers, and the live arrays."""
-    scale, swapped = opt.grad_scale, opt._swapped
+    scale = opt.grad_scale
+    first = opt._swapped[0] if opt._swapped else None  # which has the weights
     return {
         "rule": rule_name(type(opt)),
         "state": {name: dict(own) for name, own in opt.state.items()},
@@ -76,8 +77,8 @@ def written(opt: Any) -> dict[str, Any]:
         "schedules": saved(opt._observers()),
         "loss_scale": scale.state_dict() if hasattr(scale, "state_dict") else None,
         # In which form the parameters were, and where not in training, their weights there.
-        "form": "training" if swapped is None else swapped.form,
-        "weights": {} if swapped is None else {p.name: x for p, x in swapped.weights},
+        "form": first.form if first else "training",
+        "weights": {p.name: x for p, x in first.weights} if first else {},
     }
 
 

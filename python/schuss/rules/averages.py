@@ -13,14 +13,6 @@ from schuss.engine.optimizer import Optimizer, computing_type
 from schuss.engine.rule import Numbers, Values
 
 
-def power(base: float, exponent: float) -> float:
-    """Infinite where it is too large, as NumPy's; Python's would be an error."""
-    try:
-        return math.pow(base, exponent)
-    except OverflowError:
-        return math.inf
-
-
 class ASGD(Optimizer):
     """Gradient descent with a falling rate, and the average of its points.
 
@@ -64,11 +56,15 @@ class ASGD(Optimizer):
     def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         lr, lambd = h["lr"], h["lambd"]
         rate = lr if t == 1 else memory["eta"]
+        try:
+            fallen = (1.0 + lambd * lr * t) ** h["alpha"]
+        except OverflowError:
+            fallen = math.inf
         return {
             "decay": lambd * rate,
             "rate": rate,
             "share": memory["mu"],
-            "eta": lr / power(1.0 + lambd * lr * t, h["alpha"]),
+            "eta": lr / fallen,
             "mu": 1.0 / max(1.0, t - h["t0"]),
         }
 
@@ -87,7 +83,10 @@ class ScheduleFree(Optimizer):
         """The scalars of both kernels, and the new memory."""
         lr = h["lr"] * (t / h["warmup_steps"] if t < h["warmup_steps"] else 1.0)
         lr_max = max(memory["lr_max"], lr)
-        weight = power(t, h["r"]) * power(lr_max, h["weight_lr_power"])
+        try:
+            weight = float(t) ** h["r"] * lr_max ** h["weight_lr_power"]
+        except OverflowError:  # where NumPy's is infinite
+            weight = math.inf
         weight_sum = memory["weight_sum"] + weight
         ck = weight / weight_sum if weight_sum else 0.0
         return {
@@ -111,7 +110,7 @@ class ScheduleFree(Optimizer):
         Until `train` is called, a step is an error. An array that has not been stepped stays.
         Raises ValueError where a parameter is read-only; nothing has changed then.
         """
-        if self._swapped is None or self._swapped.form != "evaluated":
+        if self._standing() != "evaluated":
             self._require_parameters("eval")
             self._evaluate()
 
@@ -142,10 +141,10 @@ class ScheduleFree(Optimizer):
 
         Raises ValueError where a parameter is read-only; nothing has changed then.
         """
-        if self._swapped is None or self._swapped.form != "evaluated":
-            self._require_parameters("train")
-        else:
+        if self._standing() == "evaluated":
             self._swap_back()
+        else:
+            self._require_parameters("train")
 
     def _resume(self, form: str) -> None:
         if form == "evaluated":
