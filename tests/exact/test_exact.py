@@ -196,7 +196,7 @@ SURROUNDINGS: dict[str, list[Any]] = {
 OUTSIDE = ("isa", "threads")  # what must not change a bit, and so doesn't enter the reference's run
 
 
-DONE = ("backend",)  # what is compared with what
+DONE = ("backend", "state_dir")  # what is compared with what, and where it lies
 FACTORS = {
     rule: SURROUNDINGS
     | {name: values_of(h) for name, h in rule.hyperparameters.items()}
