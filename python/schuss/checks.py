@@ -54,6 +54,14 @@ class Interval:
         return number
 
 
+def check_remembered(name: str, value: Any, range_: str = "[-inf, inf]") -> float:
+    """A number that a rule remembers: also NaN, which gradients may have made of it."""
+    value = unpacked(value)
+    if isinstance(value, float | np.floating) and math.isnan(value):
+        return math.nan
+    return Interval(range_).check(name, value)
+
+
 def check_int(name: str, value: Any, low: int, high: float = math.inf) -> int:
     """A whole number from `low` to `high`; errors name the argument, the value and the range."""
     if type(value) is int and low <= value <= high:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from schuss import _core, rules
-from schuss.checks import Interval, check_int
+from schuss.checks import check_int, check_remembered
 from schuss.engine.backend import Numpy
 from schuss.engine.declare import REQUIRED, Pair
 from schuss.engine.groups import Group, Parameter, require_room
@@ -242,7 +242,7 @@ def remembered(rule: str, name: str, array: Any, written: Sequence[Any]) -> floa
         raise ValueError(f"{rule}: {name} is read-only, but the step writes to it")
     if any(isinstance(a, np.ndarray) and np.may_share_memory(a, array) for a in written):
         raise ValueError(f"{rule}: {name} overlaps an array that the step writes to")
-    return Interval("[-inf, inf]").check(f"{rule}: {name}", array)
+    return check_remembered(f"{rule}: {name}", array)
 
 
 CALLS = {rule.__name__.lower(): stateless(rule) for rule in rules.RULES}

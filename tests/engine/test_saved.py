@@ -535,3 +535,13 @@ def test_a_state_from_outside_is_refused_or_steps(name: str, torch: bool) -> Non
         other.step(grads, loss=2.0)
         other.state_dict()
     assert tried
+
+
+@pytest.mark.parametrize("rule", ALL)
+def test_what_gradients_that_are_not_finite_leave_is_loaded(rule: type[Optimizer]) -> None:
+    opt, x = trained(rule, 2)
+    for bad in (math.inf, math.nan):
+        opt.step({name: np.full_like(a, bad) for name, a in x.items()}, loss=1.0)
+    other, _ = trained(rule, 0)
+    other.load_state_dict(opt.state_dict())
+    assert repr(other.state_dict()) == repr(opt.state_dict())

@@ -943,7 +943,8 @@ def test_what_differs_from_the_defaults_is_shown(
     value = str(tmp_path) if name == "state_dir" else OTHER_OPTIONS[name]
     plain = repr(rule({"w": np.ones((2, 2))}))
     assert not any(f"{option}=" in plain for option in OTHER_OPTIONS)
-    opt = rule({"w": np.ones((2, 2), F4)}, **{name: value})
+    options: dict[str, Any] = {name: value}
+    opt = rule({"w": np.ones((2, 2), F4)}, **options)
     shown = value if name != "state_dtype" else opt.state_dtype
     assert f"{name}={shown!r}" in repr(opt)
     assert name in opt.state_dict()["options"]

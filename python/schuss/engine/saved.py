@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from schuss import _core
-from schuss.checks import Interval, check_int, shown, unpacked
+from schuss.checks import check_int, check_remembered, shown, unpacked
 from schuss.engine.groups import Group, Settings, is_same
 from schuss.engine.memory import write
 from schuss.engine.observers import load, saved
@@ -287,8 +287,8 @@ class Reader:
             self.missing(name)
             start: float = {**self.opt.memory, **self.opt.shared}[key]
             return start
-        range_ = Interval(self.opt.ranges.get(key, "[-inf, inf]"))
-        found: float = self.checked(range_.check, name, given[key])
+        range_ = self.opt.ranges.get(key, "[-inf, inf]")
+        found: float = self.checked(check_remembered, name, given[key], range_)
         return found
 
     def weights(self) -> tuple[str, list[tuple[np.ndarray, Any]]]:
