@@ -110,10 +110,11 @@ class sighting {
 
   bool still() const { return still(array_); }
   bool still(py::handle a) const {
+    if (Py_TYPE(a.ptr()) != type_) return false;  // it may be no array
     const py::detail::PyArray_Proxy* now = fields(a);
     const py::detail::PyArrayDescr_Proxy* d = descriptor(a);
-    bool same = Py_TYPE(a.ptr()) == type_ && now->data == data_ && d->type_num == number_ &&
-                d->byteorder == byteorder_ && now->flags == flags_ && now->nd == dimensions_;
+    bool same = now->data == data_ && d->type_num == number_ && d->byteorder == byteorder_ &&
+                now->flags == flags_ && now->nd == dimensions_;
     for (int i = 0; same && i < dimensions_; ++i) same = now->dimensions[i] == shape_[i];
     return same;
   }

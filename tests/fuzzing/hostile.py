@@ -267,6 +267,8 @@ class Scene:
             np.ones((2, SIZE))[:, ::2].T,
             full.astype(np.complex64),
             np.float32(0.5),
+            object(),
+            "no array",
         ]
         found = self.random.choice(other)
         return found.view(Array) if isinstance(found, np.ndarray) else found

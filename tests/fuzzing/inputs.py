@@ -253,7 +253,7 @@ def try_array(random: Random, folder: Path) -> str:
         one = np.ones(shape, np.float32)
         arrays = [one.copy() for _ in range(4)]
         arrays[random.randrange(4)] = a
-        return refused(what, names, [], lambda: functional.adam(*arrays, step=1))
+        return refused(what, [*names, "adam"], [], lambda: functional.adam(*arrays, step=1))
     opt = rule(params, convert=random.random() < 0.2, zero_grad=random.random() < 0.2)
     one = np.ones(shape, np.float32)
     step_of = {"a": a, "b": one.copy()}
