@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import math
 import pickle
 import weakref
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 import schuss
+from engine.trained import train, trained
 from schuss import rules
 from schuss.engine.declare import Backend
 from schuss.engine.optimizer import Optimizer
@@ -376,21 +376,6 @@ def test_cosine() -> None:
 
 
 # ---- State
-
-
-def trained(
-    rule: type[Optimizer], steps: int = 3, **options: Any
-) -> tuple[Optimizer, dict[str, np.ndarray]]:
-    params = {"w": np.linspace(-1, 1, 35, dtype=F4).reshape(5, 7), "b": np.ones(7, F4)}
-    opt = rule(params, **options)
-    train(opt, params, steps)
-    return opt, params
-
-
-def train(opt: Optimizer, params: dict[str, np.ndarray], steps: int) -> None:
-    for _ in range(steps):
-        t = opt.iterations
-        opt.step({name: np.cos(x + t) for name, x in params.items()}, loss=2 + math.cos(t))
 
 
 VELOCITY = {"momentum": 0.5, "agreement": "velocity"}

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import schuss
+from engine.trained import train, trained
 from engine.unchanged import Unchanged, snapshot
 from schuss import rules
 from schuss.engine.optimizer import Optimizer
@@ -21,21 +22,6 @@ from schuss.rules import matrix
 
 F4 = np.float32
 ALL: tuple[type[Optimizer], ...] = (*rules.RULES, *matrix.RULES)
-
-
-def trained(
-    rule: type[Optimizer], steps: int, **options: Any
-) -> tuple[Optimizer, dict[str, np.ndarray]]:
-    params = {"w": np.linspace(-1, 1, 35, dtype=F4).reshape(5, 7), "b": np.ones(7, F4)}
-    opt = rule(params, **options)
-    train(opt, params, steps)
-    return opt, params
-
-
-def train(opt: Optimizer, params: dict[str, np.ndarray], steps: int) -> None:
-    for _ in range(steps):
-        t = opt.iterations
-        opt.step({name: np.cos(x + t) for name, x in params.items()}, loss=2 + math.cos(t))
 
 
 def evaluated() -> Optimizer:
@@ -354,8 +340,9 @@ def test_state_saved_while_something_else_stood_there_has_the_weights(within: st
     rule = schuss.ScheduleFreeAdamW if within == "eval" else schuss.Adam
     opt: Any
     fresh: Any
-    opt, x = trained(rule, 3, **({"ema": 0.5} if within == "averaged" else {}))
-    fresh, y = trained(rule, 0, **({"ema": 0.5} if within == "averaged" else {}))
+    options: dict[str, Any] = {"ema": 0.5} if within == "averaged" else {}
+    opt, x = trained(rule, 3, **options)
+    fresh, y = trained(rule, 0, **options)
     if within == "eval":
         opt.eval()
         saved, stood = opt.state_dict(), copy.deepcopy(x)

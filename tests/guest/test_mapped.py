@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 import pickle
 import signal
@@ -13,9 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import engine.trained
 import ml_dtypes
 import numpy as np
 import pytest
+from engine.trained import Params, train
 
 import schuss
 from schuss import rules
@@ -28,19 +29,10 @@ ALL: tuple[type[Optimizer], ...] = (*rules.RULES, *matrix.RULES)
 
 def trained(
     rule: type[Optimizer], steps: int, dtype: Any = F4, **options: Any
-) -> tuple[Optimizer, dict[str, np.ndarray]]:
+) -> tuple[Optimizer, Params]:
     w = np.asfortranarray(np.linspace(-1, 1, 35).reshape(5, 7).astype(dtype))
     params = {"w": w, "b": np.ones(7, dtype), "none": np.ones((0, 3), dtype)}
-    opt = rule(params, **options)
-    train(opt, params, steps)
-    return opt, params
-
-
-def train(opt: Optimizer, params: dict[str, np.ndarray], steps: int) -> None:
-    for _ in range(steps):
-        t = opt.iterations
-        grads = {n: np.cos(x.astype(F4) + t).astype(x.dtype) for n, x in params.items()}
-        opt.step(grads, loss=2 + math.cos(t))
+    return engine.trained.trained(rule, steps, params, **options)
 
 
 def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
