@@ -78,7 +78,7 @@ def save(
     stored, ValueError where that is nested too deep or is more than 100 MB beside the arrays, and
     OSError where the file can't be written, or holds something else afterwards.
     """
-    entries = with_optimizer(opt, entries, progress)
+    path, entries = checked_path(path), with_optimizer(opt, entries, progress)
     if not entries:
         raise TypeError("entries: none; pass an optimizer, or what you like by name")
     try:
@@ -141,6 +141,13 @@ def require_written(path: str | os.PathLike[str], wrong: list[str]) -> None:
             f"{os.fspath(path)!r}: not replaced; read again, the new file has other bytes in "
             f"{listing(wrong, most=MOST)}: changed meanwhile, or the disk fails"
         )
+
+
+def checked_path(path: Any) -> str:
+    """The path as text; raises TypeError where it is none."""
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise TypeError(f"path: {type(path).__name__} is no path of a file")
+    return os.fspath(path)
 
 
 def with_optimizer(opt: Any, entries: dict[str, Any], progress: Any) -> dict[str, Any]:
@@ -340,7 +347,7 @@ def load(
     can't be filled; OSError says why the file can't be read. Ctrl-C comes before all is filled, or
     behind.
     """
-    places = with_optimizer(opt, places, progress)
+    path, places = checked_path(path), with_optimizer(opt, places, progress)
     if os.path.isdir(path):
         with saying(path):
             return filled(places, {"opt": Stored("optimizer", read_folder(path))})
@@ -431,8 +438,8 @@ class Filling:
         if isinstance(place, np.ma.MaskedArray):
             raise TypeError(f"{name}: a masked array can't be filled; pass its data")
         if not place.flags.writeable:
-            raise ValueError(f"{name}: read-only")
-        if (place.shape, place.dtype) != (found.shape, found.dtype):
+            self.wrong.append(f"{name}: read-only")
+        if (place.shape, place.dtype.newbyteorder("=")) != (found.shape, found.dtype):
             is_, wanted = (f"{a.dtype} of shape {a.shape}" for a in (found, place))
             self.wrong.append(f"{name}: {is_}, wanted {wanted}")
         before = self.arrays.setdefault(id(place), (place, found))[1]

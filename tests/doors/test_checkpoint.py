@@ -165,6 +165,23 @@ def test_an_optimizer_brings_its_parameters(path: Path) -> None:
     assert np.array_equal(stored["opt.params.w.0"], half.params["w"][0])
 
 
+def test_an_array_of_another_byte_order_goes_back_into_its_place(path: Path) -> None:
+    schuss.save(path, a=np.arange(3, dtype=">f4"))
+    place = np.zeros(3, ">f4")
+    schuss.load(path, a=place)
+    assert (place == [0, 1, 2]).all()
+
+
+def test_what_is_no_path(path: Path) -> None:
+    opt: Any = schuss.Adam([np.ones(3)])
+    wrong: list[Any] = [None, 3, b"x", opt]
+    for value in wrong:
+        with pytest.raises(TypeError, match=r"path: .* is no path of a file"):
+            schuss.save(value, opt)
+        with pytest.raises(TypeError, match=r"path: .* is no path of a file"):
+            schuss.load(value)
+
+
 def test_an_array_is_stored_once(path: Path) -> None:
     run = Run(schuss.Adam).train(1)
     b = run.params["b"]

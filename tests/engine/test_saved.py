@@ -6,6 +6,7 @@ import copy
 import functools
 import math
 import pickle
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -424,6 +425,120 @@ def test_a_pickle_of_another_version() -> None:
     for form in (None, 99):
         with pytest.raises(ValueError, match=f"pickle: in form {form} of another version"):
             object.__new__(schuss.Adam).__setstate__({**own, "pickled": form})
+
+
+@pytest.mark.parametrize("within", ["averaged", "eval"])
+def test_a_group_added_meanwhile_is_saved_with_the_weights(within: str) -> None:
+    def made() -> Any:
+        return trained(schuss.ScheduleFreeSGD, 2, ema=0.5)
+
+    opt, x = made()
+    fresh, y = made()
+    added = {"n": np.ones(2, F4)}
+    means = opt.averaged()
+    means.__enter__() if within == "averaged" else opt.eval()
+    opt.add_param_group({"params": added})
+    fresh.add_param_group({"params": {"n": np.zeros(2, F4)}})
+    fresh.load_state_dict(opt.state_dict())
+    means.__exit__(None, None, None) if within == "averaged" else opt.train()
+    if within == "eval":
+        fresh.train()
+    for one, two in zip(opt._parameters, fresh._parameters, strict=True):
+        assert (one.x == two.x).all()
+    assert x.keys() == y.keys()
+
+
+class Interrupting:
+    """Interrupts at the k-th line that is run in this package."""
+
+    def __init__(self, k: int) -> None:
+        self.left = k
+
+    def __call__(self, frame: Any, event: str, argument: Any) -> Any:
+        ours = frame.f_globals.get("__name__", "").startswith("schuss.")
+        if event == "line" and ours:
+            self.left -= 1
+            if self.left == 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return self
+
+
+def test_means_come_and_go_whole_whatever_interrupts() -> None:
+    """After an interrupt anywhere, another `with` brings the weights back, and steps go on."""
+    opt, x = averaging()
+    weights = copy.deepcopy(x)
+    interrupted, k = True, 0
+    while interrupted:
+        k += 1
+        interrupted = False
+        before = sys.gettrace()
+        try:
+            sys.settrace(Interrupting(k))
+            with opt.averaged():
+                pass
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            sys.settrace(before)
+        with opt.averaged():
+            assert all((x[n] == opt.ema[n]).all() for n in x)
+        assert all((x[n] == weights[n]).all() for n in x)
+    assert k > 20
+    train(opt, x, 1)
+
+
+# ---- What can't be in a state, and counts
+
+
+def test_what_decays_and_bounds_that_are_arrays_are_compared() -> None:
+    def made(**options: Any) -> Optimizer:
+        return schuss.AdamW({"w": np.ones(3), "b": np.ones((2, 2))}, **options)
+
+    def flat(name: str, a: np.ndarray) -> bool:
+        return a.ndim < 2
+
+    with pytest.raises(ValueError, match=r"no_decay: \['w'\] were saved, but \[\] here"):
+        made().load_state_dict(made(no_decay=flat).state_dict())
+    made(no_decay=flat).load_state_dict(made(no_decay=flat).state_dict())
+    bounds = np.zeros(()), np.array(2.0)
+    one = schuss.SGD([np.ones(1)])
+    two = schuss.SGD([np.ones(1)], bounds=(np.zeros(1), np.ones(1)))
+    with pytest.raises(ValueError, match="bounds: arrays were saved"):
+        one.load_state_dict(two.state_dict())
+    with pytest.raises(ValueError, match="bounds: None comes too late"):
+        two.load_state_dict(one.state_dict())
+    assert two.load_state_dict(one.state_dict(), strict=False).unexpected_keys == [
+        "param_groups 'bounds'"
+    ]
+    bounded = made(bounds=bounds)
+    bounded.load_state_dict(made().state_dict())
+    assert bounded.param_groups[0]["bounds"] is None
+    scaled = made()
+    scaled.load_state_dict(made(grad_scale=4.0).state_dict())
+    assert scaled.grad_scale == 4.0
+
+
+def test_a_copy_takes_added_groups_out_of_the_decay_as_well() -> None:
+    opt = schuss.AdamW({"w": np.ones((3, 3))}, no_decay=lambda name, a: a.ndim < 2)
+    other = copy.deepcopy(opt)
+    for one in (opt, other):
+        one.add_param_group({"params": {"b": np.ones(3)}})
+        assert one.param_groups[1]["no_decay"] == ["b"]
+
+
+def test_each_wrong_number_of_each_group_is_listed() -> None:
+    opt = schuss.Adam([{"params": np.ones(1)}, {"params": np.ones(2)}])
+    saved = opt.state_dict()
+    saved["param_groups"][1] |= {"lr": -1.0, "eps": -2.0, "betas": (2.0, 3.0)}
+    with Unchanged(
+        opt,
+        ValueError,
+        "param_groups[1]: lr: -1.0 is out of range",
+        "param_groups[1]: eps: -2.0",
+        "param_groups[1]: betas[0]: 2.0",
+    ):
+        opt.load_state_dict(saved)
 
 
 # ---- Whatever comes from outside

@@ -99,6 +99,89 @@ def test_copies_have_their_state_in_memory(tmp_path: Path) -> None:
         assert (opt.state["w"]["exp_avg"] == before).all()
 
 
+@pytest.mark.parametrize("form", ["averaged", "evaluated"])
+def test_what_ends_while_something_else_stands_there_has_the_weights(
+    form: str, tmp_path: Path
+) -> None:
+    rule: Any = schuss.Adam if form == "averaged" else schuss.ScheduleFreeSGD
+    options: dict[str, Any] = {"ema": 0.5} if form == "averaged" else {}
+    opt: Any
+    opt, x = trained(rule, 3, state_dir=tmp_path, **options)
+    weights = copy.deepcopy(x)
+    if form == "averaged":
+        means = opt.averaged()
+        means.__enter__()
+    else:
+        opt.eval()
+    opt.flush()
+    closed(opt)
+    other: Any
+    other, y = trained(rule, 0, **options)
+    schuss.load(tmp_path, other)
+    if form == "evaluated":
+        assert same(x, y)
+        other.train()
+    assert same(y, weights)
+    if form == "averaged":
+        means.__exit__(None, None, None)
+        assert same(x, weights)
+    else:
+        opt.train()
+    opt.lr = 0.5
+    opt.lr = 0.25  # both of the two files have no weights any more
+    assert not list(tmp_path.glob("*-*.npy"))
+
+
+def test_what_is_set_or_observed_between_two_steps(tmp_path: Path) -> None:
+    plateau = schuss.schedules.ReduceOnPlateau(0.1, patience=0)
+    opt, _ = trained(schuss.SGD, 1, lr=plateau, momentum=0.9, state_dir=tmp_path)
+    opt.observe(1.0)
+    opt.observe(2.0)
+    opt.param_groups[0]["momentum"] = 0.8
+    opt.weight_decay = 0.25
+    opt.clip_norm = 2.0
+    closed(opt)
+    fresh = schuss.schedules.ReduceOnPlateau(0.1, patience=0)
+    other, _ = trained(schuss.SGD, 0, lr=fresh, momentum=0.9)
+    schuss.load(tmp_path, other)
+    assert (fresh.value, other.momentum, other.weight_decay) == (plateau.value, 0.8, 0.25)  # type: ignore[attr-defined]
+    assert other.clip_norm == 2.0
+
+
+def test_a_schedule_whose_state_has_an_array(tmp_path: Path) -> None:
+    class Last:
+        def __init__(self) -> None:
+            self.metrics = np.zeros(3)
+
+        def __call__(self, n: int) -> float:
+            return 0.1
+
+        def observe(self, metric: float) -> None:
+            self.metrics = np.array([*self.metrics[1:], metric])
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"metrics": self.metrics}
+
+        def load_state_dict(self, state: Any) -> None:
+            self.metrics = state["metrics"].copy()
+
+    opt, _ = trained(schuss.SGD, 2, lr=Last(), state_dir=tmp_path)
+    opt.observe(4.0)
+    closed(opt)
+    last = Last()
+    schuss.load(tmp_path, trained(schuss.SGD, 0, lr=last)[0])
+    assert (last.metrics == [0, 0, 4]).all()
+
+
+def test_another_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    opt, x = trained(schuss.Adam, 1, state_dir="state")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    train(opt, x, 1)
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 # ---- What is refused
 
 
@@ -116,9 +199,10 @@ def test_a_folder_that_is_not_empty(tmp_path: Path) -> None:
 def test_what_failed_leaves_no_arrays(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="two groups have this name"):
         schuss.Adam([{"params": {"w": np.ones(3)}}] * 2, state_dir=tmp_path)
-    assert not list(tmp_path.glob("*.npy"))
-    for name in ("lock", "changes"):
-        (tmp_path / name).unlink()
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="lr: -1"):
+        schuss.Adam({"w": np.ones(3)}, lr=-1.0, state_dir=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
     opt = schuss.Adam({"w": np.ones(3)}, state_dir=tmp_path)
     with pytest.raises(ValueError, match="two groups have this name"):
         opt.add_param_group({"params": {"v": np.ones(3), "w": np.ones(3)}})
@@ -135,7 +219,7 @@ def test_an_optimizer_that_is_still_there(tmp_path: Path) -> None:
     assert opt.iterations == 1
 
 
-@pytest.mark.parametrize("spoilt", ["changes", "numbers-0.json", "0.npy", "boot", "averaged"])
+@pytest.mark.parametrize("spoilt", ["changes", "numbers-0.json", "0.npy", "boot", "changed"])
 def test_what_cannot_be_whole(spoilt: str, tmp_path: Path) -> None:
     opt, x = trained(schuss.Adam, 2, ema=0.5, state_dir=tmp_path)
     numbers = tmp_path / "numbers-1.json"  # of the third change: made, and two steps
@@ -144,11 +228,11 @@ def test_what_cannot_be_whole(spoilt: str, tmp_path: Path) -> None:
         "numbers-0.json": "torn: the numbers of change 3 are missing",
         "0.npy": "0.npy: ",
         "boot": r"perhaps torn: the machine went down after the last opt\.flush",
-        "averaged": "torn: the process ended within change",
+        "changed": "torn: the process ended within change 4",
     }[spoilt]
-    if spoilt == "averaged":  # the weights were in its memory alone
-        means = opt.averaged()
-        means.__enter__()
+    if spoilt == "changed":
+        change = opt._changing()
+        change.__enter__()
     closed(opt)
     if spoilt == "changes":
         (tmp_path / spoilt).unlink()

@@ -284,10 +284,16 @@ class Pair(Hyperparameter):
         return self.has_arrays(old) or self.has_arrays(new)
 
     def saved(self, value: Any) -> Any:
-        return None if self.has_arrays(value) else value
+        return "arrays" if self.has_arrays(value) else value
 
     def loaded(self, value: Any, own: Any) -> Any:
-        return own if value is None else value
+        if not (isinstance(value, str | np.ndarray) and np.ndim(value) == 0):
+            return value
+        if str(value) != "arrays":
+            return value
+        if not self.has_arrays(own):
+            raise ValueError(f"{self.name}: arrays were saved, which are no state; pass them")
+        return own
 
 
 class Storage(Hyperparameter):
@@ -346,7 +352,11 @@ class Folder(Hyperparameter):
     def check(self, value: Any) -> Any:
         if value is None:
             return None
-        if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
+        if (
+            not isinstance(value, str | os.PathLike)
+            or not isinstance(os.fspath(value), str)
+            or (not os.fspath(value))
+        ):
             raise TypeError(f"{self.name}: {shown(value)} is no path of a folder")
         return os.fspath(value)
 

@@ -78,6 +78,10 @@ class Swapped(NamedTuple):
     weights: list[tuple[Parameter, np.ndarray]]
 
 
+class Averaging:
+    """One `with opt.averaged()`, as long as it is open."""
+
+
 class Reading(dict[str, Any]):
     """Values that know which of them have been read."""
 
@@ -291,7 +295,8 @@ class Group(MutableMapping[str, Any]):
         if "bounds" in new:
             self.require_room(new["bounds"])
         if settings.states != states:
-            wanted = ", ".join(f"{name}: {value!r}" for name, value in values.items())
+            other = {k: v for k, v in values.items() if not is_same(new[k], old[k])}
+            wanted = ", ".join(f"{name}: {value!r}" for name, value in other.items())
             raise ValueError(
                 f"{wanted} would change the state arrays from {states} to {settings.states}; "
                 "they are fixed at construction"

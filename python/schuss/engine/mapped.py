@@ -2,6 +2,8 @@
 
     0.npy, 1.npy ...               the arrays, each in NumPy's own format
     numbers-0.json, -1.json        by turns: which array is which, and all that is no array
+    0-0.npy, 0-1.npy ...           with them, arrays that are not mapped, such as weights for which
+                                   means stand in the parameters
     changes                        how many changes were begun, and how many are whole
     lock                           held as long as the optimizer's process lives
 
@@ -22,7 +24,7 @@ import os
 import struct
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,8 @@ class Files:
     """The files of one optimizer's state."""
 
     def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()
+        self.made = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         if any(self.folder.iterdir()):
             raise ValueError(
@@ -57,6 +60,7 @@ class Files:
         self.maps: list[mmap.mmap] = []
         self.names: dict[int, str] = {}  # of each array's file, by the address of its data
         self.counts = mapped(self.folder / CHANGES, COUNTS.pack(1, 0), COUNTS.size)
+        self.others: list[set[str]] = [set(), set()]  # files of arrays that are not mapped
         self.change = 1  # the one at hand, or the last one
         self.depth = 1  # the first change is to make all of it
 
@@ -85,16 +89,17 @@ class Files:
             (self.folder / f"{number}.npy").unlink(missing_ok=True)
         del self.maps[size:]
 
+    def remove(self) -> None:
+        """Leaves the folder as it was found."""
+        self.keep_first(0)
+        for name in (numbers(0), numbers(1), CHANGES, LOCK, *self.others[0], *self.others[1]):
+            (self.folder / name).unlink(missing_ok=True)
+        if self.made:
+            self.folder.rmdir()
+
     @contextmanager
     def changing(self, opt: Any) -> Iterator[None]:
         """Within it, what is in the files is torn."""
-        self.begin()
-        try:
-            yield
-        finally:
-            self.end(opt)
-
-    def begin(self) -> None:
         if self.process != os.getpid():
             raise RuntimeError(
                 f"state_dir: its files are of process {self.process}, from which this was forked"
@@ -103,8 +108,13 @@ class Files:
             self.change += 1
             COUNTS.pack_into(self.counts, 0, self.change, self.change - 1)
         self.depth += 1
+        try:
+            yield
+        finally:
+            self.end(opt)
 
     def end(self, opt: Any) -> None:
+        """What is in the files is whole, if this was the outermost change."""
         self.depth -= 1
         if self.depth == 0:
             self.write_numbers(opt)
@@ -114,7 +124,15 @@ class Files:
         """Writes all that is no array over what it was two changes ago."""
         encode = Encoder(lambda value: None)
         values = encode(written(opt), "opt")
-        files = {name: self.names[address(a)] for name, a in encode.arrays.items()}
+        files, before = {}, self.others[self.change % 2]
+        self.others[self.change % 2] = set()
+        for i, (name, a) in enumerate(encode.arrays.items()):
+            files[name] = self.names.get(address(a), f"{i}-{self.change % 2}.npy")
+            if address(a) not in self.names:
+                self.others[self.change % 2].add(files[name])
+                np.save(self.folder / files[name], a)
+        for name in before - self.others[self.change % 2]:
+            (self.folder / name).unlink()
         entries = {
             "format": FORMAT,
             "change": self.change,
@@ -126,7 +144,11 @@ class Files:
         text = json.dumps(entries, separators=(",", ":"), allow_nan=False).encode()
         file = os.open(self.folder / numbers(self.change), os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            text = text.ljust(os.fstat(file).st_size)  # what was longer is overwritten, not cut
+            # Room for longer ones, which a full disk could deny behind a step; and what was longer
+            # is overwritten, not cut.
+            if (room := os.fstat(file).st_size) < len(text):
+                room = 2 * len(text)
+            text = text.ljust(room)
             while text:
                 text = text[os.write(file, text) :]
             if flushed:
@@ -143,6 +165,29 @@ class Files:
         self.write_numbers(opt, flushed=True)
 
 
+class Alone:
+    """Nobody else is in a call, and what is in the files changes: may be entered many times."""
+
+    def __init__(self, opt: Any) -> None:
+        self.opt = opt
+        self.changes: list[AbstractContextManager[None]] = []
+
+    def __enter__(self) -> None:
+        self.opt._lock.acquire()
+        try:
+            self.changes.append(self.opt._changing())
+            self.changes[-1].__enter__()
+        except BaseException:
+            self.opt._lock.release()
+            raise
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            self.changes.pop().__exit__(*error)
+        finally:
+            self.opt._lock.release()
+
+
 def numbers(change: int) -> str:
     """The file that has the numbers of a change."""
     return f"numbers-{change % 2}.json"
@@ -153,15 +198,15 @@ def mapped(path: Path, head: bytes, size: int) -> mmap.mmap:
 
     One with holes would end the process in a later step where the disk is full then.
     """
-    with path.open("x+b") as file:
-        try:
+    try:
+        with path.open("x+b") as file:
             os.posix_fallocate(file.fileno(), 0, size)
-        except OSError as error:
-            path.unlink()
-            raise OSError(error.errno, f"state_dir: {error.strerror}", str(path)) from None
-        file.write(head)
-        file.flush()
-        return mmap.mmap(file.fileno(), size)
+            file.write(head)
+            file.flush()
+            return mmap.mmap(file.fileno(), size)  # which keeps a file descriptor of its own
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise OSError(error.errno, f"state_dir: {error.strerror}", str(path)) from None
 
 
 @functools.cache
@@ -192,27 +237,29 @@ def read_folder(path: str | os.PathLike[str]) -> dict[str, Any]:
         entries = strict_json((folder / numbers(whole)).read_bytes())
     except (FileNotFoundError, struct.error) as error:
         raise ValueError(f"no state of an optimizer is in this folder: {error}") from None
-    if entries.get("format") != FORMAT:
-        raise ValueError(f"of format {entries.get('format')!r}; this one reads {FORMAT}")
-    if entries["change"] != whole:
-        raise ValueError(f"torn: the numbers of change {whole} are missing")
-    if not entries["flushed"] and entries["boot"] != boot():
-        raise ValueError(
-            "perhaps torn: the machine went down after the last opt.flush(), and nobody knows what "
-            "had reached the disk"
-        )
+    try:
+        if entries["format"] != FORMAT:
+            raise ValueError(f"of format {entries['format']!r}; this one reads {FORMAT}")
+        if entries["change"] != whole:
+            raise ValueError(f"torn: the numbers of change {whole} are missing")
+        if not entries["flushed"] and entries["boot"] != boot():
+            raise ValueError(
+                "perhaps torn: the machine went down after the last opt.flush(), and nobody knows "
+                "what had reached the disk"
+            )
+        files, values = entries["files"], entries["values"]
+        found = decoded(values, lambda name: looking_into(folder / Path(files[name]).name))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"damaged: {numbers(whole)} has no {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"damaged: {numbers(whole)} has no state dictionary")
+    return found
 
-    def array(name: Any) -> np.ndarray:
-        file = entries["files"].get(name)
-        if not isinstance(file, str) or Path(file).name != file:
-            raise ValueError(f"{name!r:.60}: no array of the folder")
-        try:
-            found: np.ndarray = np.load(folder / file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{file}: {error}") from None
-        return found
 
-    values = decoded(entries["values"], array)
-    if not isinstance(values, dict):
-        raise ValueError(f"{numbers(whole)} has no state dictionary")
-    return values
+def looking_into(path: Path) -> np.ndarray:
+    """The array in a file, read-only."""
+    try:
+        found: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path.name}: {error}") from None
+    return found

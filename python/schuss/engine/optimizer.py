@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import InitVar
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, dataclass_transform
+from weakref import WeakSet
 
 import numpy as np
 
@@ -49,6 +50,7 @@ from schuss.engine.declare import (
     whole,
 )
 from schuss.engine.groups import (
+    Averaging,
     Group,
     Parameter,
     Settings,
@@ -58,7 +60,7 @@ from schuss.engine.groups import (
     require_room,
 )
 from schuss.engine.guard import IN_A_CALL, alive, one_at_a_time, shorten
-from schuss.engine.mapped import Files
+from schuss.engine.mapped import Alone, Files
 from schuss.engine.memory import FREE, room, write
 from schuss.engine.observers import check_metric, observers
 from schuss.engine.rule import Rule, is_ours
@@ -264,7 +266,7 @@ class Optimizer(Rule, Declared):
             self._begin(params, grads, no_decay, hyperparameters)
         except BaseException as error:
             if self._files is not None:
-                self._files.keep_first(0)
+                self._files.remove()
             if isinstance(error, TypeError | ValueError):
                 shorten(error)
             raise
@@ -285,7 +287,7 @@ class Optimizer(Rule, Declared):
         self._start = {"no_decay": no_decay, **hyperparameters}  # what added groups begin with
         self._has_converted = False
         self._swapped: list[Swapped] = []  # means may stand for averages that stand for weights
-        self._averaging = 0  # how many `with opt.averaged()` are open
+        self._averaging: WeakSet[Averaging] = WeakSet()  # those that are open
         if (folder := vars(self).get("_state_dir")) is not None:  # the base has no options
             self._files = Files(folder)
         params = listed(params)
@@ -359,13 +361,13 @@ class Optimizer(Rule, Declared):
         self._lock = threading.RLock()
         self._plan.serve(self._lock, self._recipe, self._match)
         for group in self._groups:
-            group.lock = self._lock
+            group.lock = self._group_lock()
         alive.add(self)
 
     def _set_hyperparameter(self, declared: Hyperparameter, value: Any) -> None:
         """Sets it in all groups whose rule has it: a step of another thread sees all or none."""
         name = declared.name
-        with self._lock:
+        with self._lock if self._files is None else Alone(self):
             if len(self._groups) == 1:  # before each step, where a trainer has schedules of its own
                 self._groups[0].settings = self._groups[0].changed(name, value)
                 return
@@ -384,7 +386,7 @@ class Optimizer(Rule, Declared):
                 group.settings = new
 
     def _set_option(self, key: str, value: Any) -> None:
-        with self._lock:
+        with self._lock if self._files is None else Alone(self):
             vars(self)[key] = value
             self._plan.change()
 
@@ -426,6 +428,11 @@ class Optimizer(Rule, Declared):
         Gradients may then come as a sequence with the structure of each group, or in any structure
         in which the arrays lie at the places that they are named by.
         """
+        with self._changing():
+            self._add_whole(group)
+
+    def _add_whole(self, group: Mapping[str, Any]) -> None:
+        """Takes a group in, or raises and leaves everything as it was."""
         before = self._groups, self._trees, self._watched, self._parameters, self._grouped
         size, files = len(self._parameters), len(self._files.maps) if self._files else 0
         self._grouped = True
@@ -436,7 +443,7 @@ class Optimizer(Rule, Declared):
                 raise ValueError('group: gradients are bound; pass its "grads"')
             self._register(added)
             for own in self._groups[len(before[0]) :]:
-                own.lock = self._lock
+                own.lock = self._group_lock()
             if before[-1]:  # one more group costs what it has, however many there are
                 self._plan.expect_more(self._trees[-1])
                 if len(self._watched) > len(before[2]):
@@ -452,8 +459,10 @@ class Optimizer(Rule, Declared):
             if self._files is not None:
                 self._files.keep_first(files)
             raise
-        with self._changing():  # its files count from here on
-            pass
+
+    def _group_lock(self) -> AbstractContextManager[Any]:
+        """What is held while a group's settings change."""
+        return self._lock if self._files is None else Alone(self)
 
     def _changing(self) -> AbstractContextManager[None]:
         """What files say while state changes that lies in them."""
@@ -482,6 +491,10 @@ class Optimizer(Rule, Declared):
         self._watch([(params, tree)])
 
     def _rebind(self, arrays: list[Any]) -> None:
+        with self._changing():
+            self._rebind_whole(arrays)
+
+    def _rebind_whole(self, arrays: list[Any]) -> None:
         fresh: list[tuple[np.ndarray, Any]] = []
         for p, x in zip(self._parameters, arrays, strict=True):
             if p.copies:
@@ -491,9 +504,7 @@ class Optimizer(Rule, Declared):
         self._plan.rebind(arrays)
         for p, x in zip(self._parameters, arrays, strict=True):
             p.x = x
-        if fresh:
-            with self._changing():
-                write(fresh)
+        write(fresh)
 
     @one_at_a_time
     def refresh(self) -> None:
@@ -874,8 +885,9 @@ class Optimizer(Rule, Declared):
         following = {id(s): s for s in self._observers().values()}
         if not following:
             raise ValueError("metric: no schedule here follows one, as ReduceOnPlateau does")
-        for schedule in following.values():
-            schedule.observe(metric)
+        with self._changing():
+            for schedule in following.values():
+                schedule.observe(metric)
 
     def _observers(self) -> dict[str, Any]:
         """The schedules that follow a metric, by their place."""
@@ -910,17 +922,20 @@ class Optimizer(Rule, Declared):
         """
         if self.ema_decay is None:
             raise ValueError("ema: no running means; ask for them at construction with ema=")
-        with self._lock:
-            if self._standing() != "averaged":
-                means = [(p, p.beside["average"]) for p in self._parameters]
-                self._swap("averaged", AVERAGED, means)
-            self._averaging += 1
+        own = Averaging()  # which dies with this call, wherever that is interrupted
         try:
+            with self._lock:
+                if not self._averaging and self._standing() == "averaged":
+                    self._swap_back()  # what an interrupt or a read-only array has left undone
+                self._averaging.add(own)
+                if self._standing() != "averaged":
+                    means = [(p, p.beside["average"]) for p in self._parameters]
+                    self._swap("averaged", AVERAGED, means)
             yield
         finally:
+            self._averaging.discard(own)  # before an interrupt ends the waiting for the lock
             with self._lock:
-                self._averaging -= 1
-                if self._averaging == 0:
+                if not self._averaging and self._standing() == "averaged":
                     self._swap_back()
 
     def _standing(self) -> str:
@@ -931,22 +946,27 @@ class Optimizer(Rule, Declared):
         """Puts values in the place of parameters, until `_swap_back`: all of them, or none."""
         for p, _ in values:
             _core.require_parameter(p.x, p.labels()[0])
-        weights = [(p, p.x.copy(order="K")) for p, _ in values]
-        if self._files is not None:  # the weights are in memory alone
-            self._files.begin()
-        self._swapped.append(Swapped(form, says, weights))
-        self._plan.barred = says
-        write((p.x, a) for p, a in values)
+        swapped = Swapped(form, says, [(p, p.x.copy(order="K")) for p, _ in values])
+        barred = self._plan.barred
+        with self._changing():
+            try:
+                self._swapped.append(swapped)
+                self._plan.barred = says
+                write((p.x, a) for p, a in values)
+            except BaseException:  # an interrupt, or no memory
+                write((p.x, a) for p, a in swapped.weights)
+                self._swapped = [other for other in self._swapped if other is not swapped]
+                self._plan.barred = barred
+                raise
 
     def _swap_back(self) -> None:
         """Brings the weights back, with the bits that they had: all of them, or none."""
         for p, _ in self._swapped[-1].weights:
             _core.require_parameter(p.x, p.labels()[0])
-        write((p.x, a) for p, a in self._swapped[-1].weights)
-        self._swapped.pop()
-        self._plan.barred = self._swapped[-1].says if self._swapped else ""
-        if self._files is not None:
-            self._files.end(self)
+        with self._changing():
+            write((p.x, a) for p, a in self._swapped[-1].weights)
+            self._swapped.pop()
+            self._plan.barred = self._swapped[-1].says if self._swapped else ""
 
     def _resume(self, form: str) -> None:
         """Goes on in the form in which the parameters were when their state was saved."""
@@ -999,6 +1019,7 @@ class Optimizer(Rule, Declared):
     def __getstate__(self) -> dict[str, Any]:
         own = {k: v for k, v in vars(self).items() if k not in ("_plan", "_lock")}
         own |= {"_files": None, "_state_dir": None}  # a copy has its state in memory
+        own["_averaging"] = None
         own["_start"] = {k: v for k, v in self._start.items() if k not in self.apart}
         return own | {"moved": self._moved(), "pickled": PICKLED}
 
@@ -1015,10 +1036,10 @@ class Optimizer(Rule, Declared):
         self._expect()
         self._plan.restore(*moved)
         self._free()
+        self._averaging = WeakSet()
         if self._swapped:
             self._plan.barred = self._swapped[-1].says
         if self._standing() == "averaged":  # there is no `with` that this one could leave
-            self._averaging = 0
             self._swap_back()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Optimizer:
@@ -1026,6 +1047,8 @@ class Optimizer(Rule, Declared):
             fresh = object.__new__(type(self))
             memo[id(self)] = fresh
             fresh.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+            functions = {k: v for k, v in self._start.items() if k in self.apart and k != "grads"}
+            fresh._start |= functions  # which added groups go by
         return fresh
 
     def __copy__(self) -> Optimizer:

@@ -12,17 +12,18 @@ import numpy as np
 
 from schuss import _core
 from schuss.checks import check_int, check_remembered, shown, unpacked
-from schuss.engine.groups import Group, Settings, is_same
+from schuss.engine.declare import Scale
+from schuss.engine.groups import Group, Settings, Swapped, is_same
 from schuss.engine.memory import write
 from schuss.engine.observers import load, saved
 from schuss.engine.rule import HOOKS, is_ours
-from schuss.engine.structure import described, is_floating, listing
+from schuss.engine.structure import described, is_floating, label, listing
 
 # Formats of other libraries: what recognizes a state dictionary, and what makes ours of it for an
 # optimizer. Whoever knows one adds it here.
 FORMATS: list[tuple[Callable[[Any], bool], Callable[[Any, Any], dict[str, Any]]]] = []
 
-MOST = 2**53  # steps that a saved counter may say: every whole number up to here is a float's
+MOST = 2**53 - 1  # steps that a saved counter may say: every whole number up to here is a float's
 
 
 class States(Mapping[str | int, Mapping[str, Any]]):
@@ -66,6 +67,7 @@ def written(opt: Any) -> dict[str, Any]:
         "param_groups": [
             {
                 "params": g["param_names"],
+                "no_decay": g["no_decay"],
                 **{k: h.saved(g[k]) for k, h in g.settings.rule.hyperparameters.items()},
             }
             for g in opt.param_groups
@@ -78,8 +80,13 @@ def written(opt: Any) -> dict[str, Any]:
         "loss_scale": scale.state_dict() if hasattr(scale, "state_dict") else None,
         # In which form the parameters were, and where not in training, their weights there.
         "form": first.form if first else "training",
-        "weights": {p.name: x for p, x in first.weights} if first else {},
+        "weights": weights(opt, first) if first else {},
     }
+
+
+def weights(opt: Any, swapped: Swapped) -> dict[str, np.ndarray]:
+    """The weights of all parameters while something else stands in the place of most."""
+    return {p.name: p.x for p in opt._parameters} | {p.name: x for p, x in swapped.weights}
 
 
 def copied(state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -330,8 +337,8 @@ class Reader:
             self.wrong.append(f"param_groups: other parameters: {found}; wanted {wanted}")
             return [], {}
         settings: list[Settings] = []
-        for group, i in zip(own, order, strict=True):
-            read = self.checked(self.settings, group, groups[i])
+        for n, (group, i) in enumerate(zip(own, order, strict=True)):
+            read = self.settings(group, groups[i], f"param_groups[{n}]: " if len(own) > 1 else "")
             if read is not None:  # groups with the same share scalars
                 same = bool(settings) and read.is_like(settings[-1])
                 settings.append(settings[-1] if same else read)
@@ -347,20 +354,40 @@ class Reader:
         self.wrong.append(f'param_groups: {shown(group)} has no list of names as its "params"')
         return None
 
-    def settings(self, group: Group, saved: Mapping[str, Any]) -> Settings:
-        """The settings of a group here with the values of a saved one."""
+    def settings(self, group: Group, saved: Mapping[str, Any], place: str) -> Settings | None:
+        """The settings of a group here with the values of a saved one; None where they are wrong.
+
+        place   how messages name the group
+        """
         declared, fixed = group.rule.hyperparameters, group.settings.form.decisive
-        values = {name: value for name, value in saved.items() if name != "params"}
-        for name, value in values.items():
-            if any(map(callable, value if isinstance(value, tuple | list) else [value])):
-                raise TypeError(f"{name}: {shown(value)} is a callable, which no state has")
-        for name in values.keys() & declared.keys():
-            values[name] = declared[name].loaded(values[name], group[name])
+        values = {name: value for name, value in saved.items() if name not in Group.FIXED}
         if not self.strict:  # what decides which state there is stays as it is here
             for name in values.keys() - declared.keys():
                 self.unexpected(f"param_groups {name!r}")
             values = {k: v for k, v in values.items() if k in declared and k not in fixed}
-        return group.with_values(values)
+        wrong = len(self.wrong)
+        for name, value in values.items():
+            values[name] = self.checked(self.value, group, name, value)
+        decays = [str(name) for name in saved.get("no_decay", group["no_decay"])]
+        if {*decays} != {*group["no_decay"]}:
+            self.wrong.append(f"no_decay: {decays} were saved, but {group['no_decay']} here")
+        if len(self.wrong) == wrong:
+            values = {name: value for name, value in values.items() if value is not group[name]}
+            return self.checked(group.with_values, values)  # type: ignore[no-any-return]
+        self.wrong[wrong:] = [place + text for text in self.wrong[wrong:]]
+        return None
+
+    def value(self, group: Group, name: str, saved: Any) -> Any:
+        """A hyperparameter's value as it is to be set."""
+        if any(map(callable, saved if isinstance(saved, tuple | list) else [saved])):
+            raise TypeError(f"{name}: {shown(saved)} is a callable, which no state has")
+        if name in group.rule.hyperparameters:
+            saved = group.rule.hyperparameters[name].loaded(saved, group[name])
+        value = Group.read(group.rule, {name: saved})[name]
+        if not self.strict and group.rule.hyperparameters[name].fixes(group[name], value):
+            self.unexpected(f"param_groups {name!r}")
+            return group[name]
+        return value
 
     def options(self) -> dict[str, Any]:
         """The options that are brought along."""
@@ -374,6 +401,8 @@ class Reader:
         if self.strict and not (same or its is None or callable(own)):
             self.wrong.append(f"ema: {shown(its)} was saved, but {own!r} is fixed here")
         carried = [name for name in CARRIED if name in given]
+        if given.get("grad_scale") is not None and not isinstance(opt.grad_scale, Scale):
+            carried.append("grad_scale")
         return {name: self.checked(opt.options[name].check, given[name]) for name in carried}
 
     # ---- What follows the steps
@@ -403,10 +432,14 @@ class Reader:
         return state
 
     def tried(self, name: str, follows: Any, state: Any) -> None:
-        """Loads a state into a copy of what it is for."""
+        """Loads a state into a copy of what it is for, where that can be copied."""
         try:
-            copy.deepcopy(follows).load_state_dict(state)
-        except (TypeError, ValueError, LookupError, AttributeError) as error:
+            other = copy.deepcopy(follows)
+        except Exception:  # of the user's own, with a lock for example: it will say so itself
+            return
+        try:
+            other.load_state_dict(state)
+        except Exception as error:
             self.wrong.append(f"{name}: {error}")
 
 
@@ -445,26 +478,35 @@ def read(opt: Any, state_dict: Mapping[str, Any], strict: bool = True) -> Saved:
 
 def require_writeable(opt: Any, found: Saved) -> None:
     """Raises where an array of the optimizer can't take what was found."""
+    names = {id(p.x): p.labels()[0] for p in opt._parameters}
     for p in opt._parameters:
-        of_x, _, *of_state = p.labels()
-        for name, a in zip((of_x, *of_state), (p.x, *p.state.values()), strict=False):
-            _core.require_parameter(a, name)
+        state = label("state", p.name)
+        names |= {id(a): f'{state}["{key}"]' for key, a in p.saved.items()}
     for array, _ in found.arrays:
-        if not array.flags.writeable:
-            raise ValueError("state_dict: an array of the state here is read-only")
+        _core.require_parameter(array, names[id(array)])
 
 
 def assign(opt: Any, found: Saved) -> None:
-    """Puts what was read and found good into the optimizer."""
-    load(opt._observers(), found.schedules)
-    if found.loss_scale is not None:
-        opt.grad_scale.load_state_dict(found.loss_scale)
-    for own, settings in zip(opt.param_groups, found.settings, strict=True):
-        own.settings = settings
-    for name, value in found.options.items():
-        opt.options[name].__set__(opt, value)
+    """Puts what was read and found good into the optimizer: all of it, before an interrupt."""
+    try:
+        assign_once(opt, found)
+    except BaseException:  # an interrupt, for all is checked
+        assign_once(opt, found)
+        raise
+
+
+def assign_once(opt: Any, found: Saved) -> None:
+    """A second time is as once."""
     with opt._changing():
+        load(opt._observers(), found.schedules)
+        if found.loss_scale is not None:
+            opt.grad_scale.load_state_dict(found.loss_scale)
+        for own, settings in zip(opt.param_groups, found.settings, strict=True):
+            own.settings = settings
+        for name, value in found.options.items():
+            opt.options[name].__set__(opt, value)
+        opt._swapped, opt._plan.barred = [], ""
         write(found.arrays)
         opt._restore(found.iterations, found.counts, found.memories, found.shared)
         opt._skipped_steps = found.skipped_steps
-    opt._resume(found.form)
+        opt._resume(found.form)
