@@ -491,20 +491,18 @@ class Optimizer(Rule, Declared):
         self._watch([(params, tree)])
 
     def _rebind(self, arrays: list[Any]) -> None:
-        with self._changing():
-            self._rebind_whole(arrays)
-
-    def _rebind_whole(self, arrays: list[Any]) -> None:
         fresh: list[tuple[np.ndarray, Any]] = []
         for p, x in zip(self._parameters, arrays, strict=True):
             if p.copies:
                 p.require_writeable_copies()
                 if x is not p.x and not same_bits(x, p.x):
                     fresh += [(copied, x) for copied in p.copies]
-        self._plan.rebind(arrays)
-        for p, x in zip(self._parameters, arrays, strict=True):
-            p.x = x
-        write(fresh)
+        with self._changing() if fresh else self._lock:
+            self._plan.rebind(arrays)
+            for p, x in zip(self._parameters, arrays, strict=True):
+                p.x = x
+            if fresh:
+                write(fresh)
 
     @one_at_a_time
     def refresh(self) -> None:
