@@ -193,6 +193,39 @@ def test_groups_that_share_numbers_agree(
     assert opt.step([[np.ones(2)], [np.ones(2)]], loss=1.0)
 
 
+@pytest.mark.parametrize("rule", [schuss.Prodigy, schuss.DAdaptAdam])
+def test_freezing_by_rate_is_freezing_by_gradient(rule: type[Optimizer]) -> None:
+    """A group that has moved before makes d neither way."""
+    found = []
+    for by_rate in (True, False):
+        a, b = np.ones(4), 100 * np.ones(4)
+        opt = rule([{"params": [a]}, {"params": [b]}])
+        for t in range(30):
+            frozen = t >= 10
+            if frozen and by_rate:
+                opt.param_groups[1]["lr"] = 0.0
+            g = None if frozen and not by_rate else np.full(4, 100.0)
+            opt.step([[a.copy()], [g]])
+        found.append((opt.state_dict()["shared"], a.tobytes(), opt.state[1]["s"].tobytes()))
+    assert found[0] == found[1]
+    if rule is schuss.Prodigy:
+        assert found[0][0]["d"] == pytest.approx(0.3355928186368051, rel=1e-12)
+
+
+@pytest.mark.parametrize("rule", [r for r in RULES if r.common])
+def test_a_warm_up_from_a_rate_of_0_beside_a_frozen_group(rule: type[Optimizer]) -> None:
+    """Where no group moves none has to agree, and what all share stays as it was."""
+    x, y = np.ones(2), np.ones(2)
+    moving = {"params": [x], "lr": lambda n: 0.1 * n}
+    opt = rule([moving, {"params": [y], "lr": 0.0, **differing(rule)}])
+    for n in range(3):
+        before = opt.state_dict()["shared"]
+        opt.step([[np.ones(2)], [np.ones(2)]], loss=1.0 / (n + 1))
+        assert (opt.state_dict()["shared"] == before) == (n == 0)
+    assert (y == 1).all()
+    assert (x != 1).all()
+
+
 def test_prodigys_groups_add_by_their_rates() -> None:
     """Two groups of other rates: the sums of the algorithm, each with its own dl."""
     rng = np.random.default_rng(21)

@@ -16,8 +16,8 @@ Groups = Sequence[tuple[Values, Any]]
 
 
 def moving(groups: Groups) -> Groups:
-    """The groups whose lr isn't 0: frozen ones have no say in what is of all; if all are, all."""
-    return [group for group in groups if group[0]["lr"]] or groups
+    """The groups whose lr isn't 0: frozen ones have no say in what is of all."""
+    return [group for group in groups if group[0]["lr"]]
 
 
 def agreed(groups: Groups, read: Mapping[str, Callable[[Values], Any]]) -> Values:

@@ -47,8 +47,9 @@ class Eve(Optimizer):
     Traps: "v1" needs losses above 0. With fstar = 0 a loss with a penalty in it never comes near
     fstar, and d loses its meaning. The noise of small batches makes d what it is: |f - fhat|/f on
     average. beta3, variant, c, fstar and thresholds have to be the same in all groups that have
-    gradients and an lr above 0, or the step is a ValueError. A zero gradient still moves x. With
-    eps = 0 an element whose gradients have all been 0 becomes NaN.
+    gradients and an lr above 0, or the step is a ValueError; where none has, d and fhat stay. A
+    zero gradient still moves x. With eps = 0 an element whose gradients have all been 0 becomes
+    NaN.
     Source: Koushik et al. 2016, arXiv 1611.01505, algorithm 1 of versions 1 and 3;
     "code": the authors' final implementation.
     """
@@ -89,7 +90,10 @@ class Eve(Optimizer):
     @staticmethod
     def follow(groups: Groups, shared: Numbers, t: int, loss: Any) -> dict[str, float]:
         loss, fhat, tiny = check_loss(loss), shared["fhat"], sys.float_info.min
-        h = agreed(moving(groups), Eve.common)
+        own = moving(groups)
+        if not own:
+            return {}
+        h = agreed(own, Eve.common)
         beta3 = h["betas"][2]
         if h["variant"] == "v1" and min(loss, fhat) <= 0:
             raise ValueError(f'loss: variant "v1" compares losses above 0, got {loss} after {fhat}')

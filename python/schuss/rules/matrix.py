@@ -84,9 +84,9 @@ class MatrixRule(Optimizer):
     done, so that nothing has changed after an interrupt, a MemoryError or a LinAlgError. The first
     step allocates for each matrix a direction u and its state once more, and for each shape room
     for what lies between, which is kept; the later ones allocate what LAPACK needs for
-    eigenvectors. The matrices' state is of the type that
-    is computed in, and its subnormal numbers are kept: state_dtype is refused, and subnormals is
-    for AdamW's. There is no stateless call, and no translation from or to PyTorch's state.
+    eigenvectors. The matrices' state is of the type that is computed in, and its subnormal numbers
+    are kept: state_dtype is refused, and subnormals is for AdamW's. There is no stateless call, and
+    no translation from or to PyTorch's state.
     """
 
     states: ClassVar = {"sgd": ()}  # the matrices' own state is no kernel's

@@ -340,9 +340,10 @@ class Prodigy(Optimizer):
     State: exp_avg (m), exp_avg_sq (v), s, p0 (x0); of all arrays d, d_max and d_numerator. Reads
     all arrays once more. Options of every rule: see Optimizer.
     Several groups share d, which doesn't depend on their order but for the rounding of sums: each
-    adds to the numerator with its own dl, and one with lr = 0 adds nothing, as in the authors'
-    code. beta3, or beta2 where it makes it, d0, d_coef and growth_rate have to be the same in all
-    that have gradients and an lr above 0, or the step is a ValueError.
+    adds to the numerator with its own dl. One with lr = 0 is left out, as one without gradients is
+    and as in the authors' code: its s stays and isn't part of |s|_1; if all are, d stays. beta3, or
+    beta2 where it makes it, d0, d_coef and growth_rate have to be the same in all that have
+    gradients and an lr above 0, or the step is a ValueError.
     Traps: leave lr at 1 and use a schedule of factors. In optax the bias correction is always on. A
     zero gradient still moves x. With eps = 0 an element whose gradients have all been 0 becomes
     NaN, and d stays from then on.
@@ -383,12 +384,13 @@ class Prodigy(Optimizer):
     @staticmethod
     def follow(groups: Groups, shared: Numbers, t: int, loss: Any) -> dict[str, float]:
         own = moving(groups)
+        if not own:
+            return {}
         h = agreed(own, Prodigy.common)
         d0, before = h["d0"], distance(h, shared)
         numerator, size = beta3_of(h) * shared["d_numerator"], 0.0
         for values, sums in own:
             numerator += before / d0 * rate_of(values, shared, t) * sums.p
-        for _, sums in groups:
             size += sums.q
         d, largest = before, max(shared["d_max"], d0)
         if size > 0:
@@ -406,7 +408,7 @@ class Prodigy(Optimizer):
             **moments(h),
             "first": float(t == 1),
             "d": d,
-            "beta3": beta3_of(h),
+            "beta3": beta3_of(h) if h["lr"] else 1.0,
             "k": d / h["d0"] * (d if h["safeguard_warmup"] and h["lr"] else rate),
             "step": rate,
             "eps": (memory["d"] or h["d0"]) * h["eps"],
@@ -437,9 +439,10 @@ class DAdaptAdam(Optimizer):
     State: exp_avg (m), exp_avg_sq (v), s; of all arrays d and d_numerator (r). Reads all arrays
     once more. Options of every rule: see Optimizer.
     Several groups share d, which doesn't depend on their order but for the rounding of sums: each
-    adds to r with its own dl, and one with lr = 0 adds nothing, as in the authors' code. beta2, d0
-    and growth_rate have to be the same in all that have gradients and an lr above 0, or the step is
-    a ValueError.
+    adds to r with its own dl. One with lr = 0 is left out, as one without gradients is and as in
+    the authors' code: its s stays and isn't part of |s|_1; if all are, d stays. beta2, d0 and
+    growth_rate have to be the same in all that have gradients and an lr above 0, or the step is a
+    ValueError.
     Traps: leave lr at 1 and use a schedule of factors. A zero gradient still moves x. With eps = 0
     an element whose gradients have all been 0 becomes NaN, and d stays from then on.
     Source: Defazio and Mishchenko 2023, arXiv 2301.07733, algorithm 5, as in the authors' code.
@@ -474,12 +477,13 @@ class DAdaptAdam(Optimizer):
     @staticmethod
     def follow(groups: Groups, shared: Numbers, t: int, loss: Any) -> dict[str, float]:
         own = moving(groups)
+        if not own:
+            return {}
         h = agreed(own, DAdaptAdam.common)
         before, w = distance(h, shared), math.sqrt(h["betas"][1])
         numerator, size = w * shared["d_numerator"], 0.0
         for values, sums in own:
             numerator += (1.0 - w) * rate_of(values, shared, t) * sums.p
-        for _, sums in groups:
             size += sums.q
         d = before
         if size > 0:
@@ -492,7 +496,7 @@ class DAdaptAdam(Optimizer):
         rate = rate_of(h, memory, t)
         return {
             **moments(h),
-            "beta3": w,
+            "beta3": w if h["lr"] else 1.0,
             "k": (1.0 - w) * rate,
             "eps": h["eps"],
             "rate": rate,
