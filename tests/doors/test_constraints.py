@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -337,6 +338,25 @@ def test_constraints_that_contradict_one_another_are_named(
     )
     assert r.status == 1
     assert r.message.endswith(f"; violated: {named}")
+
+
+@pytest.mark.parametrize(
+    ("rows", "values", "names"),
+    [
+        ([[1, 0, 0], [1e-6, 0, 0], [0, 1, 0]], [0, 1e-6, 0], {0, 1}),
+        ([[1, 1, 0], [2, 2, 0], [0, 1, 1], [1, 2, 1]], [1, 3, 1, 2], {0, 1}),
+        ([[1, 0, 0], [0, 0, 1], [0, 3, 0], [2, 0, 0], [0, 1, 0]], range(5), {0, 2, 3, 4}),
+        ([[1, 0, 0], [0, 1e3, 0], [1, 1, 0], [0, 0, 1]], [0, 0, 1, 1], {0, 1, 2}),
+    ],
+)
+def test_only_constraints_that_contradict_one_another_are_named(
+    rows: Any, values: Any, names: set[int]
+) -> None:
+    """In whatever units each of them is; not those that depend on one of the contradicting rows."""
+    both = LinearConstraint(rows, values, values)
+    r = schuss.minimize(nearest, [2.0, 1, 0], constraints=both, method=KKT())
+    assert r.status == 4
+    assert {int(k) for k in re.findall(r"constraints\[0\]\[(\d)\]", r.message)} == names
 
 
 def test_constraints_that_can_not_be_met() -> None:

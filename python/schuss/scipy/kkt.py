@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from scipy.optimize import linprog  # type: ignore[import-untyped]
 
 from schuss.scipy.method import Method
 from schuss.scipy.newton import curved
@@ -58,7 +59,8 @@ class KKT(Method):
             left = rows.left(wanted)
             contradiction = ""
             if np.abs(left).max(initial=0.0) > gtol:
-                contradiction = f"constraints contradict one another here: {c.named(left)}"
+                named = c.named(contradicting(j, wanted, c.accuracy, gtol))
+                contradiction = f"constraints contradict one another here: {named}"
                 if max(np.abs(at.slope).max(), np.abs(wanted - left).max()) <= gtol:
                     raise Stop(SINGULAR, contradiction)
             h = p.hessian(x) - c.hessian(x, multipliers)
@@ -125,6 +127,37 @@ class Rows(NamedTuple):
             return np.zeros_like(values)
         part: Array = values - self.lengths**2 * (self.mix.T @ (self.mix @ values))
         return part
+
+    def certificate(self, left: Array) -> Array:
+        """Weights of few rows, each of length 1, whose sum is 0 while that of their values isn't.
+
+        Of all such weights those whose absolute values have the least sum.
+        """
+        values = left / self.lengths
+        ends = np.vstack([self.mix * self.lengths, values / np.abs(values).max()])
+        wanted = np.zeros(len(ends))
+        wanted[-1] = 1.0
+        found = linprog(np.ones(2 * len(left)), A_eq=np.hstack([ends, -ends]), b_eq=wanted)
+        if found.x is None:
+            return values
+        weights: Array = found.x[: len(left)] - found.x[len(left) :]
+        return weights
+
+
+def contradicting(jacobian: Array, values: Array, accuracy: float, tolerance: float) -> Array:
+    """1 for each row whose value contradicts those of others that are 1, 0 for the others.
+
+    Contradictions are taken out one after the other, until the rows that are left have none.
+    """
+    found = np.zeros(len(values))
+    while True:
+        rest = np.flatnonzero(found == 0)
+        rows = independent(jacobian[rest], accuracy)
+        left = rows.left(values[rest])
+        if np.abs(left).max(initial=0.0) <= tolerance:
+            return found
+        weights = np.abs(rows.certificate(left))
+        found[rest[weights > 1e-3 * weights.max()]] = 1.0
 
 
 def independent(jacobian: Array, accuracy: float) -> Rows:
