@@ -220,6 +220,14 @@ inline std::string no_array(py::handle x, const std::string& label, bool written
   return label + ": not a numpy.ndarray (" + type_text(x) + "); " + remedy_for(x, written);
 }
 
+// What a message about an array adds where it is complex: the view to pass.
+inline std::string view_of_complex(py::handle a) {
+  const std::string dtype = py::isinstance<py::array>(a) ? dtype_text(a) : "";
+  if (dtype != "complex64" && dtype != "complex128") return "";
+  return std::string("; pass z.view(np.") + (dtype == "complex64" ? "float32" : "float64") +
+         "), which has real and imaginary parts side by side, in z's memory";
+}
+
 // What every array must be, in the order in which a user would want to hear of it. `written`: a
 // parameter or its state, else a gradient. Python may run at first; what is found good then is.
 inline void require_array(py::handle a, const std::string& label, bool written) {
@@ -230,11 +238,8 @@ inline void require_array(py::handle a, const std::string& label, bool written) 
                "memory");
   recognize(a);
   if (!kind_of(a)) {
-    const std::string dtype = dtype_text(a);
-    if (dtype == "complex64" || dtype == "complex128")
-      wrong_type(label, "dtype " + dtype + " is not supported; pass z.view(np." +
-                            (dtype == "complex64" ? "float32" : "float64") +
-                            "), which has real and imaginary parts side by side, in z's memory");
+    if (const std::string view = view_of_complex(a); !view.empty())
+      wrong_type(label, "dtype " + dtype_text(a) + " is not supported" + view);
     if (dtype_of(a).attr("isnative").cast<bool>())
       wrong_type(label, "dtype " + dtype_text(a) +
                             " is not supported; wanted float32, float64, float16 or bfloat16");

@@ -214,8 +214,8 @@ class registry {
                          kind_of(arrays[i]) == m.type &&
                          (fields(arrays[i])->flags & fields(m.x)->flags & (c_order | f_order)) != 0;
       if (!alike)
-        wrong_value(m.labels[0],
-                    description(arrays[i]) + " where " + description(m.x) + " is registered");
+        wrong_value(m.labels[0], description(arrays[i]) + " where " + description(m.x) +
+                                     " is registered" + view_of_complex(arrays[i]));
       require_parameter(arrays[i], m.labels[0]);
     }
     std::vector<py::array> before;

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from schuss.engine.structure import filled, flatten, gather, label
+from schuss.engine.structure import filled, flatten, gather, label, view_of_complex
 
 __all__ = ["check_grad", "numerical_gradient"]
 
@@ -25,12 +25,14 @@ def numerical_gradient(f: Callable[[Any], Any], x: Any, *, step: Any = None) -> 
            type, which balances the error of the formula, about h^2, and that of rounding, eps/h
 
     Divided by the difference of the two points that there really are. Returns new arrays in the
-    structure of x. Raises TypeError or ValueError that name the array.
+    structure of x. Raises TypeError or ValueError that name the array; ValueError, too, where
+    x_i + h_i or x_i - h_i is not finite.
     """
     tree, arrays = flatten(x, role="x")
     for name, a in arrays.items():
         if a.dtype.kind != "f":
-            raise TypeError(f"{label('x', name)}: {a.dtype}; wanted floating-point numbers")
+            hint = view_of_complex(a.dtype)
+            raise TypeError(f"{label('x', name)}: {a.dtype}; wanted floating-point numbers{hint}")
         if not a.flags.writeable:
             raise ValueError(f"{label('x', name)}: read-only, but its elements have to be moved")
     alike = step is None or (np.ndim(step) == 0 and not isinstance(step, dict))
@@ -58,10 +60,14 @@ def central(f: Callable[[Any], Any], x: Any, a: np.ndarray, i: tuple[int, ...], 
     if not h > 0:
         raise ValueError(f"step: {h!r} is out of range, wanted (0, inf)")
     kept = a[i]
+    with np.errstate(over="ignore"):
+        ends = np.array([kept + h, kept - h]).astype(a.dtype)
+    if not np.isfinite(ends).all():
+        raise ValueError(f"x: {kept!r} and a step of {h!r} make {ends}, which is not finite")
     try:
-        a[i] = kept + h
+        a[i] = ends[0]
         above, up = float(a[i]), scalar(f(x))
-        a[i] = kept - h
+        a[i] = ends[1]
         below, down = float(a[i]), scalar(f(x))
     finally:
         a[i] = kept

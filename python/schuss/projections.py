@@ -24,7 +24,7 @@ import numpy as np
 
 from schuss import _core, reference
 from schuss.checks import Interval
-from schuss.engine.structure import is_floating
+from schuss.engine.structure import is_floating, view_of_complex
 from schuss.reference.storage import within
 
 __all__ = ["ball", "nonnegative", "simplex"]
@@ -109,7 +109,8 @@ def _check(x: Any, finite: bool = True) -> np.ndarray:
     if not isinstance(x, np.ndarray):
         raise TypeError(_core.no_array(x, "x"))
     if not is_floating(x.dtype):
-        raise TypeError(f"x: {x.dtype}; wanted floating-point numbers")
+        hint = view_of_complex(x.dtype)
+        raise TypeError(f"x: {x.dtype}; wanted floating-point numbers{hint}")
     if not x.flags.writeable:
         raise ValueError("x: read-only, but it is written in place")
     values = np.asarray(x).astype(np.float64)

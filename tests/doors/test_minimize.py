@@ -535,6 +535,11 @@ def test_a_nan_later_on_leaves_the_last_point_before() -> None:
     ("arguments", "error", "says"),
     [
         ({"x0": np.zeros((2, 2))}, ValueError, r"x0: shape \(2, 2\); wanted one dimension"),
+        (
+            {"x0": [1j, 1]},
+            TypeError,
+            r"x0: complex128; wanted real numbers; pass z.view\(np.float64\)",
+        ),
         ({"x0": []}, ValueError, r"x0: shape \(0,\)"),
         ({"x0": [np.nan, 1]}, ValueError, "x0: .* not finite"),
         ({"x0": [1j, 1]}, TypeError, "x0: complex128; wanted real"),

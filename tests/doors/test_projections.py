@@ -125,6 +125,7 @@ def test_wrong_arguments() -> None:
         (lambda: simplex([1.0]), TypeError, "x: not a numpy.ndarray"),  # type: ignore[arg-type]
         (lambda: simplex(np.arange(3)), TypeError, "x: int64; wanted floating-point"),
         (lambda: nonnegative(np.zeros(2, "V2")), TypeError, r"x: \|V2; wanted floating-point"),
+        (lambda: ball(np.ones(2, complex)), TypeError, r"pass z.view\(np.float64\)"),
         (lambda: nonnegative(frozen), ValueError, "x: read-only"),
         (lambda: simplex(x, 0), ValueError, r"total: 0.0 is out of range, wanted \(0, inf\)"),
         (lambda: simplex(np.ones(0)), ValueError, "x: has no elements"),

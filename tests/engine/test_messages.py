@@ -400,6 +400,12 @@ def test_long_lists_of_names_are_cut() -> None:
         five.step({})
 
 
+def test_rebind_tells_the_view_of_complex_numbers() -> None:
+    opt = schuss.SGD([np.ones(2)])
+    with pytest.raises(ValueError, match=r"complex128 .* pass z.view\(np.float64\), which has"):
+        opt.rebind([np.ones(2, complex)])
+
+
 @pytest.mark.parametrize("dtype", [np.complex64, np.complex128])
 def test_the_view_of_complex_numbers_steps(dtype: Any) -> None:
     """What the message says is right: the array that was passed moves, in both of its parts."""

@@ -81,6 +81,16 @@ def listing(parts: Iterable[str], separator: str = ", ", most: int = 5) -> str:
     return separator.join(parts[:most] + rest)
 
 
+def view_of_complex(dtype: np.dtype[Any]) -> str:
+    """What a message about an array that is complex adds: the view to pass."""
+    if dtype.kind != "c":
+        return ""
+    part = np.dtype(f"f{dtype.itemsize // 2}").name
+    return (
+        f"; pass z.view(np.{part}), which has real and imaginary parts side by side, in z's memory"
+    )
+
+
 def is_floating(dtype: np.dtype[Any]) -> bool:
     """Whether these are floating-point numbers: NumPy's, or bfloat16, of which it knows no kind."""
     return dtype.kind == "f" or dtype.name == "bfloat16"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.optimize  # type: ignore[import-untyped]
 
+from schuss.engine.structure import view_of_complex
 from schuss.scipy.constraints import Constraints
 from schuss.scipy.differences import KINDS, Differences, step_sizes
 from schuss.scipy.values import EPS, NOT_FINITE, Array, Stop, dense, real, same, shaped
@@ -157,7 +158,7 @@ def start(x0: Any) -> Array:
     """A copy of the start, in float64."""
     x = np.atleast_1d(np.asarray(x0))
     if x.dtype.kind not in "fiub":
-        raise TypeError(f"x0: {x.dtype}; wanted real numbers")
+        raise TypeError(f"x0: {x.dtype}; wanted real numbers{view_of_complex(x.dtype)}")
     if x.ndim != 1 or not x.size:
         raise ValueError(f"x0: shape {x.shape}; wanted one dimension, and a number in it")
     x = x.astype(np.float64)

@@ -39,9 +39,9 @@ class RuleMethod(Method):
 
     A rule that reads the loss gets fun; a schedule that follows a metric gets fun less its value at
     the start, so that a constant changes nothing: a relative threshold is a share of what has been
-    gained. ftol, xtol and gtol
-    look at fun alone, without what l1, l2 or weight_decay add to it. With constraints, and where
-    maximize isn't set, AugmentedLagrangian() runs over it, whose rounds restart the rule.
+    gained. ftol, xtol and gtol look at fun alone, without what l1, l2 or weight_decay add to it.
+    With constraints, and where maximize isn't set, AugmentedLagrangian() runs over it, whose rounds
+    restart the rule.
     """
 
     rule: ClassVar[type[Optimizer]]
