@@ -60,7 +60,7 @@ def central(f: Callable[[Any], Any], x: Any, a: np.ndarray, i: tuple[int, ...], 
     if not h > 0:
         raise ValueError(f"step: {h!r} is out of range, wanted (0, inf)")
     kept = a[i]
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         ends = np.array([kept + h, kept - h]).astype(a.dtype)
     if not np.isfinite(ends).all():
         raise ValueError(f"x: {kept!r} and a step of {h!r} make {ends}, which is not finite")
