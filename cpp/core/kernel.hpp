@@ -62,7 +62,7 @@ struct scalars {
   double threshold;   // x = x - clamp(x, -threshold, threshold)
   double low, high;   // x = clamp(x, low, high), rounded inwards to numbers of x's kind, where
                       // the span has no bounds of its own
-  double average;     // e = e + average*(x - e), where the span has an average
+  double average;     // e = e + average*(x - e), x where it is 1, if the span has one
   double flush;       // not 0: a state element below the smallest normal number is stored as 0
   double zero_grad;   // not 0: g = 0 when all is done
   double stochastic;  // not 0: x is rounded stochastically to its 16 bits

@@ -132,7 +132,10 @@ template <class T> struct stages {
       const T share = static_cast<T>(c.average), tiny = by.tiny;
       const auto follow = [share, tiny](T e, T w) { return flush(e + share * (w - e), tiny); };
       T* const average = static_cast<T*>(address(a.average, i));
-      each(n, follow, average, average, x);
+      if (share == 1)  // e + (w - e) is rounded
+        each(n, [tiny](T w) { return flush(w, tiny); }, average, x);
+      else
+        each(n, follow, average, average, x);
     }
     if constexpr (std::is_same_v<T, float>)
       if (narrow(a.x.kind)) {

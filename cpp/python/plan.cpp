@@ -210,8 +210,12 @@ plan::outcome plan::attempt(const py::object& grads, const py::object& lr, const
     grad_norm_ = length;
     if (!found.finite && !recipe_->propagates) return leave_undone(py::none());
     // As PyTorch. Where there is no limit the norm of finite gradients may be infinite, too.
-    const double share = recipe_->limit / (length + 1e-6);
-    if (recipe_->limit < std::numeric_limits<double>::infinity() && !(share > 1.0)) {
+    constexpr double inf = std::numeric_limits<double>::infinity();
+    const double limit = recipe_->limit, share = limit / (length + 1e-6);
+    if (limit < inf && found.finite && length == inf) {  // though limit/length is a number
+      scale = std::ldexp(limit / std::sqrt(found.squares), -found.exponent);
+      length = limit;
+    } else if (limit < inf && !(share > 1.0)) {
       scale *= share;
       length *= share;
     }

@@ -229,6 +229,21 @@ def test_a_scheduled_running_mean(backend: Backend) -> None:
     assert "ema=" in repr(opt)
 
 
+@pytest.mark.parametrize("dtype", [np.float64, F4, np.float16])
+@pytest.mark.parametrize("backend", ["compiled", "numpy"])
+def test_a_running_mean_of_share_1_is_the_parameter(dtype: Any, backend: Backend) -> None:
+    """Of the old mean not even its rounding is left."""
+    x = np.full(5000, 6e4, dtype)
+    decay = schuss.schedules.ema_warmup()
+    opt = schuss.SGD({"x": x}, lr=1.0, ema=decay, master=dtype == np.float16, backend=backend)
+    opt.ema["x"][:] = 1e30
+    opt.step({"x": (x - np.linspace(0, 1, 5000)).astype(dtype)})
+    own = opt.state["x"]["master"] if dtype == np.float16 else x
+    assert opt.ema["x"].tobytes() == own.tobytes()
+    opt.step({"x": np.ones(5000, dtype)})
+    assert opt.ema["x"].tobytes() != own.tobytes()
+
+
 def test_a_running_mean_that_forgets_its_start() -> None:
     """After 1000 steps at 0.9999 the start is still nine tenths of the mean, or with a warm-up
     none of it; and without a limit it is the plain mean of all steps.
@@ -343,6 +358,26 @@ def test_norm_whose_squares_are_beyond_double(values: list[list[float]]) -> None
             moved = math.hypot(*np.concatenate(params))
             assert moved == pytest.approx(1e-3, rel=1e-12)
     assert found == [found[0]] * len(RUNS)
+
+
+@pytest.mark.parametrize("backend", ["compiled", "numpy"])
+@pytest.mark.parametrize(
+    ("value", "options"),
+    [
+        (1.7e308, {}),
+        (1e300, {"grad_scale": 1e-10}),
+        (-1e300, {"grad_scale": 1e-10, "maximize": True}),
+    ],
+)
+def test_norm_beyond_double_is_clipped(
+    value: float, options: dict[str, Any], backend: Backend
+) -> None:
+    x = np.zeros(3)
+    opt = schuss.SGD(x, lr=1.0, clip_norm=1.0, nonfinite="skip", backend=backend, **options)
+    assert opt.step(np.full(3, value))
+    assert opt.grad_norm == math.inf
+    assert x == pytest.approx(np.full(3, -(3**-0.5)), rel=1e-14)
+    assert opt.step(np.array([value, math.inf, 0.0])) is False
 
 
 def test_norm_of_the_largest_float32() -> None:

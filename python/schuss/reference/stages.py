@@ -63,7 +63,7 @@ def step(
          6  x = after*x
          7  x = shrink(x, threshold)
          8  x = clamp(x, low, high)             rounded inwards to numbers of x's type
-         9  average = average + share*(x - average)
+         9  average = average + share*(x - average); x where share = 1
         10  x is rounded to its type, to nearest even or stochastically
         11  g = 0                               where zero_grad
 
@@ -105,7 +105,8 @@ def step(
             least, most = within((stages.low, stages.high), x.dtype)
             w = clamp(w, least.astype(number), most.astype(number))
         if average is not None:
-            moved = average + number(stages.average) * (w - average)
+            share = number(stages.average)
+            moved = w if share == 1 else average + share * (w - average)  # which is rounded
             average[...] = np.where(np.abs(moved) < tiny, number(0), moved)
         if master is not None:
             master[...] = w
