@@ -339,6 +339,23 @@ def test_a_large_gradient_does_not_stay(rule: type[Optimizer], backend: Backend)
     assert {k for k, states in rule.states.items() if any("sq" in s for s in states)} <= seen
 
 
+# docs/exactness.md: whose v is infinite after a first gradient of 1e20, and who waits only.
+INFINITE = UNWEIGHTED | {schuss.ADOPT, schuss.StableAdamW, schuss.Adadelta}
+WAITING = {schuss.AdEMAMix, schuss.Adan, schuss.LaProp}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_first_gradient_that_is_large(rule: type[Optimizer]) -> None:
+    x = np.ones(8, F4)
+    opt = rule(x)
+    opt.step(np.full(8, 1e20, F4), loss=1.0)
+    finite = all(np.isfinite(a).all() for a in opt.state[0].values())
+    assert finite == (rule not in INFINITE)
+    still = WAITING | INFINITE - {schuss.Ftrl} | {schuss.Prodigy, schuss.DAdaptAdam}  # a small d
+    assert (np.abs(x - 1) < 5e-5).all() == (rule in still)
+    assert np.isnan(x).all() == (rule is schuss.Ftrl)
+
+
 def takes(rule: type[Optimizer], name: str, value: Any) -> bool:
     declared = rule.hyperparameters.get(name)
     return declared is not None and value in getattr(declared, "choices", [value])
