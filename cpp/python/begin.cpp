@@ -186,13 +186,13 @@ void plan::begin_sets() {
   keyed_right_ = true;
 }
 
-// 1/grad_scale: this step's, or the optimizer's. It is finite in float, too.
+// 1/grad_scale: this step's, or the optimizer's. float has both, the inverse to 2^-127.
 double plan::scale_of(const py::object& grad_scale) const {
   const py::object& found = grad_scale.is_none() ? recipe_->scale : grad_scale;
   const double scale = number(found);
-  if (!(scale >= 1.17549e-38 && scale < std::numeric_limits<double>::infinity()))
+  if (!(scale >= 1.17549e-38 && scale <= 1.70142e38))
     throw py::value_error("grad_scale: " + std::string(py::repr(py::float_(scale))) +
-                          " is out of range, wanted [1.17549e-38, inf)");
+                          " is out of range, wanted [1.17549e-38, 1.70142e38]");
   return 1.0 / scale;
 }
 

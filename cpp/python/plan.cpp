@@ -208,7 +208,8 @@ plan::outcome plan::attempt(const py::object& grads, const py::object& lr, const
     const scaled_norm found = norm_of_gradients();
     length = std::ldexp(std::sqrt(found.squares) * scale, found.exponent);
     grad_norm_ = length;
-    if (!found.finite && !recipe_->propagates) return leave_undone(py::none());
+    if (!found.finite && !recipe_->propagates)
+      return leave_undone(py::none(), grad_scale.is_none());
     // As PyTorch. Where there is no limit the norm of finite gradients may be infinite, too.
     constexpr double inf = std::numeric_limits<double>::infinity();
     const double limit = recipe_->limit, share = limit / (length + 1e-6);
@@ -225,7 +226,7 @@ plan::outcome plan::attempt(const py::object& grads, const py::object& lr, const
   if (!last && !as_read()) return outcome::again;
   if (!recipe_->propagates)
     if (const std::size_t k = overflowing(length); k < active_.size())
-      return leave_undone(py::int_(k));
+      return leave_undone(py::int_(k), grad_scale.is_none());
   if (recipe_->wanted != 0 && !active_.empty()) {
     const std::vector<sums_of_array> sums = measured();
     if (recipe_->totals) {
@@ -249,16 +250,16 @@ plan::outcome plan::attempt(const py::object& grads, const py::object& lr, const
   for (const copying& c : copies_) std::memcpy(c.to, c.from, c.bytes);
   count();
   zero_replaced();
-  if (!recipe_->told.is_none()) recipe_->told(true);
+  if (grad_scale.is_none() && !recipe_->told.is_none()) recipe_->told(true);
   return outcome::done;
 }
 
 // A step whose gradients are not finite, or of which one overflows where it is scaled, if that has
 // a number.
-plan::outcome plan::leave_undone(const py::object& overflowing) {
+plan::outcome plan::leave_undone(const py::object& overflowing, bool own_scale) {
   recipe_->undone(gradients_, active_, overflowing);
   zero_replaced();
-  if (!recipe_->told.is_none()) recipe_->told(false);
+  if (own_scale && !recipe_->told.is_none()) recipe_->told(false);
   return outcome::undone;
 }
 

@@ -131,7 +131,7 @@ class plan {
   void begin_gradients(const py::object& grads);
   void begin_sets();
   double scale_of(const py::object& grad_scale) const;
-  outcome leave_undone(const py::object& overflowing);
+  outcome leave_undone(const py::object& overflowing, bool own_scale);
   bool as_read() const;
 
   // check

@@ -23,6 +23,14 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:76]} ..."
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is a real number, also one of bfloat16, of which Python knows nothing."""
+    if isinstance(value, bool | np.bool_):
+        return False
+    narrow = isinstance(value, np.generic) and value.dtype.name == "bfloat16"
+    return narrow or isinstance(value, numbers.Real)
+
+
 class Interval:
     """A range of numbers, written as in mathematics: "[0, 1)"."""
 
@@ -43,7 +51,7 @@ class Interval:
         if type(value) is float and self.low < value < self.high:
             return value  # nearly always
         value = unpacked(value)
-        if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+        if not is_number(value):
             raise TypeError(f"{name}: {shown(value)} is not a number; wanted one in {self.text}")
         try:
             number = float(value)

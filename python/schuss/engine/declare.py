@@ -386,7 +386,7 @@ class SharedScale(Scale, Protocol):
 
     @property
     def given_up(self) -> str: ...  # why no more steps may be skipped, or nothing
-    def reader(self, optimizer: object) -> Scale: ...
+    def reader(self, key: object) -> Scale: ...
 
 
 class ScaleOrNumber(Bounded):

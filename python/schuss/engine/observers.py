@@ -6,19 +6,21 @@ A callable follows a metric where it has a method `observe`. Where it has `state
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from schuss.checks import unpacked
+from schuss.checks import is_number, unpacked
 
 
 def check_metric(metric: Any) -> float:
     """A number, which may be NaN."""
     metric = unpacked(metric)
-    if isinstance(metric, bool) or not isinstance(metric, numbers.Real):
+    if not is_number(metric):
         raise TypeError(f"metric: {metric!r} is not a number")
-    return float(metric)
+    try:
+        return float(metric)
+    except OverflowError:
+        raise ValueError("metric: out of range, for no float is as large") from None
 
 
 def observers(values: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -168,8 +168,8 @@ class Optimizer(Rule, Declared):
 
     Options of the optimizer:
 
-    grad_scale   the loss scale, in [1.17549e-38, inf), default 1: gradients are multiplied by
-                 1/grad_scale, which is finite in float32, too; or a LossScale
+    grad_scale   the loss scale, in [1.17549e-38, 1.70142e38], default 1: gradients are multiplied
+                 by 1/grad_scale, which float32 has, too; or a LossScale
     clip_norm    gradients are scaled down together to this norm, in (0, inf], default inf; needs
                  one read of them more
     nonfinite    what becomes of a step with a gradient that is not finite, as it is given or as the
@@ -224,7 +224,7 @@ class Optimizer(Rule, Declared):
     l1: Number = number("[0, inf)", default=0.0)
     l1_mode: Literal["coupled", "prox"] = choice(default="coupled")
     bounds: tuple[Any, Any] | None = pair(default=None)
-    grad_scale: float | Scale = option(ScaleOrNumber, "[1.17549e-38, inf)", default=1.0)
+    grad_scale: float | Scale = option(ScaleOrNumber, "[1.17549e-38, 1.70142e38]", default=1.0)
     clip_norm: float = option(Bounded, "(0, inf]", default=math.inf)
     nonfinite: Literal["propagate", "skip", "raise"] = option(Choice, default="propagate")
     ema_decay = option(Scheduled, "[0, 1)", default=None, fixed=True, argument="ema")
@@ -279,6 +279,7 @@ class Optimizer(Rule, Declared):
         for name, declared in self.options.items():
             declared.__set__(self, hyperparameters.pop(name, declared.default))
         self._skipped_steps = 0
+        self._reports_as = object()  # a loss scale's key of this optimizer, which is copied with it
         self._groups: tuple[Group, ...] = ()
         self._trees: list[Tree] = []
         self._watched: list[tuple[Any, Tree]] = []  # the user's containers, and what lies where
@@ -681,7 +682,7 @@ class Optimizer(Rule, Declared):
         lr: float | None = None,
         params: Arrays | None = None,
         loss: float | None = None,
-        grad_scale: float | Scale | None = None,
+        grad_scale: float | None = None,
     ) -> bool:
         """Updates every parameter that has a gradient, in place; True when it did.
 
@@ -695,7 +696,8 @@ class Optimizer(Rule, Declared):
                      others than those before, they are bound anew (rebind). Not given: the
                      registered ones
         loss         the loss at the point where the gradients were taken, for rules that read it
-        grad_scale   the loss scale of this step. Not given: the optimizer's
+        grad_scale   the loss scale of this step, a number, of which the optimizer's LossScale hears
+                     nothing. Not given: the optimizer's
 
         Everything is validated before anything changes. Raises TypeError or ValueError that name
         the array, FloatingPointError where nonfinite="raise" finds cause, and RuntimeError when a
@@ -714,7 +716,8 @@ class Optimizer(Rule, Declared):
             if grad_scale is not None:
                 grad_scale = self.options["grad_scale"].check(grad_scale)
                 if type(grad_scale) is not float:
-                    grad_scale = self._read_by_this(grad_scale)
+                    what = "follows all steps; pass it at construction"
+                    raise TypeError(f"grad_scale: a {type(grad_scale).__name__} {what}")
             if params is not None:
                 return self._step_of(params, grads, lr, loss, grad_scale)
             if self._files is not None:
@@ -774,7 +777,7 @@ class Optimizer(Rule, Declared):
 
     def _read_by_this(self, scale: Any) -> Any:
         """A loss scale, of which a shared one keeps the optimizers apart."""
-        return scale.reader(self) if isinstance(scale, SharedScale) else scale
+        return scale.reader(self._reports_as) if isinstance(scale, SharedScale) else scale
 
     def _settings(self) -> list[Settings]:
         """Of each group."""
@@ -844,10 +847,10 @@ class Optimizer(Rule, Declared):
             if why:
                 raise FloatingPointError(f"{listing(names)}: {what}; {why}")
             raise FloatingPointError(f"{names[0]}: {what}")
-        self._skipped_steps += 1
         if self.zeroes_grad:  # or a buffer that accumulates would stay infinite
             for g in gradients:
                 g.fill(0)
+        vars(self)["_skipped_steps"] += 1  # last: an interrupt before it leaves no step to count
 
     @property
     def skipped_steps(self) -> int:

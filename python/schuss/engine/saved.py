@@ -59,7 +59,7 @@ def rule_name(rule: type) -> str:
 
 def written(opt: Any) -> dict[str, Any]:
     """What a resumed run needs, by name: numbers, and the live arrays."""
-    scale = opt.grad_scale
+    scale = opt._read_by_this(opt.grad_scale)
     first = opt._swapped[0] if opt._swapped else None  # which has the weights
     return {
         "rule": rule_name(type(opt)),
@@ -422,11 +422,12 @@ class Reader:
 
     def loss_scale(self) -> Any:
         """The state of the loss scale here."""
-        scale, state = self.opt.grad_scale, unpacked(self.given.get("loss_scale"))
+        scale = self.opt._read_by_this(self.opt.grad_scale)
+        state = unpacked(self.given.get("loss_scale"))
         if state is None:
             return None
         if not hasattr(scale, "load_state_dict"):
-            self.unexpected("loss_scale", f", for grad_scale is {scale!r} here")
+            self.unexpected("loss_scale", f", for grad_scale is {self.opt.grad_scale!r} here")
             return None
         self.tried("loss_scale", scale, state)
         return state
@@ -500,7 +501,7 @@ def assign_once(opt: Any, found: Saved) -> None:
     with opt._changing():
         load(opt._observers(), found.schedules)
         if found.loss_scale is not None:
-            opt.grad_scale.load_state_dict(found.loss_scale)
+            opt._read_by_this(opt.grad_scale).load_state_dict(found.loss_scale)
         for own, settings in zip(opt.param_groups, found.settings, strict=True):
             own.settings = settings
         for name, value in found.options.items():
