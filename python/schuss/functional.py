@@ -73,8 +73,6 @@ def make_call(
     live = {key: rule.options[key] for key in STATELESS}
     fixed = {key: h.default for key, h in rule.hyperparameters.items() if h.fixed}
     around = {key: o.check(options.pop(key, o.default)) for key, o in live.items()}
-    if type(around["grad_scale"]) is not float:
-        raise TypeError(f"{name}: grad_scale is no number; a LossScale is for the class")
     for key in [key for key in options if key in fixed]:
         raise TypeError(f"{name}: {key} is for the class; give the state its start yourself")
     group = Group(rule, fixed | options)  # a preset may lack a default
