@@ -96,7 +96,13 @@ def test_an_error_leaves_the_array_as_it_was() -> None:
         (rosen, x, np.ones(3), ValueError, r"step: shape \(3,\), but x\[0\] has \(2,\)"),
         (rosen, x, 0.0, ValueError, "step: 0.0 is out of range"),
         (rosen, x + 1e9, 1e-9, ValueError, "step: 1e-09 is lost beside"),
-        (np.min, np.array([1.0, 1.79769e308]), None, ValueError, "x: .*1.79769e.308.* is not finite"),
+        (
+            np.min,
+            np.array([1.0, 1.79769e308]),
+            None,
+            ValueError,
+            "x: .*1.79769e.308.* is not finite",
+        ),
         (np.sum, np.array([1.0, -np.inf]), None, ValueError, "x: .*inf.* is not finite"),
         (rosen, np.ones(2, np.complex64), None, TypeError, r"pass z.view\(np.float32\)"),
     ]
