@@ -138,9 +138,9 @@ class Rows(NamedTuple):
         wanted = np.zeros(len(ends))
         wanted[-1] = 1.0
         found = linprog(np.ones(2 * len(left)), A_eq=np.hstack([ends, -ends]), b_eq=wanted)
-        if found.x is None:
-            return values
-        weights: Array = found.x[: len(left)] - found.x[len(left) :]
+        weights: Array = values  # if there is no solution
+        if found.x is not None:
+            weights = found.x[: len(left)] - found.x[len(left) :]
         return weights
 
 
