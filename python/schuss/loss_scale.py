@@ -170,7 +170,7 @@ class LossScale:
         if False in reports:
             value, good_steps, skips = value * self.backoff, 0, min(skips + 1, COUNTS)
         elif True in reports:
-            good_steps, skips = min(good_steps + 1, COUNTS), 0
+            good_steps, skips = good_steps + 1 if good_steps < COUNTS else COUNTS, 0
             if good_steps >= self.interval:  # above it where the interval has become shorter
                 value, good_steps = value * self.growth, 0
         else:
@@ -181,9 +181,11 @@ class LossScale:
             value = self.max_scale
         return value, good_steps, skips
 
-    def _begin(self, course: Course, **loaded: bool | None) -> None:
+    def _begin(self, course: Course, loaded: bool | None = None) -> None:
         """Goes on from a course: of the steps since only those of a loaded state count."""
-        self._moving.update(dict.fromkeys(self._moving), course=course, **loaded)
+        moved: dict[Any, Any] = dict.fromkeys(self._moving)
+        moved[OTHERS], moved[COURSE] = loaded, course
+        self._moving.update(moved)
 
     def _pending(self) -> bool | None:
         """Whether all steps since it was last read were done; None where there was none."""
@@ -206,7 +208,7 @@ class LossScale:
         arguments, course, pending = checked_state(state_dict, self.state_dict())
         vars(self).update(arguments)
         if (course, pending) != (self._moving[COURSE], self._pending()):  # else it is there
-            self._begin(course, others=pending)
+            self._begin(course, pending)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_moving": dict(self._moving)}
