@@ -144,7 +144,10 @@ def changed_json(content: bytes, random: Random) -> bytes:
     for _ in range(random.choice([1, 1, 1, 2, 4])):
         key = random.choice([VALUES, VALUES, VALUES, CHECKSUMS, ""])
         if key and isinstance(metadata.get(key), str):
-            inner = json.loads(metadata[key])
+            try:
+                inner = json.loads(metadata[key])
+            except ValueError:  # of an earlier change
+                continue
             change(inner, random)
             metadata[key] = json.dumps(inner)
         else:
