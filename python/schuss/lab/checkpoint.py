@@ -44,7 +44,10 @@ def described(value: Any) -> Iterator[str]:
         groups = own.get("param_groups")
         for group in groups if isinstance(groups, list) else ():
             if isinstance(group, dict):
-                yield ", ".join(f"{k}={v!r}" for k, v in group.items() if k != "params")
+                told = {
+                    k: v for k, v in group.items() if k != "params" and (k, v) != ("no_decay", [])
+                }
+                yield ", ".join(f"{k}={v!r}" for k, v in told.items())
     else:
         yield f"{kind}: {own.get('bit_generator') or ', '.join(map(str, own))}"
 
