@@ -85,8 +85,11 @@ class Files:
 
     def keep_first(self, size: int) -> None:
         """Removes the files of later arrays."""
-        for number in range(size, len(self.maps)):
-            (self.folder / f"{number}.npy").unlink(missing_ok=True)
+        gone = {f"{number}.npy" for number in range(size, len(self.maps))}
+        for name in gone:
+            (self.folder / name).unlink(missing_ok=True)
+        # Another array may come to lie where one of these did.
+        self.names = {place: name for place, name in self.names.items() if name not in gone}
         del self.maps[size:]
 
     def remove(self) -> None:
