@@ -43,7 +43,7 @@ BEYOND = {
 }
 CONVERSIONS = {
     "-mf16c": ("vcvtph2ps .*%[yz]mm", "vcvtps2ph .*%[yz]mm"),
-    "-mavx512bf16": ("vcvtne2ps2bf16 .*%zmm",),
+    "-mavx512bf16": ("vcvtneps2bf16 .*%zmm",),
 }
 FAST_MATH = re.compile(r"-(Ofast|ffast-math|funsafe-math-optimizations|fassociative-math)")
 

@@ -50,7 +50,8 @@ stream halves(kind type, int memory) {
     return {data, type, 4};
   }
   const stream narrow{data, type, 2};
-  storage_of(type).close(narrow, 0, n, std::vector<float>(n, 0.5f).data());
+  std::vector<float> wide(n, 0.5f);
+  kernels().convert({wide.data(), kind::float32, sizeof(float)}, narrow, n);
   return narrow;
 }
 
@@ -150,8 +151,9 @@ void count_shared(const table& t) {
   std::vector<float> wide(n);
   for (const kind half : {kind::float16, kind::bfloat16}) {
     const stream s = gradient(half);
-    count("open " + name(half), n, [&] { storage_of(half).open(s, 0, n, wide.data()); });
-    count("close " + name(half), n, [&] { storage_of(half).close(s, 0, n, wide.data()); });
+    const stream widened{wide.data(), kind::float32, sizeof(float)};
+    count("widen " + name(half), n, [&] { kernels().convert(s, widened, n); });
+    count("narrow " + name(half), n, [&] { kernels().convert(widened, s, n); });
   }
 }
 

@@ -90,15 +90,21 @@ scalars scalars_of(const std::string& own, const std::string& stages) {
   return c;
 }
 
-// Stores a number in an element of a kind.
+// Stores a number in an element of a kind; in 16 bits cut off towards 0, and 0 where float16 has
+// no normal number for it.
 void put(kind type, double number, void* to) {
   const float nearest = static_cast<float>(number);
+  std::uint32_t word;
+  std::memcpy(&word, &nearest, sizeof word);
+  const std::uint32_t sign = word >> 16 & 0x8000, size = word & 0x7fffffff;
+  const std::uint32_t half = sign | (size < 0x38800000 ? 0 : (size - 0x38000000) >> 13);
+  const auto bits = static_cast<std::uint16_t>(type == kind::float16 ? half : word >> 16);
   if (type == kind::float64)
     std::memcpy(to, &number, sizeof number);
   else if (type == kind::float32)
     std::memcpy(to, &nearest, sizeof nearest);
   else
-    storage_of(type).close({to, type, width_of(type)}, 0, 1, &nearest);
+    std::memcpy(to, &bits, sizeof bits);
 }
 
 // Arrays in one piece of memory, each at another place of its page, which is the same in every

@@ -26,6 +26,7 @@ from schuss.rules import RULES
 
 AVX512 = ["-mavx512f", "-mprefer-vector-width=512"]
 FLAGS = {
+    "avx512zen": AVX512,
     "avx512bf16": AVX512,
     "avx512": AVX512,
     "avx2": ["-mavx2"],

@@ -10,7 +10,7 @@
 
 // The sets that CMakeLists.txt compiles for this architecture, in order of preference.
 #if defined(__x86_64__)
-#define SCHUSS_ISAS(isa) isa(avx512bf16) isa(avx512) isa(avx2) isa(sse2)
+#define SCHUSS_ISAS(isa) isa(avx512zen) isa(avx512bf16) isa(avx512) isa(avx2) isa(sse2)
 #elif defined(__aarch64__)
 #define SCHUSS_ISAS(isa) isa(neon)
 #else
@@ -46,6 +46,8 @@ bool avx512_supported() {
 bool avx512bf16_supported() {
   return avx512_supported() && __builtin_cpu_supports("avx512bf16") != 0;
 }
+// The same instructions, with the divider's quotient (CMakeLists.txt).
+bool avx512zen_supported() { return avx512bf16_supported() && __builtin_cpu_is("amd") != 0; }
 #elif defined(__aarch64__)
 bool neon_supported() { return true; }
 #else
@@ -89,8 +91,6 @@ std::vector<std::string> found_isas() {
 }
 
 const table& kernels() { return *chosen(); }
-
-const storage& storage_of(kind k) { return kernels().storages[static_cast<int>(k)]; }
 
 void use_isa(const std::string& name) {
   for (const candidate& c : candidates) {

@@ -15,7 +15,7 @@ std::vector<std::string> found_isas();     // what this processor can run of the
 // The table in use. Throws std::invalid_argument where a forced set is unknown or this processor
 // lacks it.
 const table& kernels();
-const storage& storage_of(kind k);  // an entry of it
+
 void use_isa(const std::string& name);
 
 }  // namespace schuss

@@ -9,8 +9,7 @@
 namespace schuss {
 
 // How the elements of a stream are stored. Kinds narrower than the compute type, those from float16
-// on, are brought to it block by block: each is an entry of storage.hpp's table. `none` is a stream
-// that isn't there.
+// on, are brought to it in registers (storage.hpp). `none` is a stream that isn't there.
 enum class kind : unsigned char { none, float32, float64, float16, bfloat16 };
 
 // One array of a span. The compute type is that of the parameter: float64, or else float32.
@@ -83,8 +82,8 @@ struct span {
   std::size_t set;          // number of its set of scalars
 };
 
-// Updates spans that share a set of scalars: from element `first` of the first one, a multiple of
-// the block, to `last` of the last one. All in one call: with a call for each, 200 arrays of 64
+// Updates spans that share a set of scalars: from element `first` of the first one to `last` of the
+// last one. All in one call: with a call for each, 200 arrays of 64
 // elements took 1.1 times as long.
 using kernel = void (*)(const span* begin, const span* end, std::ptrdiff_t first,
                         std::ptrdiff_t last, const scalars&);
@@ -117,15 +116,8 @@ using squares = bool (*)(const stream& g, std::ptrdiff_t first, std::ptrdiff_t l
 using scaled_check = bool (*)(const span&, std::ptrdiff_t first, std::ptrdiff_t last,
                               const scalars&);
 
-// A kind narrower than the compute type; no function where it is as wide.
-struct storage {
-  // Brings n elements of a stream, from element `from` on, to float, and back.
-  void (*open)(const stream&, std::ptrdiff_t from, std::ptrdiff_t n, float* out);
-  void (*close)(const stream&, std::ptrdiff_t from, std::ptrdiff_t n, const float* in);
-  // Rounds x stochastically to what closing then leaves as it is.
-  void (*dither)(const float* x, std::ptrdiff_t n, std::uint32_t position, std::uint32_t key,
-                 float* out);
-};
+// Copies n elements of one stream to another one, both of float32 or narrower; rounds to nearest.
+using conversion = void (*)(const stream& from, const stream& to, std::ptrdiff_t n);
 
 // All rules of one instruction set, in the order of rules.hpp, and what all of them share.
 struct table {
@@ -134,15 +126,15 @@ struct table {
   int size;
   squares add_squares;
   scaled_check scales_finite;
-  const storage* storages;  // by kind
+  conversion convert;
+  void (*divide)(const float* a, const float* b, std::ptrdiff_t n, float* quotients);
 };
 
-// Elements of a block, counted from the array's start: they cost nothing against a direct loop. In
-// blocks of 256 a stage or a conversion, a loop of its own in each block, costs 2 to 8 % of a step
-// more; in blocks of 1024 it gains 1 to 3 %, but the buffers of 16-bit streams fill the L1 cache.
+// Elements that a stage, or a conversion, goes through at a time: they stay in the L1 cache. In
+// blocks of 256 it costs 2 to 8 % of a step more.
 constexpr std::ptrdiff_t block = 512;
 
-// Where threads may cut an array: a multiple of the block, and of a page in every type.
+// Where threads may cut an array: a multiple of every pack, and of a page in every type.
 constexpr std::ptrdiff_t chunk = 4096;
 
 }  // namespace schuss

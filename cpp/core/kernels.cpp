@@ -5,6 +5,7 @@
 // library is left standing: an object's code, picked by the linker for another one's, would be an
 // illegal instruction on an older processor.
 #include <cstddef>
+#include <type_traits>
 #include <utility>
 
 #include "kernel.hpp"
@@ -29,23 +30,47 @@ template <template <class> class Rule> struct kernels_of {
   static_assert(scalar_count <= most_scalars && states::size() <= most_states);
 
   template <class T, std::size_t... C>
-  static Rule<T> with(const scalars& c, std::index_sequence<C...>) {
-    return {static_cast<T>(c.rule_scalars[C])...};
+  static Rule<pack<T>> with(const scalars& c, std::index_sequence<C...>) {
+    return {pack<T>(static_cast<T>(c.rule_scalars[C]))...};
   }
   using indices = std::make_index_sequence<scalar_count>;
 
+  template <class T, form how, kind X, kind G, kind S> static constexpr loop<T> loop_of() {
+    return {how, X, G, S,
+            [](const void* rule, const factors<T>& by, std::ptrdiff_t n, void* x, const void* g,
+               void* const* state) {
+              apply<Rule<pack<T>>, T, how, X, G, S>(rule, by, n, x, g, state, states());
+            }};
+  }
+
+  template <class T, kind f>
+  static constexpr loop<T> wide[] = {loop_of<T, plain, f, f, f>(), loop_of<T, coupled, f, f, f>(),
+                                     loop_of<T, masked, f, f, f>(), loop_of<T, judged, f, f, f>()};
+  template <kind f, kind h> static constexpr loop<float> of_16_bits[] = {
+      loop_of<float, plain, h, h, h>(), loop_of<float, plain, f, h, h>(),
+      loop_of<float, plain, f, f, h>(), loop_of<float, plain, f, h, f>()};
+
+  template <class T> static loops<T> all_loops() {
+    constexpr int count = static_cast<int>(states::size());
+    if constexpr (std::is_same_v<T, double>)
+      return {count, wide<double, kind::float64>, nullptr, nullptr};
+    else
+      return {count, wide<float, kind::float32>, of_16_bits<kind::float32, kind::bfloat16>,
+              of_16_bits<kind::float32, kind::float16>};
+  }
+
   template <class T> static void run(const span* a, const span* end, std::ptrdiff_t first,
                                      std::ptrdiff_t last, const scalars& c) {
-    const Rule<T> rule = with<T>(c, indices());
-    const stages<T> around(c, stages<T>::form_of(c));
+    const auto rule = with<T>(c, indices());
+    const stages<T> around(c);
     for (; a != end; ++a) {
-      blocks<T>(*a, first, a + 1 == end ? last : a->size, rule, around, states());
+      update<T>(*a, first, a + 1 == end ? last : a->size, &rule, all_loops<T>(), around);
       first = 0;
     }
   }
   template <class T> static void measure(const span& a, std::ptrdiff_t first, std::ptrdiff_t last,
                                          const scalars& c, unsigned wanted, double* sums) {
-    schuss::measure<T>(a, first, last, with<T>(c, indices()), c, wanted, sums, states());
+    schuss::measure<T>(a, first, last, with<T>(c, indices()), stages<T>(c), wanted, sums, states());
   }
 };
 
@@ -54,7 +79,7 @@ constexpr rule rules[] = {
   {#name,                                              \
    static_cast<int>(kernels_of<name>::states::size()), \
    static_cast<int>(kernels_of<name>::scalar_count),   \
-   measures<name<float>>(0),                           \
+   measures<name<pack<float>>>(0),                     \
    kernels_of<name>::run<float>,                       \
    kernels_of<name>::run<double>,                      \
    kernels_of<name>::measure<float>,                   \
@@ -63,14 +88,30 @@ constexpr rule rules[] = {
 #undef SCHUSS_ENTRY
 };
 
+// The quotient as the rules take it, for the proof that it is rounded right.
+void divide(const float* a, const float* b, std::ptrdiff_t n, float* quotients) {
+  span pairs{};
+  pairs.x = {quotients, kind::float32, sizeof(float)};
+  pairs.g = {const_cast<float*>(a), kind::float32, sizeof(float)};
+  pairs.low = {const_cast<float*>(b), kind::float32, sizeof(float)};
+  const auto take = [](const span& s, std::ptrdiff_t first, std::ptrdiff_t last) {
+    for (std::ptrdiff_t i = first; i < last; i += pack<float>::size)
+      store<float>(s.x, i, load<float>(s.g, i) / load<float>(s.low, i));
+  };
+  const std::ptrdiff_t left = n % pack<float>::size;
+  take(pairs, 0, n - left);
+  const rest last(pairs, n - left, left);
+  if (left > 0) take(last.copy, 0, pack<float>::size), last.put_back(pairs, false);
+}
+
 }  // namespace
 
 // The one exported symbol, named after the instruction set: schuss_kernels_avx2.
 #define SCHUSS_EXPORT(isa) SCHUSS_TABLE(isa)
-#define SCHUSS_TABLE(isa)                                                                       \
-  extern const table schuss_kernels_##isa;                                                      \
-  const table schuss_kernels_##isa = {#isa,        rules,         sizeof(rules) / sizeof(rule), \
-                                      add_squares, scales_finite, storages};
+#define SCHUSS_TABLE(isa)                  \
+  extern const table schuss_kernels_##isa; \
+  const table schuss_kernels_##isa = {     \
+      #isa, rules, sizeof(rules) / sizeof(rule), add_squares, scales_finite, convert, divide};
 SCHUSS_EXPORT(SCHUSS_ISA)
 
 }  // namespace schuss

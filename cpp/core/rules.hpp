@@ -6,10 +6,11 @@
 // decay or storage type. Letters and order of operations are those of the specification,
 // python/schuss/reference/rules.py, and nothing is contracted, so both end on the same bits. A
 // weight goes on one factor of a square, (w*g)*g as in PyTorch: g*g overflows far earlier, and what
-// is infinite once stays so. One select a statement: a nested ?: stays scalar on SSE2.
+// is infinite once stays so.
+//
+// T is a pack (pack.hpp): operators, sqrt and fabs are those of a number, and select(c, a, b) is
+// c ? a : b for each element.
 #pragma once
-
-#include <cmath>
 
 #include "elements.hpp"
 
@@ -18,27 +19,25 @@ namespace {
 
 // What a rule measures of an element, where its step depends on sums over the array: two numbers,
 // of the state as it is before the step.
-struct measurement {
-  double p, q;
+template <class T> struct measurement {
+  doubles<T> p, q;
 };
 
 // Above 0 where g and its predecessor p agree in sign, below where they don't. Their product, as
 // others compute it, is 0 where it is too small for its type.
 template <class T> T agreement(T g, T p, T product) {
   const T signs = sign(g) * sign(p), multiplied = g * p;
-  return product > 0 ? multiplied : signs;
+  return select(product > 0, multiplied, signs);
 }
 
 // A step size after agreement q.
 template <class T> T scaled(T s, T q, T minus, T plus) {
-  const T smaller = q < 0 ? minus * s : s;
-  return q > 0 ? plus * s : smaller;
+  return select(q > 0, plus * s, select(q < 0, minus * s, s));
 }
 
 // A gain after agreement q: it grows by a sum and shrinks by a factor.
 template <class T> T gained(T k, T q, T add, T mul) {
-  const T smaller = q < 0 ? mul * k : k;
-  return q > 0 ? k + add : smaller;
+  return select(q > 0, k + add, select(q < 0, mul * k, k));
 }
 
 template <class T> struct sgd {
@@ -66,8 +65,8 @@ template <class T> struct adagrad {
   T lr, inside, eps, guard;
   T operator()(T, T g, T& s) const {
     s = s + g * g;
-    const T u = lr * g / (std::sqrt(s + inside) + eps);
-    return s <= guard ? T(0) : u;
+    const T u = lr * g / (sqrt(s + inside) + eps);
+    return select(s <= guard, T(0), u);
   }
 };
 
@@ -75,7 +74,7 @@ template <class T> struct rmsprop {
   T alpha, w, kv, inside, eps, lr;
   T operator()(T, T g, T& v) const {
     v = alpha * v + (w * g) * g;
-    return lr * (g / (std::sqrt(kv * v + inside) + eps));
+    return lr * (g / (sqrt(kv * v + inside) + eps));
   }
 };
 
@@ -83,7 +82,7 @@ template <class T> struct rmsprop_momentum {
   T alpha, w, kv, inside, eps, mu, c, direct, s;
   T operator()(T, T g, T& v, T& b) const {
     v = alpha * v + (w * g) * g;
-    const T n = c * (g / (std::sqrt(kv * v + inside) + eps));
+    const T n = c * (g / (sqrt(kv * v + inside) + eps));
     b = mu * b + n;
     return direct * n + s * b;
   }
@@ -95,7 +94,7 @@ template <class T> struct rmsprop_centered {
     v = alpha * v + (w * g) * g;
     a = a + w * (g - a);
     const T q = maximum(kv * v - (ka * a) * (ka * a), least);
-    return lr * (g / (std::sqrt(q + inside) + eps));
+    return lr * (g / (sqrt(q + inside) + eps));
   }
 };
 
@@ -105,7 +104,7 @@ template <class T> struct rmsprop_centered_momentum {
     v = alpha * v + (w * g) * g;
     a = a + w * (g - a);
     const T q = maximum(kv * v - (ka * a) * (ka * a), least);
-    const T n = c * (g / (std::sqrt(q + inside) + eps));
+    const T n = c * (g / (sqrt(q + inside) + eps));
     b = mu * b + n;
     return direct * n + s * b;
   }
@@ -115,7 +114,7 @@ template <class T> struct adadelta {
   T rho, w, eps, lr;
   T operator()(T, T g, T& v, T& d) const {
     v = rho * v + (w * g) * g;
-    const T u = std::sqrt(d + eps) / std::sqrt(v + eps) * g;
+    const T u = sqrt(d + eps) / sqrt(v + eps) * g;
     d = rho * d + (w * u) * u;
     return lr * u;
   }
@@ -125,9 +124,9 @@ template <class T> struct adadelta {
 template <class T> struct ftrl {
   T per_lr, shrink, l1, l2;
   T operator()(T x, T g, T& n, T& z) const {
-    const T before = std::sqrt(n);
+    const T before = sqrt(n);
     n = n + g * g;
-    const T root = std::sqrt(n);
+    const T root = sqrt(n);
     z = z + ((g + shrink * x) - per_lr * (root - before) * x);
     return (z - clamp(z, -l1, l1)) / (per_lr * root + l2);
   }
@@ -138,10 +137,10 @@ template <class T> struct adam {
   T operator()(T, T g, T& m, T& v) const {
     m = m + w1 * (g - m);
     v = beta2 * v + (w2 * g) * g;
-    return step * (m / (denom * std::sqrt(v) + eps));
+    return step * (m / (denom * sqrt(v) + eps));
   }
-  measurement measure(T, T g, T, T v) const {
-    return {g / maximum(beta2 * v + (w2 * g) * g, eps * eps) * g, 0};
+  measurement<T> measure(T, T g, T, T v) const {
+    return {g / maximum(beta2 * v + (w2 * g) * g, eps * eps) * g, T(0)};
   }
 };
 
@@ -154,8 +153,8 @@ template <class T> struct general_adam {
     m = m + w1 * (g - m);
     v = beta2 * v + (w2 * g) * g;
     const T n = cm * m + cg * g;
-    const T u = n / (maximum(std::sqrt(kv * v + inside) * kd, least) + eps);
-    return v <= guard ? under * n : u;
+    const T u = n / (maximum(sqrt(kv * v + inside) * kd, least) + eps);
+    return select(v <= guard, under * n, u);
   }
 };
 
@@ -165,7 +164,7 @@ template <class T> struct decayed_adam {
   T operator()(T x, T g, T& m, T& v) const {
     m = m + w1 * (g - m);
     v = beta2 * v + (w2 * g) * g;
-    return (cm * m + cx * x) / (std::sqrt(v) * kd + eps);
+    return (cm * m + cx * x) / (sqrt(v) * kd + eps);
   }
 };
 
@@ -176,8 +175,8 @@ template <class T> struct amsgrad {
     v = beta2 * v + (w2 * g) * g;
     q = maximum(q, ka * v);
     const T n = cm * m;
-    const T u = n / (maximum(std::sqrt(kv * q + inside) * kd, least) + eps);
-    return q <= guard ? under * n : u;
+    const T u = n / (maximum(sqrt(kv * q + inside) * kd, least) + eps);
+    return select(q <= guard, under * n, u);
   }
 };
 
@@ -185,7 +184,7 @@ template <class T> struct adamax {
   T w1, beta2, inside, step, eps;
   T operator()(T, T g, T& m, T& q) const {
     m = m + w1 * (g - m);
-    q = maximum(beta2 * q, std::fabs(g) + inside);
+    q = maximum(beta2 * q, fabs(g) + inside);
     return step * (m / (q + eps));
   }
 };
@@ -196,7 +195,7 @@ template <class T> struct adabelief {
     m = m + w1 * (g - m);
     const T d = g - m;
     v = beta2 * v + (w2 * d) * d + inside;
-    return step * (m / (denom * std::sqrt(v) + eps));
+    return step * (m / (denom * sqrt(v) + eps));
   }
 };
 
@@ -205,7 +204,7 @@ template <class T> struct yogi {
   T operator()(T, T g, T& m, T& v) const {
     m = m + w1 * (g - m);
     v = v - (w2 * sign(v - g * g) * g) * g;
-    return step * (m / (denom * std::sqrt(v) + eps));
+    return step * (m / (denom * sqrt(v) + eps));
   }
 };
 
@@ -213,7 +212,7 @@ template <class T> struct yogi {
 template <class T> struct adopt {
   T clip, eps, w1, beta2, w2, lr;
   T operator()(T, T g, T& m, T& v) const {
-    const T n = clamp(g / maximum(std::sqrt(v), eps), -clip, clip);
+    const T n = clamp(g / maximum(sqrt(v), eps), -clip, clip);
     m = m + w1 * (n - m);
     v = beta2 * v + (w2 * g) * g;
     return lr * m;
@@ -225,7 +224,7 @@ template <class T> struct grams {
   T operator()(T, T g, T& m, T& v) const {
     m = m + w1 * (g - m);
     v = beta2 * v + (w2 * g) * g;
-    return sign(g) * (step * (std::fabs(m) / (denom * std::sqrt(v) + eps)));
+    return sign(g) * (step * (fabs(m) / (denom * sqrt(v) + eps)));
   }
 };
 
@@ -235,7 +234,7 @@ template <class T> struct ademamix {
     m = m + w1 * (g - m);
     s = s + w3 * (g - s);
     v = beta2 * v + (w2 * g) * g;
-    return (cm * m + cs * s) / (std::sqrt(kv * v + inside) + eps);
+    return (cm * m + cs * s) / (sqrt(kv * v + inside) + eps);
   }
 };
 
@@ -243,12 +242,12 @@ template <class T> struct ademamix {
 template <class T> struct adan {
   T first, w1, w2, beta3, w3, mix, cm, cd, kv, inside, eps;
   T operator()(T, T g, T& m, T& d, T& v, T& p) const {
-    const T change = g - p, diff = first > 0 ? T(0) : change, y = g + mix * diff;
+    const T change = g - p, diff = select(first > 0, T(0), change), y = g + mix * diff;
     m = m + w1 * (g - m);
     d = d + w2 * (diff - d);
     v = beta3 * v + (w3 * y) * y;
     p = g;
-    return (cm * m + cd * d) / (std::sqrt(kv * v + inside) + eps);
+    return (cm * m + cd * d) / (sqrt(kv * v + inside) + eps);
   }
 };
 
@@ -283,7 +282,7 @@ template <class T> struct rprop {
   T operator()(T, T g, T& p, T& s) const {
     const T q = agreement(g, p, product);
     s = clamp(scaled(s, q, minus, plus), low, high);
-    p = q < least ? T(0) : g;
+    p = select(q < least, T(0), g);
     return s * sign(p);
   }
 };
@@ -294,8 +293,8 @@ template <class T> struct rprop_backtracking {
   T operator()(T, T g, T& p, T& s, T& d) const {
     const T q = agreement(g, p, product);
     s = clamp(scaled(s, q, minus, plus), low, high);
-    p = q < 0 ? T(0) : g;
-    const T forth = s * sign(g), undone = -back * d, u = q < 0 ? undone : forth;
+    p = select(q < 0, T(0), g);
+    const T forth = s * sign(g), undone = -back * d, u = select(q < 0, undone, forth);
     d = u;
     return u;
   }
@@ -334,7 +333,7 @@ template <class T> struct delta_bar_delta_momentum {
 template <class T> struct asgd {
   T decay, rate, share;
   T operator()(T x, T g, T& a) const {
-    const T u = decay * x + rate * g, after = x - u, old = a, start = share < 1 ? old : after;
+    const T u = decay * x + rate * g, after = x - u, start = select(share < 1, a, after);
     a = start + share * (after - start);
     return u;
   }
@@ -344,7 +343,7 @@ template <class T> struct asgd {
 template <class T> struct schedule_free {
   T first, ck, step, lr;
   T operator()(T x, T g, T& z) const {
-    const T old = z, start = first > 0 ? x : old, u = step * g - ck * (start - x);
+    const T start = select(first > 0, x, z), u = step * g - ck * (start - x);
     z = start - lr * g;
     return u;
   }
@@ -354,8 +353,8 @@ template <class T> struct schedule_free_adam {
   T first, beta2, w2, denom, eps, decay, ck, step, lr;
   T operator()(T x, T g, T& z, T& v) const {
     v = beta2 * v + (w2 * g) * g;
-    const T d = g / (denom * std::sqrt(v) + eps) + decay * x;
-    const T old = z, start = first > 0 ? x : old, u = step * d - ck * (start - x);
+    const T d = g / (denom * sqrt(v) + eps) + decay * x;
+    const T start = select(first > 0, x, z), u = step * d - ck * (start - x);
     z = start - lr * d;
     return u;
   }
@@ -369,7 +368,7 @@ template <class T> struct lars {
     b = mu * b + w * (g + decay * x);
     return s * b + a * (g + decay * x);
   }
-  measurement measure(T x, T g, T) const { return {square(g + decay * x), 0}; }
+  measurement<T> measure(T x, T g, T) const { return {square(g + decay * x), T(0)}; }
 };
 
 template <class T> struct lamb {
@@ -377,7 +376,7 @@ template <class T> struct lamb {
   T operator()(T x, T g, T& m, T& v) const {
     m = m + w1 * (g - m);
     v = beta2 * v + (w2 * g) * g;
-    return rate * (step * (m / (denom * std::sqrt(v) + eps)) + decay * x);
+    return rate * (step * (m / (denom * sqrt(v) + eps)) + decay * x);
   }
 };
 
@@ -388,9 +387,9 @@ template <class T> struct mars {
     p = g;
     m = m + w1 * (c - m);
     v = beta2 * v + (w2 * c) * c;
-    return step * (m / (denom * std::sqrt(v) + eps));
+    return step * (m / (denom * sqrt(v) + eps));
   }
-  measurement measure(T, T g, T, T, T p) const { return {square(g + ahead * (g - p)), 0}; }
+  measurement<T> measure(T, T g, T, T, T p) const { return {square(g + ahead * (g - p)), T(0)}; }
 };
 
 // o is x as it was at the start.
@@ -401,13 +400,12 @@ template <class T> struct prodigy {
     m = m + w1 * (c - m);
     v = beta2 * v + (w2 * c) * c;
     s = beta3 * s + k * g;
-    const T old = o;
-    o = first > 0 ? x : old;
-    return step * (m / (std::sqrt(v) + eps));
+    o = select(first > 0, x, o);
+    return step * (m / (sqrt(v) + eps));
   }
-  measurement measure(T x, T g, T, T, T s, T o) const {
-    const T start = first > 0 ? x : o;
-    return {g * (start - x), std::fabs(beta3 * s + k * g)};
+  measurement<T> measure(T x, T g, T, T, T s, T o) const {
+    const T start = select(first > 0, x, o);
+    return {g * (start - x), fabs(beta3 * s + k * g)};
   }
 };
 
@@ -417,10 +415,10 @@ template <class T> struct dadapt_adam {
     m = m + w1 * (rate * g - m);
     v = beta2 * v + (w2 * g) * g;
     s = beta3 * s + k * g;
-    return m / (std::sqrt(v) + eps);
+    return m / (sqrt(v) + eps);
   }
-  measurement measure(T, T g, T, T v, T s) const {
-    return {g * (s / (std::sqrt(v) + eps)), std::fabs(beta3 * s + k * g)};
+  measurement<T> measure(T, T g, T, T v, T s) const {
+    return {g * (s / (sqrt(v) + eps)), fabs(beta3 * s + k * g)};
   }
 };
 

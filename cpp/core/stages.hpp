@@ -1,7 +1,7 @@
-// The stages around a rule, and the block loop, which is written once for all rules.
+// A step of one array: the stages around a rule in their order, and the loop, written once for all
+// rules.
 #pragma once
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -11,62 +11,85 @@
 
 #include "elements.hpp"
 #include "kernel.hpp"
+#include "pack.hpp"
 #include "storage.hpp"
 
 namespace schuss {
 namespace {
 
-// A stage: out = stage(in...), element by element; out may be one of them.
-template <class T, class Stage, class... Stream>
-[[gnu::always_inline]] inline void each(std::ptrdiff_t n, const Stage stage, T* out,
-                                        const Stream*... in) {
-#pragma GCC ivdep
-  for (std::ptrdiff_t i = 0; i < n; ++i) out[i] = stage(in[i]...);
+constexpr double infinite = std::numeric_limits<double>::infinity();
+
+// A loop over whole packs: out = stage(in...); out may be one of them.
+template <class T, class Stage, class... In>
+SCHUSS_INLINE void each(std::ptrdiff_t n, const Stage& stage, T* out, const In*... in) {
+  for (std::ptrdiff_t i = 0; i < n; i += pack<T>::size) stage(pack<T>::from(in + i)...).to(out + i);
 }
 
-// What the rule's loop has room for while it waits for a division and a root: scaling and keeping,
-// where 1 changes no bit, and the term of one kind of decay. Every instruction more leaves fewer
-// elements under way at a time: with all stages in it AdamW takes twice as long as with a loop for
-// each.
+// What the rule's loop does itself: scaling and keeping, where 1 changes no bit, and the term of
+// one kind of decay. All else has loops of its own, over blocks: every instruction more leaves
+// fewer elements under way while others wait for a division and a root, and a branch in the loop
+// takes the time of several; with all stages and kinds as branches in it, AdamW took 2.1 to 3.6
+// times as long (bench/README.md).
 enum form { plain, coupled, masked, judged };
 
 template <class T> struct factors {
-  T scale, l2, keep, tiny;
-  T agree, oppose, against;  // where signs are judged: of u, and the keep where u and x differ
+  pack<T> scale, l2, keep, tiny;
+  pack<T> agree, oppose,
+      against;  // where signs are judged: of u, and the keep where u and x differ
 };
 
-template <form how, class T, class Rule, class... State>
-[[gnu::always_inline]] inline void apply(const Rule& rule, const factors<T> by, std::ptrdiff_t n,
-                                         T* __restrict x, const T* __restrict g,
-                                         State* __restrict... state) {
-  // gcc 12 doesn't heed __restrict on a parameter pack: without this each loop has a checked twin.
-#pragma GCC ivdep
-  for (std::ptrdiff_t i = 0; i < n; ++i) {
-    const T w = x[i];
-    T d = by.scale * g[i], keep = by.keep;
+// The rule's loop over n elements, whole packs, stored in these kinds.
+template <class Rule, class T, form how, kind X, kind G, kind S, std::size_t... I>
+[[gnu::flatten]] void apply(const void* of, const factors<T>& factors_of, std::ptrdiff_t n, void* x,
+                            const void* g, [[maybe_unused]] void* const* state,
+                            std::index_sequence<I...>) {
+  using number = pack<T>;
+  const Rule rule = *static_cast<const Rule*>(of);
+  const factors<T> by = factors_of;
+  [[maybe_unused]] void* const held[] = {state[I]..., nullptr};
+  for (std::ptrdiff_t i = 0; i < n; i += number::size) {
+    const number w = load<T, X>(x, i);
+    number d = by.scale * load<T, G>(g, i), keep = by.keep;
     if constexpr (how == coupled) d = d + by.l2 * w;
-    // On copies of the state: gcc stores what a reference into memory leads to twice, and reads it
-    // back in between.
-    const auto updated = [&](auto... s) {
-      const T u = rule(w, d, s...);
-      ((state[i] = flush(s, by.tiny)), ...);
-      return u;
-    };
-    T u = updated(state[i]...);
-    if constexpr (how == judged) u = (u * d > 0 ? by.agree : by.oppose) * u;
-    if constexpr (how == judged || how == masked) keep = u * w > 0 ? by.keep : by.against;
-    x[i] = keep * w - u;
+    [[maybe_unused]] number s[] = {load<T, S>(held[I], i)..., w};
+    number u = rule(w, d, s[I]...);
+    (store<T, S>(held[I], i, flush(s[I], by.tiny)), ...);
+    if constexpr (how == judged) u = select(u * d > 0, by.agree, by.oppose) * u;
+    if constexpr (how == judged || how == masked) keep = select(u * w > 0, by.keep, by.against);
+    store<T, X>(x, i, keep * w - u);
   }
 }
 
+template <class T> using applied = void (*)(const void* rule, const factors<T>&, std::ptrdiff_t n,
+                                            void* x, const void* g, void* const* state);
+
+template <class T> struct loop {
+  form how;
+  kind x, g, state;
+  applied<T> run;
+};
+
+// The loops of a rule: one of each form in the compute type, and plain ones that take bfloat16 or
+// float16 as they are, those of more streams first. What no loop takes is brought to the compute
+// type in a buffer.
+template <class T> struct loops {
+  int states;
+  const loop<T>* wide;
+  const loop<T>*bfloat16, *float16;
+};
+constexpr int of_16_bits = 4;
+
 // The stages around the rule, once for all rules, with their scalars rounded to the compute type.
 template <class T> struct stages {
+  using number = pack<T>;
+
   const scalars& c;
   factors<T> by;
+  number clip, l1;
   form how;
-  bool prepares;
+  bool clips, decays, pulls, prepares;
 
-  stages(const scalars& set, form loop)
+  [[gnu::noinline]] explicit stages(const scalars& set)
       : c(set),
         by{static_cast<T>(c.scale),
            static_cast<T>(c.l2),
@@ -75,112 +98,173 @@ template <class T> struct stages {
            static_cast<T>(c.agree),
            static_cast<T>(c.oppose),
            c.masked != 0 ? T(1) : static_cast<T>(c.keep)},
-        how(loop),
-        prepares(clips() || c.l1 != 0 || (c.l2 != 0 && how != coupled)) {}
+        clip(static_cast<T>(c.clip)),
+        l1(static_cast<T>(c.l1)),
+        how(form_of(set)),
+        clips(c.clip < infinite),
+        decays(c.l2 != 0),
+        pulls(c.l1 != 0),
+        prepares(clips || pulls || (decays && how != coupled)) {}
 
-  bool finishes(const span& a) const {
-    return c.after != 1 || c.threshold != 0 || bounded() || is(a.low) || is(a.average) ||
-           narrow(a.x.kind) || c.zero_grad != 0;
-  }
-
-  // The l1 term comes behind that of l2, and takes it out of the rule's loop.
+  // Clipping comes before the term of l2, and that of l1 behind: they take it out of the rule's
+  // loop.
   static form form_of(const scalars& c) {
     if (c.agree != 1 || c.oppose != 1) return judged;
     if (c.masked != 0) return masked;
-    return c.l2 != 0 && c.l1 == 0 ? coupled : plain;
+    return c.l2 != 0 && c.l1 == 0 && !(c.clip < infinite) ? coupled : plain;
   }
-  static bool is(const stream& s) { return s.kind != kind::none; }
-  bool clips() const { return c.clip < std::numeric_limits<double>::infinity(); }
-  bool bounded() const {
-    constexpr double inf = std::numeric_limits<double>::infinity();
-    return c.low > -inf || c.high < inf;
+  bool bounds() const { return c.low > -infinite || c.high < infinite; }
+
+  // Whether stages follow that the rule's loop doesn't know.
+  bool finishes(const span& a) const {
+    return c.after != 1 || c.threshold != 0 || bounds() || is(a.low) || is(a.average) ||
+           is(a.master) || (narrow(a.x.kind) && c.stochastic != 0) || c.zero_grad != 0;
   }
 
-  // Stages 1 to 3: turns g to the gradient of a block that the rule is to see, in the buffer.
-  [[gnu::noinline]] void prepare(std::ptrdiff_t n, const T*& g, const T* x, T* buffer) const {
-    const T scale = by.scale, clip = static_cast<T>(c.clip);
-    const T l2 = by.l2, l1 = static_cast<T>(c.l1);
-    if (scale != 1 || clips()) {
-      each(n, [scale, clip](T d) { return clamp(scale * d, -clip, clip); }, buffer, g);
-      g = buffer;
-    }
-    if (c.l2 != 0 && how != coupled) {
-      each(n, [l2](T d, T w) { return d + l2 * w; }, buffer, g, x);
-      g = buffer;
-    }
-    if (c.l1 != 0) {
-      each(n, [l1](T d, T w) { return d + l1 * sign(w); }, buffer, g, x);
-      g = buffer;
-    }
+  // Stages 1 to 3: the gradient that the rule is to see.
+  SCHUSS_INLINE number seen(number g, number x) const {
+    number d = by.scale * g;
+    if (clips) d = clamp(d, -clip, clip);
+    if (decays) d = d + by.l2 * x;
+    if (pulls) d = d + l1 * sign(x);
+    return d;
+  }
+  [[gnu::noinline]] void prepare(std::ptrdiff_t n, const stream& g, std::ptrdiff_t from, const T* x,
+                                 T* out) const {
+    const auto whole = [&](auto stage) {
+      for (std::ptrdiff_t i = 0; i < n; i += number::size)
+        stage(load<T>(g, from + i), number::from(x + i)).to(out + i);
+    };
+    // Copies, which a store through a pointer can't change.
+    const number scale = by.scale, l2 = by.l2, bound = clip, pull = l1;
+    if (clips)
+      whole([=](number d, number) { return clamp(scale * d, -bound, bound); });
+    else if (decays)
+      whole([=](number d, number w) { return scale * d + l2 * w; });
+    else
+      whole([=](number d, number w) { return scale * d + pull * sign(w); });
+    if (clips && decays) each(n, [=](number d, number w) { return d + l2 * w; }, out, out, x);
+    if (pulls && (clips || decays))
+      each(n, [=](number d, number w) { return d + pull * sign(w); }, out, out, x);
   }
 
   // Stages 6 to 11, of the block from i on.
   [[gnu::noinline]] void finish(const span& a, std::ptrdiff_t i, std::ptrdiff_t n, T* x) const {
-    const T after = static_cast<T>(c.after), threshold = static_cast<T>(c.threshold);
-    if (c.after != 1) each(n, [after](T w) { return after * w; }, x, x);
-    if (c.threshold != 0) each(n, [threshold](T w) { return shrink(w, threshold); }, x, x);
-    T one[block], other[block];
+    const number after = static_cast<T>(c.after), threshold = static_cast<T>(c.threshold);
+    if (c.after != 1) each(n, [=](number w) { return after * w; }, x, x);
+    if (c.threshold != 0) each(n, [=](number w) { return shrink(w, threshold); }, x, x);
     if (is(a.low)) {
-      each(
-          n, [](T w, T low, T high) { return clamp(w, low, high); }, x, x, open(a.low, i, n, one),
-          open(a.high, i, n, other));
-    } else if (bounded()) {
-      const T low = least_from<T>(c.low, a.x.kind), high = -least_from<T>(-c.high, a.x.kind);
-      each(n, [low, high](T w) { return clamp(w, low, high); }, x, x);
+      for (std::ptrdiff_t k = 0; k < n; k += number::size)
+        clamp(number::from(x + k), load<T>(a.low, i + k), load<T>(a.high, i + k)).to(x + k);
+    } else if (bounds()) {
+      const number low = least_from<T>(c.low, a.x.kind), high = -least_from<T>(-c.high, a.x.kind);
+      each(n, [=](number w) { return clamp(w, low, high); }, x, x);
     }
     if (is(a.average)) {
-      const T share = static_cast<T>(c.average), tiny = by.tiny;
-      const auto follow = [share, tiny](T e, T w) { return flush(e + share * (w - e), tiny); };
-      T* const average = static_cast<T*>(address(a.average, i));
-      if (share == 1)  // e + (w - e) is rounded
-        each(n, [tiny](T w) { return flush(w, tiny); }, average, x);
+      const number share = static_cast<T>(c.average), tiny = by.tiny;
+      T* const average = at<T>(a.average, i);
+      if (c.average == 1)  // e + (w - e) is rounded
+        each(n, [=](number w) { return flush(w, tiny); }, average, x);
       else
-        each(n, follow, average, average, x);
+        each(
+            n, [=](number e, number w) { return flush(e + share * (w - e), tiny); }, average,
+            average, x);
     }
     if constexpr (std::is_same_v<T, float>)
       if (narrow(a.x.kind)) {
-        const bool dithers = c.stochastic != 0;
         const auto position = static_cast<std::uint32_t>(a.position + i);
         const auto key = static_cast<std::uint32_t>(c.key);
-        if (dithers) storage_of(a.x.kind).dither(x, n, position, key, one);
-        close(a.x, i, n, dithers ? one : x);
+        for (std::ptrdiff_t k = 0; k < n; k += number::size) {
+          number w = number::from(x + k);
+          if (c.stochastic != 0) {
+            const words place = position + static_cast<std::uint32_t>(k) + counted();
+            w = dither(w, mix(mix(place) + key), a.x.kind == kind::float16);
+          }
+          store<T>(a.x, i + k, w);
+        }
       }
-    if (c.zero_grad != 0) std::memset(address(a.g, i), 0, static_cast<std::size_t>(n * a.g.width));
+    if (c.zero_grad != 0)
+      std::memset(at<char>(a.g, i * a.g.width), 0, static_cast<std::size_t>(n * a.g.width));
   }
 };
 
-// The block loop: brings each block of each stream to the compute type, prepares the gradient,
-// applies the rule, finishes the parameter and puts it back. What is not asked for costs one
-// predictable branch a block.
-template <class T, class Rule, std::size_t... S>
-[[gnu::always_inline]] inline void blocks(const span& a, std::ptrdiff_t first, std::ptrdiff_t last,
-                                          const Rule& rule, const stages<T>& around,
-                                          std::index_sequence<S...>) {
-  alignas(64) T x_buffer[block], g_buffer[block];
-  [[maybe_unused]] alignas(64) T buffers[sizeof...(S) + 1][block];
+// The loop over blocks, once for all rules: brings what the rule's loop doesn't take to the compute
+// type, prepares the gradient, applies the rule, finishes the parameter and puts it back. Without
+// any of that there is one block.
+template <class T> [[gnu::noinline]] void blocks(const span& a, std::ptrdiff_t first,
+                                                 std::ptrdiff_t last, const void* rule,
+                                                 const loops<T>& of, const stages<T>& around) {
+  const int states = of.states;
+  constexpr kind own = std::is_same_v<T, float> ? kind::float32 : kind::float64;
+  alignas(64) T x_buffer[block], g_buffer[block], buffers[most_states][block];
   const bool finishes = around.finishes(a);
 
-  // Half a block at a time where 16 bits are written: far beyond the caches AdamW all in bfloat16
-  // then takes 1.4 of its float32 step, in whole blocks 1.9.
-  const bool halves = narrow(a.x.kind) || (... || narrow(a.state[S].kind));
-  const std::ptrdiff_t step = halves ? block / 2 : block;
-  for (std::ptrdiff_t i = first; i < last; i += step) {
-    const std::ptrdiff_t n = last - i < step ? last - i : step;
-    T* const x = open(a.master.kind == kind::none ? a.x : a.master, i, n, x_buffer);
-    const T* g = open(a.g, i, n, g_buffer);
-    T* const state[] = {open(a.state[S], i, n, buffers[S])..., nullptr};
-    factors<T> by = around.by;
-    if (around.prepares) {
-      around.prepare(n, g, x, g_buffer);
-      by.scale = 1;
-    }
-    if (around.how == plain) apply<plain>(rule, by, n, x, g, state[S]...);
-    if (around.how == coupled) apply<coupled>(rule, by, n, x, g, state[S]...);
-    if (around.how == masked) apply<masked>(rule, by, n, x, g, state[S]...);
-    if (around.how == judged) apply<judged>(rule, by, n, x, g, state[S]...);
-    (close(a.state[S], i, n, state[S]), ...);
-    if (finishes) around.finish(a, i, n, x);
+  // The loop that takes most as it is stored.
+  const kind x_kind = finishes ? own : a.x.kind, g_kind = around.prepares ? own : a.g.kind;
+  kind state_kind = states > 0 ? a.state[0].kind : g_kind;
+  for (int s = 1; s < states; ++s)
+    if (a.state[s].kind != state_kind) state_kind = own;
+  const loop<T>* taken = of.wide + around.how;
+  if (around.how == plain && (narrow(g_kind) || narrow(state_kind))) {
+    const bool half = (narrow(state_kind) ? state_kind : g_kind) == kind::float16;
+    const loop<T>* const list = half ? of.float16 : of.bfloat16;
+    for (const loop<T>* one = list + of_16_bits; one-- != list;)
+      if ((one->x == x_kind || one->x == own) && (one->g == g_kind || one->g == own) &&
+          (one->state == state_kind || one->state == own))
+        taken = one;
   }
+
+  const stream& x_of = is(a.master) ? a.master : a.x;
+  const bool opens_x = x_of.kind != taken->x, opens_g = a.g.kind != taken->g;
+  bool opens = opens_x || (opens_g && !around.prepares);
+  for (int s = 0; s < states; ++s) opens = opens || a.state[s].kind != taken->state;
+  const std::ptrdiff_t size = opens || around.prepares || finishes ? block : last - first;
+  factors<T> by = around.by;
+  if (around.prepares) by.scale = T(1);
+
+  const auto copy = [](const stream& from, std::ptrdiff_t i, std::ptrdiff_t n, T* to) {
+    for (std::ptrdiff_t k = 0; k < n; k += pack<T>::size) load<T>(from, i + k).to(to + k);
+    return static_cast<void*>(to);
+  };
+  const auto direct = [](const stream& s, std::ptrdiff_t i) {
+    return static_cast<void*>(at<char>(s, i * s.width));
+  };
+  for (std::ptrdiff_t i = first; i < last; i += size) {
+    const std::ptrdiff_t n = last - i < size ? last - i : size;
+    void* const x = opens_x ? copy(x_of, i, n, x_buffer) : direct(x_of, i);
+    void* g = direct(a.g, i);
+    if (around.prepares)
+      around.prepare(n, a.g, i, static_cast<const T*>(x), g_buffer), g = g_buffer;
+    else if (opens_g)
+      g = copy(a.g, i, n, g_buffer);
+    void* state[most_states];
+    for (int s = 0; s < states; ++s)
+      state[s] = a.state[s].kind != taken->state ? copy(a.state[s], i, n, buffers[s])
+                                                 : direct(a.state[s], i);
+    taken->run(rule, by, n, x, g, state);
+    const auto put = [&](const stream& to, const void* from) {
+      for (std::ptrdiff_t k = 0; k < n; k += pack<T>::size)
+        store<T>(to, i + k, pack<T>::from(static_cast<const T*>(from) + k));
+    };
+    for (int s = 0; s < states; ++s)
+      if (a.state[s].kind != taken->state) put(a.state[s], state[s]);
+    if (finishes)
+      around.finish(a, i, n, static_cast<T*>(x));
+    else if (opens_x)
+      put(a.x, x);
+  }
+}
+
+// The step of elements first <= i < last.
+template <class T> [[gnu::noinline]] void update(const span& a, std::ptrdiff_t first,
+                                                 std::ptrdiff_t last, const void* rule,
+                                                 const loops<T>& of, const stages<T>& around) {
+  const std::ptrdiff_t left = (last - first) % pack<T>::size, whole = last - left;
+  if (first < whole) blocks<T>(a, first, whole, rule, of, around);
+  if (left == 0) return;
+  const rest copies(a, whole, left);
+  blocks<T>(copies.copy, 0, pack<T>::size, rule, of, around);
+  copies.put_back(a, around.c.zero_grad != 0);
 }
 
 }  // namespace

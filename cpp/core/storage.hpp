@@ -1,194 +1,137 @@
-// How what is stored in a kind narrower than the compute type is brought to it and back, a block at
-// a time: an entry of a table for each kind. Closing rounds to nearest even and keeps a NaN a NaN.
-//
-// bfloat16 is plain integer arithmetic, which vectorises everywhere; float16 has instructions of
-// its own, two to five times faster than the integers that stand in for them. One copy of each
-// function serves all rules: a call is nothing beside a block.
+// How a stream's elements, whatever they are stored in, become packs of the compute type and go
+// back: in registers, within the loop that wants them.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
 
-#include "elements.hpp"
 #include "kernel.hpp"
-
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
+#include "pack.hpp"
 
 namespace schuss {
 namespace {
 
-void* address(const stream& s, std::ptrdiff_t i) {
-  return static_cast<char*>(s.data) + i * s.width;
-}
-
-inline float widen_bfloat16(std::uint16_t h) {
-  return float_of(static_cast<std::uint32_t>(h) << 16);
-}
-
-inline std::uint16_t narrow_bfloat16(float f) {
-  const std::uint32_t u = bits_of(f);
-  const std::uint32_t rounded = u + 0x7fff + ((u >> 16) & 1);
-  const std::uint32_t kept = f != f ? u | 0x400000 : rounded;
-  return static_cast<std::uint16_t>(kept >> 16);
-}
-
-// The exponent's bias differs by 112; a product with 2^112 brings subnormal halves to their place.
-inline float widen_float16(std::uint16_t h) {
-  const std::uint32_t sign = static_cast<std::uint32_t>(h & 0x8000) << 16;
-  const std::uint32_t rest = static_cast<std::uint32_t>(h & 0x7fff) << 13;
-  const float scaled = float_of(rest) * 0x1p112f;
-  const std::uint32_t special = rest | 0x7f800000;  // infinite or NaN
-  return float_of(sign | (rest >= 0x0f800000 ? special : bits_of(scaled)));
-}
-
-inline std::uint16_t narrow_float16(float f) {
-  const std::uint32_t u = bits_of(f);
-  const std::uint32_t sign = (u >> 16) & 0x8000, rest = u & 0x7fffffff;
-  const std::uint32_t normal = (rest - 0x38000000 + 0xfff + ((rest >> 13) & 1)) >> 13;
-  // Below 2^-14 the sum with 1/2 rounds to a multiple of 2^-24, in the last bits of the sum.
-  const std::uint32_t small = bits_of(float_of(rest) + 0.5f) - 0x3f000000;
-  const std::uint32_t finite = rest < 0x38800000 ? small : normal;
-  const std::uint32_t large = rest > 0x7f800000 ? 0x7e00u : 0x7c00u;
-  return static_cast<std::uint16_t>(sign | (rest >= 0x477ff000 ? large : finite));
-}
-
-// As many float16 as there are instructions for.
-#if defined(__AVX512F__) && defined(__F16C__)
-constexpr std::ptrdiff_t at_once = 16;
-constexpr __mmask16 all = 0xffff;  // gcc 12 warns of what stands behind those without a mask
-inline void widen_some(const std::uint16_t* h, float* out) {
-  _mm512_storeu_ps(
-      out, _mm512_maskz_cvtph_ps(all, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(h))));
-}
-inline void narrow_some(const float* in, std::uint16_t* h) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(h),
-                      _mm512_maskz_cvtps_ph(all, _mm512_loadu_ps(in), _MM_FROUND_TO_NEAREST_INT));
-}
-#elif defined(__F16C__)
-constexpr std::ptrdiff_t at_once = 8;
-inline void widen_some(const std::uint16_t* h, float* out) {
-  _mm256_storeu_ps(out, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(h))));
-}
-inline void narrow_some(const float* in, std::uint16_t* h) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(h),
-                   _mm256_cvtps_ph(_mm256_loadu_ps(in), _MM_FROUND_TO_NEAREST_INT));
-}
-#endif
-
-#if defined(__AVX512BF16__)
-// Narrows as many as come in whole vectors, and returns how many. The instruction takes subnormal
-// numbers for zero, so that vectors with one go the other way; all else it rounds as we do.
-inline std::ptrdiff_t narrow_by_instruction(const float* in, std::ptrdiff_t n, std::uint16_t* h) {
-  constexpr int together = 32, subnormal = 0x20;
-  std::ptrdiff_t i = 0;
-  for (; n - i >= together; i += together) {
-    const __m512 low = _mm512_loadu_ps(in + i), high = _mm512_loadu_ps(in + i + together / 2);
-    const __mmask16 some = static_cast<__mmask16>(_mm512_fpclass_ps_mask(low, subnormal) |
-                                                  _mm512_fpclass_ps_mask(high, subnormal));
-    if (some == 0)
-      _mm512_storeu_si512(h + i, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
-    else
-      for (int j = 0; j < together; ++j) h[i + j] = narrow_bfloat16(in[i + j]);
-  }
-  return i;
-}
-#endif
-
-void open_float16(const stream& s, std::ptrdiff_t from, std::ptrdiff_t n, float* __restrict out) {
-  const auto* h = static_cast<const std::uint16_t*>(address(s, from));
-  std::ptrdiff_t i = 0;
-#if defined(__F16C__)
-  for (; i + at_once <= n; i += at_once) widen_some(h + i, out + i);
-#endif
-  for (; i < n; ++i) out[i] = widen_float16(h[i]);
-}
-
-void close_float16(const stream& s, std::ptrdiff_t from, std::ptrdiff_t n,
-                   const float* __restrict in) {
-  auto* h = static_cast<std::uint16_t*>(address(s, from));
-  std::ptrdiff_t i = 0;
-#if defined(__F16C__)
-  for (; i + at_once <= n; i += at_once) narrow_some(in + i, h + i);
-#endif
-  for (; i < n; ++i) h[i] = narrow_float16(in[i]);
-}
-
-void open_bfloat16(const stream& s, std::ptrdiff_t from, std::ptrdiff_t n, float* __restrict out) {
-  const auto* h = static_cast<const std::uint16_t*>(address(s, from));
-  for (std::ptrdiff_t i = 0; i < n; ++i) out[i] = widen_bfloat16(h[i]);
-}
-
-void close_bfloat16(const stream& s, std::ptrdiff_t from, std::ptrdiff_t n,
-                    const float* __restrict in) {
-  auto* h = static_cast<std::uint16_t*>(address(s, from));
-  std::ptrdiff_t i = 0;
-#if defined(__AVX512BF16__)
-  i = narrow_by_instruction(in, n, h);
-#endif
-  for (; i < n; ++i) h[i] = narrow_bfloat16(in[i]);
-}
-
-// x rounded stochastically, with the random numbers of its elements' positions.
-template <bool half> void dither_block(const float* __restrict x, std::ptrdiff_t n,
-                                       std::uint32_t position, std::uint32_t key,
-                                       float* __restrict out) {
-  for (std::ptrdiff_t i = 0; i < n; ++i)
-    out[i] = dither<half>(x[i], mix(mix(position + static_cast<std::uint32_t>(i)) + key));
-}
-
-// By kind, in the order of `kind`.
-constexpr storage storages[] = {
-    {},  // none
-    {},  // float32
-    {},  // float64
-    {open_float16, close_float16, dither_block<true>},
-    {open_bfloat16, close_bfloat16, dither_block<false>},
-};
-
-const storage& storage_of(kind k) { return storages[static_cast<int>(k)]; }
-
-// Whether a kind is narrower than the compute type, and so has to be opened and closed. To ask the
-// table took 1.2 times the instructions of a step over many arrays of one element.
+// Whether a kind is narrower than the compute type.
 constexpr bool narrow(kind k) { return k >= kind::float16; }
 
-// Elements of a stream from i on: where they lie, or brought to the compute type in the buffer.
-template <class T> T* open(const stream& s, std::ptrdiff_t i, std::ptrdiff_t n, T* buffer) {
-  if constexpr (std::is_same_v<T, float>)
-    if (narrow(s.kind)) {
-      storage_of(s.kind).open(s, i, n, buffer);
-      return buffer;
-    }
-  return static_cast<T*>(address(s, i));
+constexpr bool is(const stream& s) { return s.kind != kind::none; }
+
+template <class T> SCHUSS_INLINE T* at(const stream& s, std::ptrdiff_t i) {
+  return static_cast<T*>(s.data) + i;
 }
 
-// Puts them back where they were brought from.
-template <class T> void close(const stream& s, std::ptrdiff_t i, std::ptrdiff_t n, const T* from) {
-  if constexpr (std::is_same_v<T, float>)
-    if (narrow(s.kind)) storage_of(s.kind).close(s, i, n, from);
+// The pack of elements from i on that are stored in a kind, and back.
+template <class T, kind k> SCHUSS_INLINE pack<T> load(const void* data, std::ptrdiff_t i) {
+  if constexpr (k == kind::bfloat16)
+    return widen_bfloat16(static_cast<const std::uint16_t*>(data) + i);
+  else if constexpr (k == kind::float16)
+    return widen_float16(static_cast<const std::uint16_t*>(data) + i);
+  else
+    return pack<T>::from(static_cast<const T*>(data) + i);
 }
 
-// The number above another one in a type with a sign bit, of which these are the bits.
-template <class Bits> Bits next_above(Bits bits) {
-  return static_cast<Bits>((bits >> (8 * sizeof bits - 1)) != 0 ? bits - 1 : bits + 1);
+template <class T, kind k> SCHUSS_INLINE void store(void* data, std::ptrdiff_t i, pack<T> from) {
+  if constexpr (k == kind::bfloat16)
+    narrow_bfloat16(from, static_cast<std::uint16_t*>(data) + i);
+  else if constexpr (k == kind::float16)
+    narrow_float16(from, static_cast<std::uint16_t*>(data) + i);
+  else
+    from.to(static_cast<T*>(data) + i);
+}
+
+// Of a stream, in whatever kind it is.
+template <class T> SCHUSS_INLINE pack<T> load(const stream& s, std::ptrdiff_t i) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (s.kind == kind::bfloat16) return load<T, kind::bfloat16>(s.data, i);
+    if (s.kind == kind::float16) return load<T, kind::float16>(s.data, i);
+  }
+  return load<T, kind::none>(s.data, i);
+}
+
+template <class T> SCHUSS_INLINE void store(const stream& s, std::ptrdiff_t i, pack<T> from) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (s.kind == kind::bfloat16) return store<T, kind::bfloat16>(s.data, i, from);
+    if (s.kind == kind::float16) return store<T, kind::float16>(s.data, i, from);
+  }
+  store<T, kind::none>(s.data, i, from);
+}
+
+// The last n elements of an array, fewer than 16, in copies that have room for as many: whole packs
+// can be read from them, which end in zeros, and written.
+class rest {
+ public:
+  [[gnu::noinline]] rest(const span& a, std::ptrdiff_t from, std::ptrdiff_t n)
+      : copy(a), from_(from), n_(n) {
+    copy.size = n;
+    copy.position = a.position + from;
+    const auto take = [this](stream& s, int room) {
+      if (!is(s)) return;
+      __builtin_memset(rooms_[room], 0, sizeof rooms_[room]);
+      copy_bytes(rooms_[room], static_cast<char*>(s.data) + from_ * s.width, n_ * s.width);
+      s.data = rooms_[room];
+    };
+    take(copy.x, 0), take(copy.g, 1), take(copy.master, 2), take(copy.average, 3);
+    take(copy.low, 4), take(copy.high, 5);
+    for (int s = 0; s < most_states; ++s) take(copy.state[s], 6 + s);
+  }
+
+  // Brings what a step writes, of the gradient where it says so, to the array that was copied.
+  [[gnu::noinline]] void put_back(const span& a, bool gradient) const {
+    const auto put = [this](const stream& s, const stream& from) {
+      if (is(s)) copy_bytes(static_cast<char*>(s.data) + from_ * s.width, from.data, n_ * s.width);
+    };
+    put(a.x, copy.x), put(a.master, copy.master), put(a.average, copy.average);
+    if (gradient) put(a.g, copy.g);
+    for (int s = 0; s < most_states; ++s) put(a.state[s], copy.state[s]);
+  }
+
+  span copy;
+
+ private:
+  static void copy_bytes(void* to, const void* from, std::ptrdiff_t bytes) {
+    __builtin_memcpy(to, from, static_cast<std::size_t>(bytes));
+  }
+
+  std::ptrdiff_t from_, n_;
+  alignas(64) char rooms_[6 + most_states][16 * sizeof(double)];
+};
+
+// Copies n elements of one stream to another one of float32 or narrower.
+[[gnu::noinline]] void convert(const stream& from, const stream& to, std::ptrdiff_t n) {
+  constexpr std::ptrdiff_t size = pack<float>::size;
+  const std::ptrdiff_t whole = n / size * size;
+  for (std::ptrdiff_t i = 0; i < whole; i += size) store<float>(to, i, load<float>(from, i));
+  if (whole == n) return;
+  span a{};
+  a.x = to;
+  a.g = from;
+  const rest last(a, whole, n - whole);
+  store<float>(last.copy.x, 0, load<float>(last.copy.g, 0));
+  last.put_back(a, false);
 }
 
 // The smallest number of a kind that is not below a bound.
-template <class T> T least_from(double bound, kind k) {
+template <class T> [[gnu::noinline]] T least_from(double bound, kind k) {
   if constexpr (std::is_same_v<T, double>) return bound;
-  const float nearest = static_cast<float>(bound);
-  const float least = nearest < bound ? float_of(next_above(bits_of(nearest))) : nearest;
+  const auto above = [](auto bits) {  // the next number, in a type with a sign bit
+    return static_cast<decltype(bits)>((bits >> (8 * sizeof bits - 1)) != 0 ? bits - 1 : bits + 1);
+  };
+  float least = static_cast<float>(bound);
+  stream wide{&least, kind::float32, sizeof least};
+  std::uint32_t word;
+  __builtin_memcpy(&word, &least, sizeof word);
+  if (least < bound) word = above(word);
+  __builtin_memcpy(&least, &word, sizeof word);
   if (!narrow(k)) return least;
-  std::uint16_t bits = 0;
-  const stream one{&bits, k, sizeof bits};
   float found;
-  storage_of(k).close(one, 0, 1, &least);
-  storage_of(k).open(one, 0, 1, &found);
+  std::uint16_t half = 0;
+  const stream narrowed{&half, k, sizeof half}, widened{&found, kind::float32, sizeof found};
+  convert(wide, narrowed, 1);
+  convert(narrowed, widened, 1);
   if (found < least) {
-    bits = next_above(bits);
-    storage_of(k).open(one, 0, 1, &found);
+    half = above(half);
+    convert(narrowed, widened, 1);
   }
   return found;
 }

@@ -169,8 +169,9 @@ void plan::check_masters() const {
          {std::ptrdiff_t{0}, a.size - 1, static_cast<std::ptrdiff_t>(iterations_ % a.size)}) {
       std::uint16_t rounded = 0;
       const std::uint16_t there = static_cast<const std::uint16_t*>(a.x.data)[i];
-      const stream one{&rounded, a.x.kind, a.x.width};
-      storage_of(a.x.kind).close(one, 0, 1, static_cast<const float*>(a.master.data) + i);
+      float exact = static_cast<const float*>(a.master.data)[i];
+      kernels().convert({&exact, kind::float32, sizeof exact}, {&rounded, a.x.kind, sizeof rounded},
+                        1);
       if (rounded == there || is_nan(a.x.kind, there)) continue;
       wrong_value(m.labels[0],
                   std::string("no longer what its master was rounded to: it was written to from "

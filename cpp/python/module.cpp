@@ -7,8 +7,8 @@
 namespace schuss {
 namespace {
 
-// ---- The conversions of the table in use, for the proof over all numbers
-// (tests/exact/test_storage.py).
+// ---- The conversions and the quotient of the table in use, for the proofs over all numbers
+// (tests/exact/test_storage.py and test_quotient.py).
 
 kind half_named(const std::string& name) {
   if (name == "float16") return kind::float16;
@@ -20,7 +20,7 @@ py::array_t<float> widen(const std::string& from,
                          const py::array_t<std::uint16_t, py::array::c_style>& in) {
   const stream bits{const_cast<std::uint16_t*>(in.data()), half_named(from), 2};
   py::array_t<float> out(in.size());
-  storage_of(bits.kind).open(bits, 0, in.size(), out.mutable_data());
+  kernels().convert(bits, {out.mutable_data(), kind::float32, sizeof(float)}, in.size());
   return out;
 }
 
@@ -28,8 +28,17 @@ py::array_t<std::uint16_t> narrow(const std::string& to,
                                   const py::array_t<float, py::array::c_style>& in) {
   py::array_t<std::uint16_t> out(in.size());
   const stream bits{out.mutable_data(), half_named(to), 2};
-  storage_of(bits.kind).close(bits, 0, in.size(), in.data());
+  const stream wide{const_cast<float*>(in.data()), kind::float32, sizeof(float)};
+  kernels().convert(wide, bits, in.size());
   return out;
+}
+
+using floats = py::array_t<float, py::array::c_style>;
+floats quotients(const floats& a, const floats& b) {
+  if (a.size() != b.size()) throw py::value_error("b: of another size than a");
+  floats found(a.size());
+  kernels().divide(a.data(), b.data(), a.size(), found.mutable_data());
+  return found;
 }
 
 // ---- A plan is part of the optimizer's cycles, and the garbage collector has to know.
@@ -121,6 +130,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("found_isas", &found_isas);
   m.def("isa", [] { return std::string(kernels().isa); });
   m.def("use_isa", &use_isa, py::arg("name"));
+  m.def("divide", &quotients, py::arg("a"), py::arg("b"));
   m.def("widen", &widen, py::arg("kind"), py::arg("bits"),
         "The numbers that these bits of float16 or bfloat16 stand for, as a step reads them.");
   m.def("narrow", &narrow, py::arg("kind"), py::arg("numbers"),

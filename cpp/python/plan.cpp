@@ -306,7 +306,7 @@ void plan::start_copies() const {
       if (a.x.kind == copy->kind)
         std::memcpy(copy->data, a.x.data, static_cast<std::size_t>(a.size * a.x.width));
       else
-        storage_of(a.x.kind).open(a.x, 0, a.size, static_cast<float*>(copy->data));
+        kernels().convert(a.x, *copy, a.size);
     }
   }
 }

@@ -74,6 +74,9 @@ def widen(kind: str, bits: np.ndarray) -> np.ndarray:
 def narrow(kind: str, numbers: np.ndarray) -> np.ndarray:
     """The bits of these numbers in float16 or bfloat16, as a step stores them."""
 
+def divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Quotients of float32 numbers as the rules take them."""
+
 def threads() -> tuple[int, str]: ...
 def set_threads_here(n: int) -> int: ...
 def set_threads_everywhere(n: int) -> None: ...

@@ -1,0 +1,291 @@
+// One register of elements, with the operators of a number: what a rule's T is in the kernels.
+//
+// GNU vectors (gcc and clang), so that no compiler has to find out by itself that a loop can be
+// vectorised: which one compiles a build, and with which flags, decides nothing. All intrinsics are
+// here; what a set of instructions lacks follows from integers, equal in every bit.
+//
+// MSVC has no such vectors: a pack there is an array with a loop in each operator, to be written
+// when somebody can run it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+#include "kernel.hpp"
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#define SCHUSS_INLINE [[gnu::always_inline]] inline
+
+namespace schuss {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr std::size_t register_bytes = 64;
+#elif defined(__AVX2__)
+constexpr std::size_t register_bytes = 32;
+#else
+constexpr std::size_t register_bytes = 16;
+#endif
+
+template <class T, std::size_t bytes> struct vector_of {
+  typedef T type __attribute__((vector_size(bytes)));
+};
+template <class T, std::size_t bytes = register_bytes> using vector =
+    typename vector_of<T, bytes>::type;
+
+// ---- What has an instruction of its own in each set
+
+#if defined(__AVX512F__)
+SCHUSS_INLINE vector<float> root(vector<float> a) { return _mm512_maskz_sqrt_ps(0xffff, a); }
+SCHUSS_INLINE vector<double> root(vector<double> a) { return _mm512_maskz_sqrt_pd(0xff, a); }
+SCHUSS_INLINE vector<double> lower(vector<float> a) {
+  return _mm512_maskz_cvtps_pd(0xff, _mm512_maskz_extractf32x8_ps(0xff, a, 0));
+}
+SCHUSS_INLINE vector<double> upper(vector<float> a) {
+  return _mm512_maskz_cvtps_pd(0xff, _mm512_maskz_extractf32x8_ps(0xff, a, 1));
+}
+#elif defined(__AVX2__)
+SCHUSS_INLINE vector<float> root(vector<float> a) { return _mm256_sqrt_ps(a); }
+SCHUSS_INLINE vector<double> root(vector<double> a) { return _mm256_sqrt_pd(a); }
+SCHUSS_INLINE vector<double> lower(vector<float> a) {
+  return _mm256_cvtps_pd(_mm256_castps256_ps128(a));
+}
+SCHUSS_INLINE vector<double> upper(vector<float> a) {
+  return _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1));
+}
+#elif defined(__SSE2__)
+SCHUSS_INLINE vector<float> root(vector<float> a) { return _mm_sqrt_ps(a); }
+SCHUSS_INLINE vector<double> root(vector<double> a) { return _mm_sqrt_pd(a); }
+SCHUSS_INLINE vector<double> lower(vector<float> a) { return _mm_cvtps_pd(a); }
+SCHUSS_INLINE vector<double> upper(vector<float> a) { return _mm_cvtps_pd(_mm_movehl_ps(a, a)); }
+#elif defined(__aarch64__)
+SCHUSS_INLINE vector<float> root(vector<float> a) { return vsqrtq_f32(a); }
+SCHUSS_INLINE vector<double> root(vector<double> a) { return vsqrtq_f64(a); }
+SCHUSS_INLINE vector<double> lower(vector<float> a) { return vcvt_f64_f32(vget_low_f32(a)); }
+SCHUSS_INLINE vector<double> upper(vector<float> a) { return vcvt_high_f64_f32(a); }
+#else
+SCHUSS_INLINE vector<float> root(vector<float> a) {
+  for (int i = 0; i < 4; ++i) a[i] = __builtin_sqrtf(a[i]);
+  return a;
+}
+SCHUSS_INLINE vector<double> root(vector<double> a) {
+  for (int i = 0; i < 2; ++i) a[i] = __builtin_sqrt(a[i]);
+  return a;
+}
+SCHUSS_INLINE vector<double> lower(vector<float> a) { return vector<double>{a[0], a[1]}; }
+SCHUSS_INLINE vector<double> upper(vector<float> a) { return vector<double>{a[2], a[3]}; }
+#endif
+
+// ---- The quotient
+
+template <class V> SCHUSS_INLINE V quotient(V a, V b) { return a / b; }
+
+#if defined(SCHUSS_DIVIDES_BY_PRODUCTS)
+// Rounded right, as the divider's, in products: the estimate of 1/b, good to 14 bits, and a step of
+// Newton's lead to a quotient whose residual is exact and rounds it (Markstein, "Computation of
+// elementary functions on the IBM RISC System/6000 processor", 1990). So the divider has the roots
+// alone to do. Numbers for which a step of it could leave the normal ones go to the divider; a 0 on
+// a divisor's top keeps its sign, since the residual is then subtracted as +0.
+// tests/exact/test_quotient.py proves it.
+SCHUSS_INLINE vector<float> quotient(vector<float> a, vector<float> b) {
+  constexpr int bias = 127, below_b = -60, above_b = 24, below_a = -100, above_a = 60;
+  // Behind what is subtracted, unsigned: all else is larger. Of a without its sign.
+  const __m512i divisor =
+      _mm512_sub_epi32(_mm512_castps_si512(b), _mm512_set1_epi32((bias + below_b) << 23));
+  const __m512i size = _mm512_maskz_slli_epi32(0xffff, _mm512_castps_si512(a), 1);
+  const __m512i dividend = _mm512_sub_epi32(size, _mm512_set1_epi32((bias + below_a) << 24));
+  const __mmask16 not_zero = _mm512_test_epi32_mask(size, size);
+  const __mmask16 special = static_cast<__mmask16>(
+      _mm512_cmpge_epu32_mask(divisor, _mm512_set1_epi32((above_b - below_b) << 23)) |
+      _mm512_mask_cmpge_epu32_mask(
+          not_zero, dividend,
+          _mm512_set1_epi32(static_cast<int>(static_cast<unsigned>(above_a - below_a) << 24))));
+  if (__builtin_expect(special != 0, 0)) return a / b;
+  const __m512 one = _mm512_set1_ps(1), estimate = _mm512_maskz_rcp14_ps(0xffff, b);
+  const __m512 error = _mm512_fnmadd_ps(b, estimate, one);
+  const __m512 inverse = _mm512_fmadd_ps(estimate, error, estimate);
+  const __m512 near = a * inverse;
+  return _mm512_fnmadd_ps(_mm512_fmsub_ps(b, near, a), inverse, near);
+}
+#endif
+
+// ---- The register
+
+template <class T> struct pack {
+  using vec = vector<T>;
+  using bits = vector<std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>>;
+  static constexpr std::ptrdiff_t size{register_bytes / sizeof(T)};
+
+  struct mask {
+    decltype(vec() < vec()) v;
+  };
+
+  vec v;
+
+  pack() = default;
+  SCHUSS_INLINE pack(vec from) : v(from) {}
+  SCHUSS_INLINE pack(T all) : v(all - vec()) {}  // -0 - 0 is -0
+  SCHUSS_INLINE static pack from(const void* at) {
+    vec found;
+    __builtin_memcpy(&found, at, sizeof found);
+    return found;
+  }
+  SCHUSS_INLINE void to(void* at) const { __builtin_memcpy(at, &v, sizeof v); }
+
+  SCHUSS_INLINE friend pack operator+(pack a, pack b) { return a.v + b.v; }
+  SCHUSS_INLINE friend pack operator-(pack a, pack b) { return a.v - b.v; }
+  SCHUSS_INLINE friend pack operator*(pack a, pack b) { return a.v * b.v; }
+  SCHUSS_INLINE friend pack operator/(pack a, pack b) { return quotient(a.v, b.v); }
+  SCHUSS_INLINE friend pack operator-(pack a) { return -a.v; }
+  SCHUSS_INLINE friend mask operator<(pack a, pack b) { return {a.v < b.v}; }
+  SCHUSS_INLINE friend mask operator>(pack a, pack b) { return {a.v > b.v}; }
+  SCHUSS_INLINE friend mask operator<=(pack a, pack b) { return {a.v <= b.v}; }
+  SCHUSS_INLINE friend mask operator!=(pack a, pack b) { return {a.v != b.v}; }
+  // For each element that of a where the mask holds, else that of b.
+  SCHUSS_INLINE friend pack select(mask m, pack a, pack b) { return m.v ? a.v : b.v; }
+  SCHUSS_INLINE friend pack sqrt(pack a) { return root(a.v); }
+  SCHUSS_INLINE friend pack fabs(pack a) {
+    constexpr int sign = 8 * sizeof(T) - 1;
+    return (vec)((bits)a.v & ~((bits() + 1) << sign));
+  }
+};
+
+// The numbers of a pack as doubles.
+template <class P> struct doubles {
+  static constexpr std::size_t parts = P::size / pack<double>::size;
+  pack<double> part[parts];
+
+  SCHUSS_INLINE doubles(P a) {
+    if constexpr (parts == 1) {
+      part[0] = a;
+    } else {
+      part[0] = lower(a.v);
+      part[1] = upper(a.v);
+    }
+  }
+  SCHUSS_INLINE friend doubles operator*(doubles a, const doubles& b) {
+    for (std::size_t p = 0; p < parts; ++p) a.part[p] = a.part[p] * b.part[p];
+    return a;
+  }
+};
+
+template <class P> SCHUSS_INLINE doubles<P> square(P a) {
+  const doubles<P> wide = a;
+  return wide * wide;
+}
+
+// Whether the mask holds anywhere.
+template <class Mask> SCHUSS_INLINE bool any(Mask m) {
+  std::uint64_t word[sizeof m / sizeof(std::uint64_t)], found = 0;
+  __builtin_memcpy(word, &m, sizeof m);
+  for (const std::uint64_t part : word) found |= part;
+  return found != 0;
+}
+
+// ---- 16 bits: widened from memory, and narrowed to it, to nearest even; a NaN stays a NaN
+
+using words = vector<std::uint32_t>;
+using halves = vector<std::uint16_t, register_bytes / 2>;
+
+// The numbers 0, 1, 2, ... of the elements.
+SCHUSS_INLINE words counted() {
+  words numbers{};
+  for (unsigned i = 0; i < register_bytes / 4; ++i) numbers[i] = i;
+  return numbers;
+}
+
+SCHUSS_INLINE words words_of(const void* h) {
+  halves found;
+  __builtin_memcpy(&found, h, sizeof found);
+  return __builtin_convertvector(found, words);
+}
+
+SCHUSS_INLINE void put_words(words w, void* h) {
+  const halves low = __builtin_convertvector(w, halves);
+  __builtin_memcpy(h, &low, sizeof low);
+}
+
+SCHUSS_INLINE pack<float> widen_bfloat16(const void* h) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  // One shuffle in place of a conversion and a shift: each half into the upper two bytes.
+  const __m256i upper_bytes =
+      _mm256_setr_epi8(-1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7, -1, -1, 8, 9, -1, -1,
+                       10, 11, -1, -1, 12, 13, -1, -1, 14, 15);
+  const __m128i found = _mm_loadu_si128(static_cast<const __m128i*>(h));
+  return (vector<float>)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(found), upper_bytes);
+#else
+  return (vector<float>)(words_of(h) << 16);
+#endif
+}
+
+// The 32 bits whose upper half is the nearest bfloat16.
+SCHUSS_INLINE words rounded_bfloat16(pack<float> f) {
+  const words u = (words)f.v;
+  // A NaN, whose mantissa the sum may carry away, becomes the NaN of all bits.
+  return (u + 0x7fff + ((u >> 16) & 1)) | (words)(f.v != f.v);
+}
+
+SCHUSS_INLINE void narrow_bfloat16(pack<float> f, void* h) {
+#if defined(__AVX512BF16__)
+  // The instruction takes subnormal numbers for zero, so that registers with one go the other way;
+  // all else it rounds as we do.
+  constexpr int subnormal = 0x20;
+  if (__builtin_expect(_mm512_fpclass_ps_mask(f.v, subnormal) == 0, 1)) {
+    const __m256bh low = _mm512_cvtneps_pbh(f.v);
+    __builtin_memcpy(h, &low, sizeof low);
+    return;
+  }
+#endif
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  const __m256i upper_bytes =
+      _mm256_setr_epi8(2, 3, 6, 7, 10, 11, 14, 15, -1, -1, -1, -1, -1, -1, -1, -1,  //
+                       2, 3, 6, 7, 10, 11, 14, 15, -1, -1, -1, -1, -1, -1, -1, -1);
+  const __m256i low = _mm256_shuffle_epi8((__m256i)rounded_bfloat16(f), upper_bytes);
+  _mm_storel_epi64(static_cast<__m128i*>(h), _mm256_castsi256_si128(low));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(static_cast<char*>(h) + 8),
+                   _mm256_extracti128_si256(low, 1));
+#else
+  put_words(rounded_bfloat16(f) >> 16, h);
+#endif
+}
+
+// The exponent's bias differs by 112; a product with 2^112 brings subnormal halves to their place.
+SCHUSS_INLINE pack<float> widen_float16(const void* h) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(static_cast<const __m256i*>(h)));
+#elif defined(__F16C__)
+  return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(h)));
+#else
+  const words u = words_of(h), sign = (u & 0x8000) << 16, rest = (u & 0x7fff) << 13;
+  const words scaled = (words)((vector<float>)rest * 0x1p112f);
+  const words special = rest | 0x7f800000;  // infinite or NaN
+  return (vector<float>)(sign | (rest >= 0x0f800000 ? special : scaled));
+#endif
+}
+
+SCHUSS_INLINE void narrow_float16(pack<float> f, void* h) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(static_cast<__m256i*>(h),
+                      _mm512_maskz_cvtps_ph(0xffff, f.v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  _mm_storeu_si128(static_cast<__m128i*>(h), _mm256_cvtps_ph(f.v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  const words u = (words)f.v, sign = (u >> 16) & 0x8000, rest = u & 0x7fffffff;
+  const words normal = (rest - 0x38000000 + 0xfff + ((rest >> 13) & 1)) >> 13;
+  // Below 2^-14 the sum with 1/2 rounds to a multiple of 2^-24, in the last bits of the sum.
+  const words small = (words)((vector<float>)rest + 0.5f) - 0x3f000000;
+  const words finite = rest < 0x38800000 ? small : normal;
+  const words large = rest > 0x7f800000 ? words() + 0x7e00 : words() + 0x7c00;
+  put_words(sign | (rest >= 0x477ff000 ? large : finite), h);
+#endif
+}
+
+}  // namespace
+}  // namespace schuss
