@@ -35,12 +35,13 @@ template <template <class> class Rule> struct kernels_of {
   }
   using indices = std::make_index_sequence<scalar_count>;
 
+  template <class T, form how, kind X, kind G, kind S>
+  [[gnu::flatten]] static void taken(const void* rule, const factors<T>& by, std::ptrdiff_t n,
+                                     void* x, const void* g, void* const* state) {
+    apply<T, how, X, G, S>(*static_cast<const Rule<pack<T>>*>(rule), by, n, x, g, state, states());
+  }
   template <class T, form how, kind X, kind G, kind S> static constexpr loop<T> loop_of() {
-    return {how, X, G, S,
-            [](const void* rule, const factors<T>& by, std::ptrdiff_t n, void* x, const void* g,
-               void* const* state) {
-              apply<Rule<pack<T>>, T, how, X, G, S>(rule, by, n, x, g, state, states());
-            }};
+    return {how, X, G, S, taken<T, how, X, G, S>};
   }
 
   template <class T, kind f>

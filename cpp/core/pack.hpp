@@ -91,23 +91,25 @@ template <class V> SCHUSS_INLINE V quotient(V a, V b) { return a / b; }
 // Rounded right, as the divider's, in products: the estimate of 1/b, good to 14 bits, and a step of
 // Newton's lead to a quotient whose residual is exact and rounds it (Markstein, "Computation of
 // elementary functions on the IBM RISC System/6000 processor", 1990). So the divider has the roots
-// alone to do. Numbers for which a step of it could leave the normal ones go to the divider; a 0 on
-// a divisor's top keeps its sign, since the residual is then subtracted as +0.
-// tests/exact/test_quotient.py proves it.
+// alone to do. Numbers for which a step of it could leave the normal ones go to the divider. A 0
+// keeps its sign, since its residual, +0, is subtracted. tests/exact/test_quotient.py proves it.
 SCHUSS_INLINE vector<float> quotient(vector<float> a, vector<float> b) {
-  constexpr int bias = 127, below_b = -60, above_b = 24, below_a = -100, above_a = 60;
-  // Behind what is subtracted, unsigned: all else is larger. Of a without its sign.
-  const __m512i divisor =
-      _mm512_sub_epi32(_mm512_castps_si512(b), _mm512_set1_epi32((bias + below_b) << 23));
-  const __m512i size = _mm512_maskz_slli_epi32(0xffff, _mm512_castps_si512(a), 1);
-  const __m512i dividend = _mm512_sub_epi32(size, _mm512_set1_epi32((bias + below_a) << 24));
-  const __mmask16 not_zero = _mm512_test_epi32_mask(size, size);
-  const __mmask16 special = static_cast<__mmask16>(
-      _mm512_cmpge_epu32_mask(divisor, _mm512_set1_epi32((above_b - below_b) << 23)) |
-      _mm512_mask_cmpge_epu32_mask(
-          not_zero, dividend,
-          _mm512_set1_epi32(static_cast<int>(static_cast<unsigned>(above_a - below_a) << 24))));
-  if (__builtin_expect(special != 0, 0)) return a / b;
+  constexpr int bias = 127, least_b = -60, above_b = 24, least_a = -100, above_a = 60;
+  const auto bits_at = [](int exponent) { return (bias + exponent) << 23; };
+  // Bits behind those of the least number, unsigned: all that is beyond the others is larger. Those
+  // of b are one more, so that their fraction is 0 where that of b is all ones: the one for which
+  // the last sum can be a tie.
+  const __m512i of_b =
+      _mm512_sub_epi32(_mm512_castps_si512(b), _mm512_set1_epi32(bits_at(least_b) - 1));
+  const __m512i size = _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7fffffff));
+  const __m512i of_a = _mm512_sub_epi32(size, _mm512_set1_epi32(bits_at(least_a)));
+  const __mmask16 special_b = static_cast<__mmask16>(
+      _mm512_testn_epi32_mask(of_b, _mm512_set1_epi32(0x7fffff)) |
+      _mm512_cmpge_epu32_mask(of_b, _mm512_set1_epi32(bits_at(above_b) - bits_at(least_b))));
+  const __mmask16 special_a =
+      _mm512_mask_cmpge_epu32_mask(_mm512_test_epi32_mask(size, size), of_a,
+                                   _mm512_set1_epi32(bits_at(above_a) - bits_at(least_a)));
+  if (__builtin_expect(_mm512_kortestz(special_a, special_b) == 0, 0)) return a / b;
   const __m512 one = _mm512_set1_ps(1), estimate = _mm512_maskz_rcp14_ps(0xffff, b);
   const __m512 error = _mm512_fnmadd_ps(b, estimate, one);
   const __m512 inverse = _mm512_fmadd_ps(estimate, error, estimate);

@@ -34,18 +34,17 @@ enum form { plain, coupled, masked, judged };
 
 template <class T> struct factors {
   pack<T> scale, l2, keep, tiny;
-  pack<T> agree, oppose,
-      against;  // where signs are judged: of u, and the keep where u and x differ
+  // Where signs are judged: of u, and what is kept where u and x differ.
+  pack<T> agree, oppose, against;
 };
 
-// The rule's loop over n elements, whole packs, stored in these kinds.
-template <class Rule, class T, form how, kind X, kind G, kind S, std::size_t... I>
-[[gnu::flatten]] void apply(const void* of, const factors<T>& factors_of, std::ptrdiff_t n, void* x,
-                            const void* g, [[maybe_unused]] void* const* state,
-                            std::index_sequence<I...>) {
+// The rule's loop over n elements, whole packs, stored in these kinds. Its scalars are copies,
+// which a store through a pointer can't change.
+template <class T, form how, kind X, kind G, kind S, class Rule, std::size_t... I>
+SCHUSS_INLINE void apply(const Rule rule, const factors<T> by, std::ptrdiff_t n, void* x,
+                         const void* g, [[maybe_unused]] void* const* state,
+                         std::index_sequence<I...>) {
   using number = pack<T>;
-  const Rule rule = *static_cast<const Rule*>(of);
-  const factors<T> by = factors_of;
   [[maybe_unused]] void* const held[] = {state[I]..., nullptr};
   for (std::ptrdiff_t i = 0; i < n; i += number::size) {
     const number w = load<T, X>(x, i);
