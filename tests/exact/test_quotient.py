@@ -4,7 +4,8 @@
 
 proves it for every significand of the divisor, on the sets that this processor has: with random
 numerators of all exponents, with those at either end, and with those whose quotient lies nearest
-the middle of two floats, where rounding is hardest. Under pytest a sample of the divisors stands for all.
+the middle of two floats, where rounding is hardest. Under pytest a sample of the divisors stands
+for all.
 """
 
 from __future__ import annotations
@@ -102,7 +103,8 @@ def specials() -> np.ndarray:
     """Numbers at and beside the edges of what products may round, of both signs, and no numbers."""
     powers = np.ldexp(np.float32(1), np.arange(-149, 128)).astype(np.float32)
     around = [np.nextafter(powers, to) for to in np.array([0, np.inf], np.float32)]
-    found = np.concatenate([powers, *around, np.array([0, np.inf, np.nan, 3.4028235e38], np.float32)])
+    others = np.array([0, np.inf, np.nan, 3.4028235e38], np.float32)
+    found = np.concatenate([powers, *around, others])
     return np.concatenate([found, -found])
 
 
