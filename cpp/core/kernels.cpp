@@ -37,16 +37,17 @@ template <template <class> class Rule> struct kernels_of {
 
   template <class T, form how, kind X, kind G, kind S>
   [[gnu::flatten]] static void taken(const void* rule, const factors<T>& by, std::ptrdiff_t n,
-                                     void* x, const void* g, void* const* state) {
+                                     void* x, void* g, void* const* state) {
     apply<T, how, X, G, S>(*static_cast<const Rule<pack<T>>*>(rule), by, n, x, g, state, states());
   }
   template <class T, form how, kind X, kind G, kind S> static constexpr loop<T> loop_of() {
     return {how, X, G, S, taken<T, how, X, G, S>};
   }
 
-  template <class T, kind f>
-  static constexpr loop<T> wide[] = {loop_of<T, plain, f, f, f>(), loop_of<T, coupled, f, f, f>(),
-                                     loop_of<T, masked, f, f, f>(), loop_of<T, judged, f, f, f>()};
+  template <class T, kind f> static constexpr loop<T> wide[] = {
+      loop_of<T, plain, f, f, f>(),   loop_of<T, coupled, f, f, f>(),
+      loop_of<T, masked, f, f, f>(),  loop_of<T, judged, f, f, f>(),
+      loop_of<T, bounded, f, f, f>(), loop_of<T, cleared, f, f, f>()};
   template <kind f, kind h> static constexpr loop<float> of_16_bits[] = {
       loop_of<float, plain, h, h, h>(), loop_of<float, plain, f, h, h>(),
       loop_of<float, plain, f, f, h>(), loop_of<float, plain, f, h, f>()};

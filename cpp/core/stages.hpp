@@ -25,25 +25,26 @@ SCHUSS_INLINE void each(std::ptrdiff_t n, const Stage& stage, T* out, const In*.
   for (std::ptrdiff_t i = 0; i < n; i += pack<T>::size) stage(pack<T>::from(in + i)...).to(out + i);
 }
 
-// What the rule's loop does itself: scaling and keeping, where 1 changes no bit, and the term of
-// one kind of decay. All else has loops of its own, over blocks: every instruction more leaves
-// fewer elements under way while others wait for a division and a root, and a branch in the loop
-// takes the time of several; with all stages and kinds as branches in it, AdamW took 2.1 to 3.6
-// times as long (bench/README.md).
-enum form { plain, coupled, masked, judged };
+// What the rule's loop does itself: scaling and keeping, where 1 changes no bit, and of the stages
+// that cost least there one, where no other is asked for: the term of a kind of decay, bounds that
+// are numbers, zero gradients. All else has loops of its own, over blocks: every instruction more
+// leaves fewer elements under way while others wait for a division and a root, and a branch in the
+// loop takes the time of several; with all stages and kinds as branches in it, AdamW took 2.1 to
+// 3.6 times as long (bench/README.md).
+enum form { plain, coupled, masked, judged, bounded, cleared };
 
 template <class T> struct factors {
   pack<T> scale, l2, keep, tiny;
   // Where signs are judged: of u, and what is kept where u and x differ.
   pack<T> agree, oppose, against;
+  pack<T> low, high;
 };
 
 // The rule's loop over n elements, whole packs, stored in these kinds. Its scalars are copies,
 // which a store through a pointer can't change.
 template <class T, form how, kind X, kind G, kind S, class Rule, std::size_t... I>
-SCHUSS_INLINE void apply(const Rule rule, const factors<T> by, std::ptrdiff_t n, void* x,
-                         const void* g, [[maybe_unused]] void* const* state,
-                         std::index_sequence<I...>) {
+SCHUSS_INLINE void apply(const Rule rule, const factors<T> by, std::ptrdiff_t n, void* x, void* g,
+                         [[maybe_unused]] void* const* state, std::index_sequence<I...>) {
   using number = pack<T>;
   [[maybe_unused]] void* const held[] = {state[I]..., nullptr};
   for (std::ptrdiff_t i = 0; i < n; i += number::size) {
@@ -55,12 +56,14 @@ SCHUSS_INLINE void apply(const Rule rule, const factors<T> by, std::ptrdiff_t n,
     (store<T, S>(held[I], i, flush(s[I], by.tiny)), ...);
     if constexpr (how == judged) u = select(u * d > 0, by.agree, by.oppose) * u;
     if constexpr (how == judged || how == masked) keep = select(u * w > 0, by.keep, by.against);
-    store<T, X>(x, i, keep * w - u);
+    const number moved = keep * w - u;
+    store<T, X>(x, i, how == bounded ? clamp(moved, by.low, by.high) : moved);
+    if constexpr (how == cleared) store<T, G>(g, i, number(0));
   }
 }
 
 template <class T> using applied = void (*)(const void* rule, const factors<T>&, std::ptrdiff_t n,
-                                            void* x, const void* g, void* const* state);
+                                            void* x, void* g, void* const* state);
 
 template <class T> struct loop {
   form how;
@@ -96,7 +99,9 @@ template <class T> struct stages {
            c.flush != 0 ? std::numeric_limits<T>::min() : T(0),
            static_cast<T>(c.agree),
            static_cast<T>(c.oppose),
-           c.masked != 0 ? T(1) : static_cast<T>(c.keep)},
+           c.masked != 0 ? T(1) : static_cast<T>(c.keep),
+           least_from<T>(c.low, kind::none),
+           -least_from<T>(-c.high, kind::none)},
         clip(static_cast<T>(c.clip)),
         l1(static_cast<T>(c.l1)),
         how(form_of(set)),
@@ -118,6 +123,15 @@ template <class T> struct stages {
   bool finishes(const span& a) const {
     return c.after != 1 || c.threshold != 0 || bounds() || is(a.low) || is(a.average) ||
            is(a.master) || (narrow(a.x.kind) && c.stochastic != 0) || c.zero_grad != 0;
+  }
+
+  // The form in which the rule's loop takes the only stage behind it, if it can.
+  form closing(const span& a) const {
+    if (how != plain || prepares || c.after != 1 || c.threshold != 0 || is(a.low) ||
+        is(a.average) || is(a.master) || narrow(a.x.kind) || narrow(a.g.kind))
+      return how;
+    if (c.zero_grad != 0) return bounds() ? how : cleared;
+    return bounds() ? bounded : how;
   }
 
   // Stages 1 to 3: the gradient that the rule is to see.
@@ -196,15 +210,16 @@ template <class T> [[gnu::noinline]] void blocks(const span& a, std::ptrdiff_t f
   const int states = of.states;
   constexpr kind own = std::is_same_v<T, float> ? kind::float32 : kind::float64;
   alignas(64) T x_buffer[block], g_buffer[block], buffers[most_states][block];
-  const bool finishes = around.finishes(a);
+  const form how = around.closing(a);
+  const bool finishes = how == around.how && around.finishes(a);
 
   // The loop that takes most as it is stored.
   const kind x_kind = finishes ? own : a.x.kind, g_kind = around.prepares ? own : a.g.kind;
   kind state_kind = states > 0 ? a.state[0].kind : g_kind;
   for (int s = 1; s < states; ++s)
     if (a.state[s].kind != state_kind) state_kind = own;
-  const loop<T>* taken = of.wide + around.how;
-  if (around.how == plain && (narrow(g_kind) || narrow(state_kind))) {
+  const loop<T>* taken = of.wide + how;
+  if (how == plain && (narrow(g_kind) || narrow(state_kind))) {
     const bool half = (narrow(state_kind) ? state_kind : g_kind) == kind::float16;
     const loop<T>* const list = half ? of.float16 : of.bfloat16;
     for (const loop<T>* one = list + of_16_bits; one-- != list;)
