@@ -260,10 +260,18 @@ SCHUSS_INLINE void narrow_bfloat16(pack<float> f, void* h) {
 
 // The exponent's bias differs by 112; a product with 2^112 brings subnormal halves to their place.
 SCHUSS_INLINE pack<float> widen_float16(const void* h) {
+#if defined(__F16C__)
 #if defined(__AVX512F__)
-  return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(static_cast<const __m256i*>(h)));
-#elif defined(__F16C__)
-  return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(h)));
+  vector<float> wide =
+      _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(static_cast<const __m256i*>(h)));
+#else
+  vector<float> wide = _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(h)));
+#endif
+#if defined(__clang__)
+  // It would compare the halves instead where wide is compared with itself, one by one.
+  __asm__("" : "+v"(wide));
+#endif
+  return wide;
 #else
   const words u = words_of(h), sign = (u & 0x8000) << 16, rest = (u & 0x7fff) << 13;
   const words scaled = (words)((vector<float>)rest * 0x1p112f);
