@@ -1,24 +1,23 @@
-"""What the compiler made of cpp/core/, read from its own reports: `check_objects.py BUILD`.
+"""What the compiler made of cpp/core/, read from the objects: `check_objects.py BUILD`.
 
-BUILD holds a build of CMakeLists.txt, configured with -DCMAKE_EXPORT_COMPILE_COMMANDS=ON and
--DCMAKE_CXX_FLAGS=-fdump-tree-vect-optimized. For every instruction set:
+BUILD holds a build of CMakeLists.txt, by gcc or clang, with or without the module for Python,
+configured with -DCMAKE_EXPORT_COMPILE_COMMANDS=ON. For every instruction set:
 
-loops          Each loop over elements is vectorised, in full width, in each of its copies for
-               every rule, stage and type: a scalar one gives the same bits, several times slower,
-               so that no test would tell. float16 and bfloat16 take the instructions of the set
-               for them where there are any.
+width          Arithmetic on elements fills the set's registers, and every rule has loops of it in
+               each type: what a compiler takes apart gives the same bits, several times slower, so
+               that no test would tell. float16 and bfloat16 take the instructions of the set for
+               them where there are any.
 symbols        An object exports its table and nothing else. A weak copy of a function, which the
                linker picks for all, would be an illegal instruction on an older processor.
 instructions   An object stays within its set; it fuses no product with a sum and estimates no
-               reciprocal, or the bits would differ from the reference's.
+               reciprocal, or the bits would differ from the reference's. Where quotients are by
+               products (SCHUSS_DIVIDES_BY_PRODUCTS), each has its estimate and four of them.
 
 The other objects run on any processor, and nothing turns subnormal numbers off at load.
 """
 
 from __future__ import annotations
 
-import importlib
-import itertools
 import json
 import re
 import subprocess
@@ -26,16 +25,31 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
+MOST = 30  # that are shown
 CORE = Path(__file__).parent.parent / "cpp" / "core"
-SOURCES = [CORE / f"{name}.hpp" for name in ("stages", "sums", "storage")]  # that have loops
-WIDTH = {"sse2": 16, "avx2": 32, "avx512": 64, "neon": 16}  # bytes, unless flags prefer others
+FULL = {"sse2": "%xmm", "avx2": "%ymm", "avx512": "%zmm", "neon": r"\bv\d+\.(4s|2d)"}
 
 # What a compiler calls without being asked: all in the C library, where no set leaks from us.
 HARMLESS = {"_GLOBAL_OFFSET_TABLE_", "__stack_chk_fail", "memcpy", "memset"}
 
-INEXACT = re.compile(r"\tv?(fn?m(add|sub)|r(cp|sqrt)(14|28)?[ps][sd])")
+# Operations on floating-point numbers, for x86 with one letter for packed or scalar and one for
+# the type; for ARM the registers tell. And what takes a vector apart.
+OPERATION = re.compile(
+    r"\t(?:v?(?:add|sub|mul|div|sqrt|min|max|cmp\w*|u?comi|fn?m(?:add|sub)\d+|rcp\w*)([ps])[sd]"
+    r"|f(?:add|sub|n?mul|div|sqrt|m(?:ax|in)(?:nm)?|ml[as]|n?m(?:add|sub)|abd|cm\w+))\s"
+)
+APART = re.compile(r"\tv?p(insr|extr)[bwdq]\s")
+
+# A rule's loop over elements, of which every operation fills a register. Elsewhere numbers are
+# compared that are of no element, and sums are of single doubles: the last few elements, the lanes.
+LOOP = re.compile(r"(?:kernels_of|apply)<[^)]*\)::(\w+)(?:>::loop_of<|<[^)]*\)::pack<)(\w+)")
+COMPARISON = re.compile(r"\t(v?cmp|v?u?comi|fcm)")
+SUMS = re.compile(r"::(add_wanted|square_packs|squares_of|measure)<|::add_squares\(")
+SUM = re.compile(rf"{COMPARISON.pattern}|\t(v?(add|sub)[ps]d|fadd|fsub)\s")
+
+INEXACT = re.compile(r"\t(v?(fn?m(add|sub)|r(cp|sqrt)(14|28)?[ps][sd])|fml[as]|fr(ecp|sqrt)[es])")
+OF_QUOTIENTS = re.compile(r"\tv(?:(fn?m(?:add|sub)\d+)|rcp14)ps\s.*%zmm")
 BEYOND = {
     "sse2": re.compile(r"\tv\w+|%[yz]mm"),  # VEX encoding: AVX and later
     "avx2": re.compile(r"%zmm|%[xy]mm(1[6-9]|2\d|3[01])|%k[0-7]"),  # EVEX encoding: AVX-512
@@ -54,107 +68,49 @@ def lines(*command: str | Path) -> list[str]:
     ).stdout.splitlines()
 
 
-def demangled(text: str) -> str:
-    return subprocess.run(
-        "c++filt", check=True, input=text, stdout=subprocess.PIPE, text=True
-    ).stdout
+Functions = list[tuple[str, list[str]]]  # by name, each with its instructions
 
 
-class Loop(NamedTuple):
-    """A loop over the elements of a block, in a function of cpp/core/."""
-
-    at: str  # file:line
-    function: str
-    tail: bool  # behind F16C instructions, which leave it fewer elements than a vector has
-
-
-def functions(path: Path) -> Iterator[tuple[str, int, str]]:
-    """The functions of a source, each with its first line's number and its text to the next."""
-    code = re.sub("//.*", "", path.read_text())
-    heads = list(re.finditer(r"^.*\b(?:void|bool|float|T) (\w+)\((?=.*[,{]$)", code, re.MULTILINE))
-    for head, after in itertools.zip_longest(heads, heads[1:]):
-        text = code[head.start() : after.start() if after else None]
-        yield head[1], code.count("\n", 0, head.start()) + 1, text
+def disassembled(built: Path) -> Functions:
+    functions: Functions = []
+    for line in lines("objdump", "--disassemble", "--demangle", "--no-show-raw-insn", built):
+        if line.endswith(">:"):
+            functions.append((line.split(" ", 1)[1][1:-2], []))
+        elif "\t" in line:
+            functions[-1][1].append(line)
+    return functions
 
 
-def element_loops() -> list[Loop]:
-    """All loops over a block's n elements but those of F16C instructions, which are vectors."""
-    loops = []
-    for path in SOURCES:
-        for function, first, text in functions(path):
-            in_f16c = behind_f16c = False
-            for number, line in enumerate(text.splitlines(), first):
-                if "__F16C__" in line:
-                    in_f16c = behind_f16c = True
-                elif line.startswith("#endif"):
-                    in_f16c = False
-                elif re.search(r"\bfor \(.*; i (\+ \d+ )?<=? n;", line) and not in_f16c:
-                    loops.append(Loop(f"{path.name}:{number}", function, behind_f16c))
-    return loops
+def text_of(instruction: str) -> str:
+    return " ".join(instruction.split()[1:])
 
 
-def homes(rules: dict[str, bool]) -> dict[str, list[tuple[str, str]]]:
-    """Where each function with such a loop ends up: compiled function, and who calls it there.
-
-    rules has of each whether it measures something of its own.
-    """
-    types = ("float", "double")
-    sweeps = {r: [f"::{r}>::measure<{t}>(" for t in types] for r in rules}
-    own = [home for r, its in rules.items() if its for home in sweeps[r]]
-    others = [home for r, its in rules.items() if not its for home in sweeps[r]]
-    return {
-        "updates": [(home, "measure") for home in (*own, *others)],
-        "add_own": [(home, "measure") for home in own],
-        "apply": [(f"::{rule}>::run<{t}>(", "blocks") for rule in rules for t in types],
-        "each": [(f"::stages<{t}>::{f}(", f) for f in ("prepare", "finish") for t in types],
-        "add_lanes": [
-            *((home, "measure add_own") for home in own),
-            *((home, "measure") for home in others),
-            *(
-                (f"::squares_of<{t}, {scales}>(", "squares_of")
-                for t in types
-                for scales in ("false", "true")
-            ),
-        ],
-        **{
-            f"{way}_{kind}": [(f"::{way}_{kind}(", "")]
-            for way in ("open", "close")
-            for kind in ("float16", "bfloat16")
-        },
-        "dither_block": [(f"::dither_block<{half}>(", "") for half in ("true", "false")],
-    }
+def check_width(functions: Functions, full: str, rules: list[str]) -> Iterator[str]:
+    """The first instruction of each function that does not fill a register, and missing loops."""
+    looped = set()
+    for function, instructions in functions:
+        loop = LOOP.search(function)
+        spared = SUM if SUMS.search(function) else COMPARISON
+        whole, narrow = 0, []
+        for line in instructions:
+            operation = OPERATION.search(line)
+            if operation and operation[1] != "s" and re.search(full, line):
+                whole += 1
+            elif APART.search(line) or (operation and (loop or not spared.search(line))):
+                narrow.append(line)
+        if narrow:
+            yield f"not in full width: {text_of(narrow[0])} in {function}"
+        if loop and whole:
+            looped.add((loop[1], loop[2]))
+    for rule in rules:
+        for number in ("float", "double"):
+            if (rule, number) not in looped:
+                yield f"{rule} has no loop of {number} in full width"
 
 
-def check_loops(report: str, width: int, rules: dict[str, bool], f16c: bool) -> Iterator[str]:
-    """The loops against the report, which counts what is left over in narrower vectors.
-
-    A function that is called twice is inlined twice, and has its loop twice.
-    """
-    vectorised: dict[str, Counter[tuple[str, int]]] = {}
-    for line in report.splitlines():
-        if line.startswith(";; Function"):
-            compiled = vectorised.setdefault(line, Counter())
-        elif loop := re.search(r"(\w+\.\w+:\d+):.*loop vectorized using (\d+) byte", line):
-            compiled[loop[1], int(loop[2])] += 1
-    texts = {name: text for path in SOURCES for name, _, text in functions(path)}
-    loops = element_loops()
-    for function in homes(rules).keys() ^ {loop.function for loop in loops}:
-        yield f"{function}: has loops over elements and no known home, or the reverse"
-    for loop in loops:
-        for home, caller in homes(rules).get(loop.function, []):
-            text = "".join(texts[name] for name in caller.split())
-            calls = re.findall(rf"\b{loop.function}(?:<\w+>)?\(", text) if caller else [""]
-            found = sum(seen[loop.at, width] for name, seen in vectorised.items() if home in name)
-            if found != len(calls) and not (f16c and loop.tail):
-                yield (
-                    f"{home.strip(':(')}: the loop of {loop.function} ({loop.at}) is vectorised"
-                    f" with {width} bytes in {found} of {len(calls)} copies"
-                )
-
-
-def check_conversions(built: Path, flag: str) -> Iterator[str]:
+def check_conversions(functions: Functions, flag: str) -> Iterator[str]:
     """The instructions that convert many elements in memory at once."""
-    code = "\n".join(lines("objdump", "--disassemble", "--no-show-raw-insn", built))
+    code = "\n".join(line for _, instructions in functions for line in instructions)
     for wanted in CONVERSIONS[flag]:
         if not re.search(wanted, code):
             yield f"compiled with {flag}, but there is no {wanted!r} in the object"
@@ -166,60 +122,75 @@ def check_symbols(built: Path, isa: str) -> Iterator[str]:
     for line in lines("nm", "--demangle", built):
         kind, name = line[17:].split(" ", 1)
         if kind == "U" and name not in HARMLESS:
-            yield f"{isa}: the object needs {name}"
+            yield f"the object needs {name}"
         elif kind in "uvw" or (kind.isupper() and kind != "U"):
             exported.append(name)
     if exported != [f"schuss::schuss_kernels_{isa}"]:
-        yield f"{isa}: the object exports {exported}, wanted its table alone"
+        yield f"the object exports {exported}, wanted its table alone"
 
 
-def check_instructions(built: Path, isa: str) -> Iterator[str]:
-    """The first instruction of each object that should not be there."""
-    function = ""
-    for line in lines("objdump", "--disassemble", "--demangle", "--no-show-raw-insn", built):
-        if line.endswith(">:"):
-            function = line.split(" ", 1)[1]
-        for what, wrong in (("inexact", INEXACT), (f"beyond {isa}", BEYOND.get(isa))):
-            if wrong and wrong.search(line):
-                yield f"{isa}: {what}: {' '.join(line.split()[1:])} in {built.name}, {function}"
-                return
+def check_instructions(functions: Functions, isa: str, by_products: bool) -> Iterator[str]:
+    """The first instruction of each function that should not be there."""
+    beyond = BEYOND.get(isa)
+    for function, instructions in functions:
+        inexact = [line for line in instructions if INEXACT.search(line)]
+        if by_products:
+            parts = Counter(part[1] for line in inexact if (part := OF_QUOTIENTS.search(line)))
+            estimates, fused = parts.pop(None, 0), parts.total()
+            if fused != 4 * estimates:
+                yield f"{fused} fused products and {estimates} estimates in {function}"
+            inexact = [line for line in inexact if not OF_QUOTIENTS.search(line)]
+        if inexact:
+            yield f"inexact: {text_of(inexact[0])} in {function}"
+        for line in instructions:
+            if beyond and beyond.search(line):
+                yield f"beyond {isa}: {text_of(line)} in {function}"
+                break
+
+
+def check_kernels(built: Path, isa: str, flags: list[str], rules: list[str]) -> Iterator[str]:
+    functions = disassembled(built)
+    yield from check_symbols(built, isa)
+    yield from check_instructions(functions, isa, "-DSCHUSS_DIVIDES_BY_PRODUCTS" in flags)
+    if full := FULL.get("avx512" if isa.startswith("avx512") else isa):
+        yield from check_width(functions, full, rules)
+    for flag in CONVERSIONS.keys() & flags:
+        yield from check_conversions(functions, flag)
 
 
 def check(build: Path) -> Iterator[str]:
-    sys.path.insert(0, str(build))
-    core = importlib.import_module("_core")
-    rules, isas = {name: own for name, _, _, own in core.rules()}, core.compiled_isas()
-    loops = ", ".join(f"{loop.function} ({loop.at})" for loop in element_loops())
-    print(f"{len(rules)} rules; {', '.join(isas)}; loops over elements: {loops}")
+    rules = re.findall(r"^  rule\((\w+)\)", (CORE / "rules.hpp").read_text(), re.MULTILINE)
+    commands = {
+        build / entry["output"]: entry["command"]
+        for entry in json.loads((build / "compile_commands.json").read_text())
+    }
+    dispatch = next(path for path in commands if path.name.startswith("dispatch.cpp"))
+    isas = re.findall(r"U schuss::schuss_kernels_(\w+)", "\n".join(lines("nm", "-pC", dispatch)))
+    print(f"{len(rules)} rules; {', '.join(isas)}")
 
     checked = []
-    for entry in json.loads((build / "compile_commands.json").read_text()):
-        built = build / entry["output"]
-        if fast := FAST_MATH.search(entry["command"]):
-            yield f"{entry['file']}: compiled with {fast[0]}"
-        kernels = re.search(r"kernels_(\w+)\.dir", entry["output"])
-        isa = kernels[1] if kernels else isas[-1]  # the last one runs everywhere
-        yield from check_instructions(built, isa)
-        if kernels:
-            checked.append(isa)
-            flags = entry["command"].split()
-            dumps = built.parent.glob("kernels.cpp*.vect")
-            report = demangled("".join(dump.read_text() for dump in dumps))
-            preferred = re.search(r"-mprefer-vector-width=(\d+)", entry["command"])
-            width = int(preferred[1]) // 8 if preferred else WIDTH[isa]
-            yield from (f"{isa}: {w}" for w in check_loops(report, width, rules, "-mf16c" in flags))
-            for flag in CONVERSIONS.keys() & flags:
-                yield from (f"{isa}: {w}" for w in check_conversions(built, flag))
-            yield from check_symbols(built, isa)
+    for path, command in commands.items():
+        if fast := FAST_MATH.search(command):
+            yield f"{path.name}: compiled with {fast[0]}"
+        if kernels := re.search(r"/kernels_(\w+)\.dir/", str(path)):
+            checked.append(kernels[1])
+            found = check_kernels(path, kernels[1], command.split(), rules)
+            yield from (f"{kernels[1]}: {what}" for what in found)
+        else:  # the last set runs everywhere
+            found = check_instructions(disassembled(path), isas[-1], by_products=False)
+            yield from (f"{path.name}: {what}" for what in found)
     if sorted(checked) != sorted(isas):
-        yield f"kernels were compiled for {checked}, the module has {isas}"
+        yield f"kernels were compiled for {checked}, and {isas} are chosen from"
 
     # What gcc links into a library of -ffast-math: it sets flush-to-zero in whoever loads it.
-    if any(line.endswith(" set_fast_math") for line in lines("nm", *build.glob("_core*.so"))):
-        yield "the module sets flush-to-zero at load"
+    for linked in (*build.glob("_core*.so"), *build.glob("kernels")):
+        if any(line.endswith(" set_fast_math") for line in lines("nm", linked)):
+            yield f"{linked.name} sets flush-to-zero at load"
 
 
 if __name__ == "__main__":
     wrong = list(check(Path(sys.argv[1]).resolve()))
-    print("\n".join(f"WRONG: {w}" for w in wrong) or "as promised")
+    print("\n".join(f"WRONG: {w}" for w in wrong[:MOST]) or "as promised")
+    if len(wrong) > MOST:
+        print(f"WRONG: {len(wrong) - MOST} more")
     sys.exit(bool(wrong))
