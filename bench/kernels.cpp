@@ -1,7 +1,8 @@
 // One contestant of bench/compilers.py: times kernels through the table of an instruction set, on
 // one thread and without the driver.
 //
-// Its argument is the instruction set. Answers each line of its input with a line:
+// Its argument is the instruction set; without one it lists those `compiled` and those `found` in
+// this processor. Answers each line of its input with a line:
 //
 //     case RULE SCALARS X G STATE STAGES ELEMENTS     a hash of what three steps leave
 //     turn SECONDS                                    nanoseconds an element of this case
@@ -215,6 +216,12 @@ class contestant {
   span spans[2] = {};
 };
 
+void list(const char* what, const std::vector<std::string>& isas) {
+  std::printf("%s", what);
+  for (const std::string& isa : isas) std::printf(" %s", isa.c_str());
+  std::printf("\n");
+}
+
 void answer_all(std::istream& lines) {
   std::optional<contestant> present;
   for (std::string line; std::getline(lines, line);) {
@@ -237,6 +244,11 @@ void answer_all(std::istream& lines) {
 
 int main(int argc, char** argv) {
   try {
+    if (argc == 1) {
+      schuss::list("compiled", schuss::compiled_isas());
+      schuss::list("found", schuss::found_isas());
+      return 0;
+    }
     if (argc != 2) throw std::invalid_argument("wants the name of an instruction set");
     schuss::use_isa(argv[1]);
     schuss::answer_all(std::cin);
