@@ -197,6 +197,8 @@ def test_the_best_one_is_the_default() -> None:
         assert ("avx2" in isa["found"]) == (" avx2 " in flags)
         assert ("avx512" in isa["found"]) == (" avx512vl " in flags and " avx512dq " in flags)
         assert ("avx512bf16" in isa["found"]) == (" avx512_bf16 " in flags)
+        amd = "AuthenticAMD" in flags
+        assert ("avx512zen" in isa["found"]) == (amd and "avx512bf16" in isa["found"])
 
 
 def test_an_unknown_set_is_an_error() -> None:
