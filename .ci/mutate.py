@@ -1,9 +1,9 @@
-"""Do the exact tests see a kernel that computes something else? `python .ci/mutate.py`, by hand.
+"""Do the exact tests see a kernel that computes something else? `python .ci/mutate.py [ROUND ...]`.
 
-Exchanges one operator at a time in the formula of each rule of cpp/core/rules.hpp, in a copy,
-builds it and wants the tests of that rule to fail. Round n exchanges the n-th operator of all rules
-at once, as no rule calls another one. Takes a few minutes; wants what the tests want, cmake, ninja
-and pybind11, and no installed schuss.
+By hand. Exchanges one operator at a time in the formula of each rule of cpp/core/rules.hpp, in a
+copy, builds it for SSE2 alone and wants the tests of that rule to fail. Round n exchanges the n-th
+operator of all rules at once, as no rule calls another one; without an argument all are taken, an
+hour or two. Wants what the tests want, cmake, ninja and pybind11, and no installed schuss.
 """
 
 from __future__ import annotations
@@ -22,6 +22,14 @@ TESTS = "test_sizes_and_offsets"  # one of them for each kernel, which names it
 OTHER = {"+": "-", "-": "+", "*": "/", "/": "*"}
 RULE = re.compile(r"template <class T> struct (\w+) \{.*?\n\};", re.DOTALL)
 OPERATOR = re.compile(r"(?<= )[-+*/](?= )")
+ISAS = [  # where this architecture's are listed
+    ("CMakeLists.txt", re.compile(r"(?<=set\(isas )\w.* sse2(?=\))"), "sse2"),
+    (
+        "cpp/core/dispatch.cpp",
+        re.compile(r"(?<=SCHUSS_ISAS\(isa\) )isa.* isa\(sse2\)"),
+        "isa(sse2)",
+    ),
+]
 
 
 def mutated(source: str, n: int) -> tuple[str, dict[str, str]]:
@@ -48,6 +56,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         copy, build = Path(folder, "copy"), Path(folder, "build")
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "build"))
+        for path, listed, alone in ISAS:
+            file = copy / path
+            text, found = listed.subn(alone, file.read_text())
+            assert found == 1, path
+            file.write_text(text)
         cmake_dir = subprocess.check_output(["pybind11-config", "--cmakedir"], text=True).strip()
         subprocess.run(
             ["cmake", "-S", copy, "-B", build, "-G", "Ninja", f"-Dpybind11_DIR={cmake_dir}"],
@@ -56,7 +69,7 @@ def main() -> None:
         )
         rules = copy / "cpp" / "core" / "rules.hpp"
         source = rules.read_text()
-        for n in range(100):
+        for n in map(int, sys.argv[1:]) if sys.argv[1:] else range(100):
             text, changed = mutated(source, n)
             if not changed:
                 break
