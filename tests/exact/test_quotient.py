@@ -31,7 +31,8 @@ TURNS = range(4)
 def quotients(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """By the processor's division."""
     with np.errstate(all="ignore"):
-        return a / b
+        found: np.ndarray = a / b
+    return found
 
 
 def differing(a: np.ndarray, b: np.ndarray) -> int:
