@@ -134,14 +134,7 @@ template <class T> struct stages {
     return bounds() ? bounded : how;
   }
 
-  // Stages 1 to 3: the gradient that the rule is to see.
-  SCHUSS_INLINE number seen(number g, number x) const {
-    number d = by.scale * g;
-    if (clips) d = clamp(d, -clip, clip);
-    if (decays) d = d + by.l2 * x;
-    if (pulls) d = d + l1 * sign(x);
-    return d;
-  }
+  // Stages 1 to 3, of which at least one is asked for: the gradient that the rule is to see.
   [[gnu::noinline]] void prepare(std::ptrdiff_t n, const stream& g, std::ptrdiff_t from, const T* x,
                                  T* out) const {
     const auto whole = [&](auto stage) {
