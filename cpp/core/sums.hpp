@@ -90,6 +90,14 @@ SCHUSS_INLINE void each_part(const span& of, std::ptrdiff_t first, std::ptrdiff_
   });
 }
 
+// Asks for what a loop over a single array will read, once a cache line of T. Of several arrays the
+// processor fetches enough by itself: there asking took 1.05 to 1.25 times as long (Zen 3).
+template <class T> SCHUSS_INLINE void ask_ahead(const void* here, std::ptrdiff_t lane) {
+  constexpr std::ptrdiff_t line = 64, ahead = 2048;
+  if (lane * static_cast<std::ptrdiff_t>(sizeof(T)) % line == 0)
+    __builtin_prefetch(static_cast<const char*>(here) + ahead);
+}
+
 // ---- Squares
 
 template <class T, bool scales>
@@ -99,6 +107,7 @@ template <class T, bool scales>
   const pack<double> by = scale;
   lanes sum = to;
   each_pack<T>(first, n, [&](std::ptrdiff_t i, std::ptrdiff_t lane) {
+    ask_ahead<T>(at<char>(g, i * g.width), lane);
     doubles<pack<T>> d = load<T>(g, i);
     if constexpr (scales)
       for (pack<double>& part : d.part) part = by * part;
@@ -148,6 +157,7 @@ template <class T>
   const pack<T> scale = all.scale;
   lanes sum = to;
   each_pack<T>(0, n, [&](std::ptrdiff_t i, std::ptrdiff_t lane) {
+    ask_ahead<T>(g + i, lane);
     sum.add(lane, square(scale * pack<T>::from(g + i)));
   });
   to = sum;
