@@ -43,7 +43,7 @@ APART = re.compile(r"\tv?p(insr|extr)[bwdq]\s")
 
 # A rule's loop over elements, of which every operation fills a register. Elsewhere numbers are
 # compared that are of no element, and sums are of single doubles: the last few elements, the lanes.
-LOOP = re.compile(r"(?:kernels_of|apply)<[^)]*\)::(\w+)(?:>::loop_of<|<[^)]*\)::pack<)(\w+)")
+LOOP = re.compile(r"kernels_of<[^)]*\)::(\w+)>::taken<(\w+)")
 COMPARISON = re.compile(r"\t(v?cmp|v?u?comi|fcm)")
 SUMS = re.compile(r"::(add_wanted|square_packs|squares_of|measure)<|::add_squares\(")
 SUM = re.compile(rf"{COMPARISON.pattern}|\t(v?(add|sub)[ps]d|fadd|fsub)\s")

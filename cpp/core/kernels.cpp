@@ -66,7 +66,7 @@ template <template <class> class Rule> struct kernels_of {
     const auto rule = with<T>(c, indices());
     const stages<T> around(c);
     for (; a != end; ++a) {
-      update<T>(*a, first, a + 1 == end ? last : a->size, &rule, all_loops<T>(), around);
+      blocks<T>(*a, first, a + 1 == end ? last : a->size, &rule, all_loops<T>(), around);
       first = 0;
     }
   }

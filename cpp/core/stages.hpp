@@ -194,9 +194,56 @@ template <class T> struct stages {
   }
 };
 
+// The loop of a rule that takes most of an array as it is stored.
+template <class T>
+const loop<T>& fitting(const span& a, form how, kind x, kind g, const loops<T>& of) {
+  constexpr kind own = std::is_same_v<T, float> ? kind::float32 : kind::float64;
+  kind state = of.states > 0 ? a.state[0].kind : g;
+  for (int s = 1; s < of.states; ++s)
+    if (a.state[s].kind != state) state = own;
+  if (how == plain && (narrow(g) || narrow(state))) {
+    const bool half = (narrow(state) ? state : g) == kind::float16;
+    const loop<T>* const list = half ? of.float16 : of.bfloat16;
+    for (const loop<T>* one = list; one != list + of_16_bits; ++one)
+      if ((one->x == x || one->x == own) && (one->g == g || one->g == own) &&
+          (one->state == state || one->state == own))
+        return *one;
+  }
+  return of.wide[how];
+}
+
+// The step of elements first <= i < last where a loop takes them as they are. The last ones, fewer
+// than a pack, go through copies with room for one: many arrays have no others.
+template <class T> void direct(const span& a, std::ptrdiff_t first, std::ptrdiff_t last,
+                               const void* rule, int states, applied<T> run, const factors<T>& by) {
+  const std::ptrdiff_t left = (last - first) % pack<T>::size, whole = last - left;
+  const stream* of[2 + most_states] = {&a.x, &a.g};
+  for (int s = 0; s < states; ++s) of[2 + s] = a.state + s;
+  void* at_first[2 + most_states];
+  for (int s = 0; s < 2 + states; ++s) at_first[s] = at<char>(*of[s], first * of[s]->width);
+  if (first < whole) run(rule, by, whole - first, at_first[0], at_first[1], at_first + 2);
+  if (left == 0) return;
+
+  alignas(register_bytes) char rooms[2 + most_states][register_bytes];
+  void* room[2 + most_states];
+  // In words: a call of memcpy for each stream takes longer than all else.
+  const auto copy_words = [](char* to, const char* from, std::ptrdiff_t bytes) {
+    std::ptrdiff_t i = 0;
+    for (; i + 4 <= bytes; i += 4) __builtin_memcpy(to + i, from + i, 4);
+    if (i < bytes) __builtin_memcpy(to + i, from + i, 2);
+  };
+  for (int s = 0; s < 2 + states; ++s) {
+    pack<T>(T(0)).to(rooms[s]);
+    copy_words(rooms[s], at<char>(*of[s], whole * of[s]->width), left * of[s]->width);
+    room[s] = rooms[s];
+  }
+  run(rule, by, pack<T>::size, room[0], room[1], room + 2);
+  for (int s = 0; s < 2 + states; ++s)
+    if (s != 1) copy_words(at<char>(*of[s], whole * of[s]->width), rooms[s], left * of[s]->width);
+}
+
 // The loop over blocks, once for all rules: brings what the rule's loop doesn't take to the compute
-// type, prepares the gradient, applies the rule, finishes the parameter and puts it back. Without
-// any of that there is one block.
+// type, prepares the gradient, applies the rule, finishes the parameter and puts it back.
 template <class T> [[gnu::noinline]] void blocks(const span& a, std::ptrdiff_t first,
                                                  std::ptrdiff_t last, const void* rule,
                                                  const loops<T>& of, const stages<T>& around) {
@@ -205,27 +252,25 @@ template <class T> [[gnu::noinline]] void blocks(const span& a, std::ptrdiff_t f
   alignas(64) T x_buffer[block], g_buffer[block], buffers[most_states][block];
   const form how = around.closing(a);
   const bool finishes = how == around.how && around.finishes(a);
-
-  // The loop that takes most as it is stored.
-  const kind x_kind = finishes ? own : a.x.kind, g_kind = around.prepares ? own : a.g.kind;
-  kind state_kind = states > 0 ? a.state[0].kind : g_kind;
-  for (int s = 1; s < states; ++s)
-    if (a.state[s].kind != state_kind) state_kind = own;
-  const loop<T>* taken = of.wide + how;
-  if (how == plain && (narrow(g_kind) || narrow(state_kind))) {
-    const bool half = (narrow(state_kind) ? state_kind : g_kind) == kind::float16;
-    const loop<T>* const list = half ? of.float16 : of.bfloat16;
-    for (const loop<T>* one = list + of_16_bits; one-- != list;)
-      if ((one->x == x_kind || one->x == own) && (one->g == g_kind || one->g == own) &&
-          (one->state == state_kind || one->state == own))
-        taken = one;
-  }
+  const loop<T>* const taken =
+      &fitting(a, how, finishes ? own : a.x.kind, around.prepares ? own : a.g.kind, of);
 
   const stream& x_of = is(a.master) ? a.master : a.x;
   const bool opens_x = x_of.kind != taken->x, opens_g = a.g.kind != taken->g;
-  bool opens = opens_x || (opens_g && !around.prepares);
+  bool opens = opens_x || opens_g;
   for (int s = 0; s < states; ++s) opens = opens || a.state[s].kind != taken->state;
-  const std::ptrdiff_t size = opens || around.prepares || finishes ? block : last - first;
+  if (!opens && !around.prepares && !finishes && how != cleared)
+    return direct(a, first, last, rule, states, taken->run, around.by);
+
+  // The last ones go through all of this in copies.
+  const std::ptrdiff_t left = (last - first) % pack<T>::size;
+  if (left != 0) {
+    if (first < last - left) blocks<T>(a, first, last - left, rule, of, around);
+    const rest copies(a, last - left, left);
+    blocks<T>(copies.copy, 0, pack<T>::size, rule, of, around);
+    return copies.put_back(a, around.c.zero_grad != 0);
+  }
+  const std::ptrdiff_t size = how == cleared ? last - first : block;
   factors<T> by = around.by;
   if (around.prepares) by.scale = T(1);
 
@@ -233,13 +278,13 @@ template <class T> [[gnu::noinline]] void blocks(const span& a, std::ptrdiff_t f
     for (std::ptrdiff_t k = 0; k < n; k += pack<T>::size) load<T>(from, i + k).to(to + k);
     return static_cast<void*>(to);
   };
-  const auto direct = [](const stream& s, std::ptrdiff_t i) {
+  const auto there = [](const stream& s, std::ptrdiff_t i) {
     return static_cast<void*>(at<char>(s, i * s.width));
   };
   for (std::ptrdiff_t i = first; i < last; i += size) {
     const std::ptrdiff_t n = last - i < size ? last - i : size;
-    void* const x = opens_x ? copy(x_of, i, n, x_buffer) : direct(x_of, i);
-    void* g = direct(a.g, i);
+    void* const x = opens_x ? copy(x_of, i, n, x_buffer) : there(x_of, i);
+    void* g = there(a.g, i);
     if (around.prepares)
       around.prepare(n, a.g, i, static_cast<const T*>(x), g_buffer), g = g_buffer;
     else if (opens_g)
@@ -247,7 +292,7 @@ template <class T> [[gnu::noinline]] void blocks(const span& a, std::ptrdiff_t f
     void* state[most_states];
     for (int s = 0; s < states; ++s)
       state[s] = a.state[s].kind != taken->state ? copy(a.state[s], i, n, buffers[s])
-                                                 : direct(a.state[s], i);
+                                                 : there(a.state[s], i);
     taken->run(rule, by, n, x, g, state);
     const auto put = [&](const stream& to, const void* from) {
       for (std::ptrdiff_t k = 0; k < n; k += pack<T>::size)
@@ -260,18 +305,6 @@ template <class T> [[gnu::noinline]] void blocks(const span& a, std::ptrdiff_t f
     else if (opens_x)
       put(a.x, x);
   }
-}
-
-// The step of elements first <= i < last.
-template <class T> [[gnu::noinline]] void update(const span& a, std::ptrdiff_t first,
-                                                 std::ptrdiff_t last, const void* rule,
-                                                 const loops<T>& of, const stages<T>& around) {
-  const std::ptrdiff_t left = (last - first) % pack<T>::size, whole = last - left;
-  if (first < whole) blocks<T>(a, first, whole, rule, of, around);
-  if (left == 0) return;
-  const rest copies(a, whole, left);
-  blocks<T>(copies.copy, 0, pack<T>::size, rule, of, around);
-  copies.put_back(a, around.c.zero_grad != 0);
 }
 
 }  // namespace
