@@ -41,7 +41,7 @@ template <template <class> class Rule> struct kernels_of {
     apply<T, how, X, G, S>(*static_cast<const Rule<pack<T>>*>(rule), by, n, x, g, state, states());
   }
   template <class T, form how, kind X, kind G, kind S> static constexpr loop<T> loop_of() {
-    return {how, X, G, S, taken<T, how, X, G, S>};
+    return {X, G, S, taken<T, how, X, G, S>};
   }
 
   template <class T, kind f> static constexpr loop<T> wide[] = {

@@ -66,7 +66,6 @@ template <class T> using applied = void (*)(const void* rule, const factors<T>&,
                                             void* x, void* g, void* const* state);
 
 template <class T> struct loop {
-  form how;
   kind x, g, state;
   applied<T> run;
 };
@@ -119,17 +118,18 @@ template <class T> struct stages {
   }
   bool bounds() const { return c.low > -infinite || c.high < infinite; }
 
-  // Whether stages follow that the rule's loop doesn't know.
-  bool finishes(const span& a) const {
-    return c.after != 1 || c.threshold != 0 || bounds() || is(a.low) || is(a.average) ||
-           is(a.master) || (narrow(a.x.kind) && c.stochastic != 0) || c.zero_grad != 0;
+  // Whether stages follow that no loop of a rule knows.
+  bool follow(const span& a) const {
+    return c.after != 1 || c.threshold != 0 || is(a.low) || is(a.average) || is(a.master) ||
+           (narrow(a.x.kind) && c.stochastic != 0);
   }
+
+  // Whether any stage follows the rule's loop.
+  bool finishes(const span& a) const { return follow(a) || bounds() || c.zero_grad != 0; }
 
   // The form in which the rule's loop takes the only stage behind it, if it can.
   form closing(const span& a) const {
-    if (how != plain || prepares || c.after != 1 || c.threshold != 0 || is(a.low) ||
-        is(a.average) || is(a.master) || narrow(a.x.kind) || narrow(a.g.kind))
-      return how;
+    if (how != plain || prepares || follow(a) || narrow(a.x.kind) || narrow(a.g.kind)) return how;
     if (c.zero_grad != 0) return bounds() ? how : cleared;
     return bounds() ? bounded : how;
   }
@@ -274,36 +274,28 @@ template <class T> [[gnu::noinline]] void blocks(const span& a, std::ptrdiff_t f
   factors<T> by = around.by;
   if (around.prepares) by.scale = T(1);
 
-  const auto copy = [](const stream& from, std::ptrdiff_t i, std::ptrdiff_t n, T* to) {
-    for (std::ptrdiff_t k = 0; k < n; k += pack<T>::size) load<T>(from, i + k).to(to + k);
-    return static_cast<void*>(to);
-  };
   const auto there = [](const stream& s, std::ptrdiff_t i) {
     return static_cast<void*>(at<char>(s, i * s.width));
   };
   for (std::ptrdiff_t i = first; i < last; i += size) {
     const std::ptrdiff_t n = last - i < size ? last - i : size;
-    void* const x = opens_x ? copy(x_of, i, n, x_buffer) : there(x_of, i);
+    void* const x = opens_x ? open(x_of, i, n, x_buffer) : there(x_of, i);
     void* g = there(a.g, i);
     if (around.prepares)
       around.prepare(n, a.g, i, static_cast<const T*>(x), g_buffer), g = g_buffer;
     else if (opens_g)
-      g = copy(a.g, i, n, g_buffer);
+      g = open(a.g, i, n, g_buffer);
     void* state[most_states];
     for (int s = 0; s < states; ++s)
-      state[s] = a.state[s].kind != taken->state ? copy(a.state[s], i, n, buffers[s])
+      state[s] = a.state[s].kind != taken->state ? open(a.state[s], i, n, buffers[s])
                                                  : there(a.state[s], i);
     taken->run(rule, by, n, x, g, state);
-    const auto put = [&](const stream& to, const void* from) {
-      for (std::ptrdiff_t k = 0; k < n; k += pack<T>::size)
-        store<T>(to, i + k, pack<T>::from(static_cast<const T*>(from) + k));
-    };
     for (int s = 0; s < states; ++s)
-      if (a.state[s].kind != taken->state) put(a.state[s], state[s]);
+      if (a.state[s].kind != taken->state) close(a.state[s], i, n, buffers[s]);
     if (finishes)
       around.finish(a, i, n, static_cast<T*>(x));
     else if (opens_x)
-      put(a.x, x);
+      close(a.x, i, n, x_buffer);
   }
 }
 

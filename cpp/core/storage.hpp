@@ -57,12 +57,23 @@ template <class T> SCHUSS_INLINE void store(const stream& s, std::ptrdiff_t i, p
   store<T, kind::none>(s.data, i, from);
 }
 
+// Brings n elements, whole packs, from i on to a buffer of the compute type, and back.
+template <class T>
+SCHUSS_INLINE T* open(const stream& s, std::ptrdiff_t i, std::ptrdiff_t n, T* buffer) {
+  for (std::ptrdiff_t k = 0; k < n; k += pack<T>::size) load<T>(s, i + k).to(buffer + k);
+  return buffer;
+}
+
+template <class T>
+SCHUSS_INLINE void close(const stream& s, std::ptrdiff_t i, std::ptrdiff_t n, const T* buffer) {
+  for (std::ptrdiff_t k = 0; k < n; k += pack<T>::size)
+    store<T>(s, i + k, pack<T>::from(buffer + k));
+}
+
 // Elements from i on in the compute type: where they are, or n of them, whole packs, in a buffer.
 template <class T>
 SCHUSS_INLINE const T* opened(const stream& s, std::ptrdiff_t i, std::ptrdiff_t n, T* buffer) {
-  if (std::is_same_v<T, double> || !narrow(s.kind)) return at<T>(s, i);
-  for (std::ptrdiff_t k = 0; k < n; k += pack<T>::size) load<T>(s, i + k).to(buffer + k);
-  return buffer;
+  return std::is_same_v<T, double> || !narrow(s.kind) ? at<T>(s, i) : open(s, i, n, buffer);
 }
 
 // The last n elements of an array, fewer than 16, in copies that have room for as many: whole packs
