@@ -83,8 +83,8 @@ struct span {
 };
 
 // Updates spans that share a set of scalars: from element `first` of the first one to `last` of the
-// last one. All in one call: with a call for each, 200 arrays of 64
-// elements took 1.1 times as long.
+// last one. All in one call: with a call for each, 200 arrays of 64 elements took 1.1 times as
+// long.
 using kernel = void (*)(const span* begin, const span* end, std::ptrdiff_t first,
                         std::ptrdiff_t last, const scalars&);
 
