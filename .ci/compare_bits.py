@@ -21,6 +21,10 @@ STORED = [
     *((kind, kind, kind) for kind in ("float32", "float64", "float16", "bfloat16")),
     *(("float32", "float32", half) for half in ("float16", "bfloat16")),
     *(("float32", half, "float32") for half in ("float16", "bfloat16")),
+    ("float32", "float32", "blockfloat8"),
+    ("remainder", "bfloat16", "blockfloat8"),
+    ("remainder", "float32", "bfloat16"),
+    ("float16", "bfloat16", "blockfloat8"),
 ]
 STAGES = [
     "clip=1",

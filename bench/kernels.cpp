@@ -7,7 +7,8 @@
 //     case RULE SCALARS X G STATE STAGES ELEMENTS     a hash of what three steps leave
 //     turn SECONDS                                    nanoseconds an element of this case
 //
-// X, G and STATE are kinds. SCALARS are the rule's own, separated by commas, or `-` for 1/2 each;
+// X, G and STATE are kinds; X may be `remainder`, a bfloat16 with one beside it, and STATE
+// `blockfloat8`. SCALARS are the rule's own, separated by commas, or `-` for 1/2 each;
 // STAGES those of the stages, as in clip=1,l1=1e-4, or `-` for none. Includes nothing of the core
 // but kernel.hpp and dispatch.hpp, so that other commits can be built with it.
 #include <algorithm>
@@ -48,8 +49,16 @@ kind kind_of(const std::string& name) {
   throw unknown(name);
 }
 
+// Of a state array with a trait.
+kind kind_of(const std::string& name, trait of) {
+  if (name != "blockfloat8") return kind_of(name);
+  if ((of & alone) != 0) return kind::float32;
+  return (of & positive) != 0 ? kind::unsigned8 : kind::signed8;
+}
+
 std::ptrdiff_t width_of(kind type) {
-  return type == kind::float64 ? 8 : type == kind::float32 ? 4 : 2;
+  constexpr std::ptrdiff_t widths[] = {1, 4, 8, 2, 2, 2, 1, 1};
+  return widths[static_cast<int>(type)];
 }
 
 const rule& rule_of(const std::string& name) {
@@ -92,7 +101,7 @@ scalars scalars_of(const std::string& own, const std::string& stages) {
 }
 
 // Stores a number in an element of a kind; in 16 bits cut off towards 0, and 0 where float16 has
-// no normal number for it.
+// no normal number for it; in 8 one from 1/2 to 1, with the scale that `none` gives.
 void put(kind type, double number, void* to) {
   const float nearest = static_cast<float>(number);
   std::uint32_t word;
@@ -100,7 +109,11 @@ void put(kind type, double number, void* to) {
   const std::uint32_t sign = word >> 16 & 0x8000, size = word & 0x7fffffff;
   const std::uint32_t half = sign | (size < 0x38800000 ? 0 : (size - 0x38000000) >> 13);
   const auto bits = static_cast<std::uint16_t>(type == kind::float16 ? half : word >> 16);
-  if (type == kind::float64)
+  const std::uint8_t scale = 127, fraction = static_cast<std::uint8_t>(word >> 19 & 15);
+  const auto code = static_cast<std::uint8_t>((type == kind::signed8 ? 96 : 224) + fraction);
+  if (width_of(type) == 1)
+    std::memcpy(to, type == kind::none ? &scale : &code, 1);
+  else if (type == kind::float64)
     std::memcpy(to, &number, sizeof number);
   else if (type == kind::float32)
     std::memcpy(to, &nearest, sizeof nearest);
@@ -122,7 +135,7 @@ class arrays {
   // Numbers from 1/2 to 3/2, far from subnormal ones, which would be another benchmark; with signs
   // by chance where there are to be any.
   stream add(kind type, bool has_signs) {
-    const stream s{next, type, width_of(type)};
+    const stream s{next, type, width_of(type), nullptr};
     for (std::ptrdiff_t i = 0; i < size; ++i) {
       const double number = 0.5 + static_cast<double>(random()) * 0x1p-32;
       put(type, has_signs && random() % 2 == 1 ? -number : number, next + i * s.width);
@@ -163,13 +176,22 @@ class contestant {
     if (!(words >> name >> own >> x >> g >> state >> stages >> elements))
       throw unknown("a case that ends too soon");
     const rule& r = rule_of(name);
+    const bool remains = x == "remainder";
+    if (remains) x = "bfloat16";
     update = kind_of(x) == kind::float64 ? r.float64 : r.float32;
     c = scalars_of(own, stages);
-    held.emplace(most_states + 4, elements + tail);
+    held.emplace(2 * most_states + 5, elements + tail);
     span& a = spans[0];
     a.x = held->add(kind_of(x), false);
     a.g = held->add(kind_of(g), true);
-    for (int s = 0; s < r.states; ++s) a.state[s] = held->add(kind_of(state), false);
+    for (int s = 0; s < r.states; ++s) {
+      a.state[s] = held->add(kind_of(state, r.traits[s]), false);
+      if (a.state[s].width == 1) a.state[s].beside = held->add(kind::none, false).data;
+    }
+    if (remains) {
+      a.master = held->add(kind::remainder, false);
+      a.master.beside = a.x.data;
+    }
     if (c.average != 0)
       a.average = held->add(update == r.float64 ? kind::float64 : kind::float32, false);
     spans[1] = a;

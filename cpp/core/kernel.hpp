@@ -10,13 +10,39 @@ namespace schuss {
 
 // How the elements of a stream are stored. Kinds narrower than the compute type, those from float16
 // on, are brought to it in registers (storage.hpp). `none` is a stream that isn't there.
-enum class kind : unsigned char { none, float32, float64, float16, bfloat16 };
+enum class kind : unsigned char {
+  none,
+  float32,
+  float64,
+  float16,
+  bfloat16,
+  remainder,  // 16 bits: what a float32 is more than the bfloat16 beside it
+  signed8,    // codes of blockfloat8, with a scale for each block beside them
+  unsigned8
+};
 
 // One array of a span. The compute type is that of the parameter: float64, or else float32.
 struct stream {
   void* data;
   schuss::kind kind;
   std::ptrdiff_t width;  // bytes of an element
+  void* beside;          // of a remainder the bfloat16 numbers, of codes the scales; else nothing
+};
+
+// What a rule says of a state array: how it is rounded to what is narrower than the compute type.
+// By chance, the dither of elements.hpp, where a step may change it by less than the spacing of
+// such a type; without it that would be lost, and a second moment never decay.
+enum trait : unsigned char {
+  dithered = 1,
+  positive = 2,  // never negative
+  alone = 4,     // no mean or sum of what is small: not for 8 bits
+
+  mean = 0,
+  slow = dithered,
+  second = dithered | positive,
+  peak = positive,
+  exact = alone,
+  point = alone | dithered
 };
 
 constexpr int most_states = 4;    // state arrays of one rule
@@ -65,7 +91,7 @@ struct scalars {
   double flush;       // not 0: a state element below the smallest normal number is stored as 0
   double zero_grad;   // not 0: g = 0 when all is done
   double stochastic;  // not 0: x is rounded stochastically to its 16 bits
-  double key;         // of this step's random numbers: a whole number below 2^32
+  double key;         // of this step's dither: a whole number below 2^32
   double rule_scalars[most_scalars];
 };
 
@@ -102,6 +128,7 @@ using measure_kernel = void (*)(const span&, std::ptrdiff_t first, std::ptrdiff_
 struct rule {
   const char* name;
   int states, scalars;
+  const trait* traits;  // of each state array
   bool measures;  // whether it measures something of its own
   kernel float32, float64;
   measure_kernel measure32, measure64;

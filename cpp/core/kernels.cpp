@@ -24,7 +24,14 @@ struct states_of<T (Rule::*)(T, T, State&...) const> {
   using type = std::make_index_sequence<sizeof...(State)>;
 };
 
+// What a rule says of them, if it has any.
+template <class Rule> constexpr auto traits_of(int) -> decltype(&*Rule::states) {
+  return Rule::states;
+}
+template <class Rule> constexpr const trait* traits_of(long) { return nullptr; }
+
 template <template <class> class Rule> struct kernels_of {
+  static constexpr const trait* traits = traits_of<Rule<float>>(0);
   static constexpr std::size_t scalar_count = sizeof(Rule<float>) / sizeof(float);
   using states = typename states_of<decltype(&Rule<float>::operator())>::type;
   static_assert(scalar_count <= most_scalars && states::size() <= most_states);
@@ -37,8 +44,9 @@ template <template <class> class Rule> struct kernels_of {
 
   template <class T, form how, kind X, kind G, kind S>
   [[gnu::flatten]] static void taken(const void* rule, const factors<T>& by, std::ptrdiff_t n,
-                                     void* x, void* g, void* const* state) {
-    apply<T, how, X, G, S>(*static_cast<const Rule<pack<T>>*>(rule), by, n, x, g, state, states());
+                                     void* x, void* g, void* const* state, const chance& from) {
+    apply<T, how, X, G, S>(*static_cast<const Rule<pack<T>>*>(rule), by, n, x, g, state, from,
+                           states());
   }
   template <class T, form how, kind X, kind G, kind S> static constexpr loop<T> loop_of() {
     return {X, G, S, taken<T, how, X, G, S>};
@@ -55,9 +63,9 @@ template <template <class> class Rule> struct kernels_of {
   template <class T> static loops<T> all_loops() {
     constexpr int count = static_cast<int>(states::size());
     if constexpr (std::is_same_v<T, double>)
-      return {count, wide<double, kind::float64>, nullptr, nullptr};
+      return {count, traits, wide<double, kind::float64>, nullptr, nullptr};
     else
-      return {count, wide<float, kind::float32>, of_16_bits<kind::float32, kind::bfloat16>,
+      return {count, traits, wide<float, kind::float32>, of_16_bits<kind::float32, kind::bfloat16>,
               of_16_bits<kind::float32, kind::float16>};
   }
 
@@ -81,6 +89,7 @@ constexpr rule rules[] = {
   {#name,                                              \
    static_cast<int>(kernels_of<name>::states::size()), \
    static_cast<int>(kernels_of<name>::scalar_count),   \
+   kernels_of<name>::traits,                           \
    measures<name<pack<float>>>(0),                     \
    kernels_of<name>::run<float>,                       \
    kernels_of<name>::run<double>,                      \
@@ -93,9 +102,9 @@ constexpr rule rules[] = {
 // The quotient as the rules take it, for the proof that it is rounded right.
 void divide(const float* a, const float* b, std::ptrdiff_t n, float* quotients) {
   span pairs{};
-  pairs.x = {quotients, kind::float32, sizeof(float)};
-  pairs.g = {const_cast<float*>(a), kind::float32, sizeof(float)};
-  pairs.low = {const_cast<float*>(b), kind::float32, sizeof(float)};
+  pairs.x = {quotients, kind::float32, sizeof(float), nullptr};
+  pairs.g = {const_cast<float*>(a), kind::float32, sizeof(float), nullptr};
+  pairs.low = {const_cast<float*>(b), kind::float32, sizeof(float), nullptr};
   const auto take = [](const span& s, std::ptrdiff_t first, std::ptrdiff_t last) {
     for (std::ptrdiff_t i = first; i < last; i += pack<float>::size)
       store<float>(s.x, i, load<float>(s.g, i) / load<float>(s.low, i));

@@ -234,6 +234,21 @@ SCHUSS_INLINE words rounded_bfloat16(pack<float> f) {
   return (u + 0x7fff + ((u >> 16) & 1)) | (words)(f.v != f.v);
 }
 
+// Stores the upper halves.
+SCHUSS_INLINE void put_upper(words w, void* h) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  const __m256i upper_bytes =
+      _mm256_setr_epi8(2, 3, 6, 7, 10, 11, 14, 15, -1, -1, -1, -1, -1, -1, -1, -1,  //
+                       2, 3, 6, 7, 10, 11, 14, 15, -1, -1, -1, -1, -1, -1, -1, -1);
+  const __m256i low = _mm256_shuffle_epi8((__m256i)w, upper_bytes);
+  _mm_storel_epi64(static_cast<__m128i*>(h), _mm256_castsi256_si128(low));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(static_cast<char*>(h) + 8),
+                   _mm256_extracti128_si256(low, 1));
+#else
+  put_words(w >> 16, h);
+#endif
+}
+
 SCHUSS_INLINE void narrow_bfloat16(pack<float> f, void* h) {
 #if defined(__AVX512BF16__)
   // The instruction takes subnormal numbers for zero, so that registers with one go the other way;
@@ -245,17 +260,7 @@ SCHUSS_INLINE void narrow_bfloat16(pack<float> f, void* h) {
     return;
   }
 #endif
-#if defined(__AVX2__) && !defined(__AVX512F__)
-  const __m256i upper_bytes =
-      _mm256_setr_epi8(2, 3, 6, 7, 10, 11, 14, 15, -1, -1, -1, -1, -1, -1, -1, -1,  //
-                       2, 3, 6, 7, 10, 11, 14, 15, -1, -1, -1, -1, -1, -1, -1, -1);
-  const __m256i low = _mm256_shuffle_epi8((__m256i)rounded_bfloat16(f), upper_bytes);
-  _mm_storel_epi64(static_cast<__m128i*>(h), _mm256_castsi256_si128(low));
-  _mm_storel_epi64(reinterpret_cast<__m128i*>(static_cast<char*>(h) + 8),
-                   _mm256_extracti128_si256(low, 1));
-#else
-  put_words(rounded_bfloat16(f) >> 16, h);
-#endif
+  put_upper(rounded_bfloat16(f), h);
 }
 
 // The exponent's bias differs by 112; a product with 2^112 brings subnormal halves to their place.
@@ -295,6 +300,73 @@ SCHUSS_INLINE void narrow_float16(pack<float> f, void* h) {
   const words large = rest > 0x7f800000 ? words() + 0x7e00 : words() + 0x7c00;
   put_words(sign | (rest >= 0x477ff000 ? large : finite), h);
 #endif
+}
+
+// ---- 8 bits: whole numbers, from memory and to it
+
+using integers = vector<std::int32_t>;
+
+template <bool negative> SCHUSS_INLINE words words_of_bytes(const void* codes) {
+#if defined(__AVX512F__)
+  const __m128i found = _mm_loadu_si128(static_cast<const __m128i*>(codes));
+  return (words)(negative ? _mm512_maskz_cvtepi8_epi32(0xffff, found)
+                          : _mm512_maskz_cvtepu8_epi32(0xffff, found));
+#elif defined(__AVX2__)
+  const __m128i found = _mm_loadl_epi64(static_cast<const __m128i*>(codes));
+  return (words)(negative ? _mm256_cvtepi8_epi32(found) : _mm256_cvtepu8_epi32(found));
+#else
+  using byte = std::conditional_t<negative, std::int8_t, std::uint8_t>;
+  vector<byte, register_bytes / 4> found;
+  __builtin_memcpy(&found, codes, sizeof found);
+  return (words)__builtin_convertvector(found, integers);
+#endif
+}
+
+// Stores the words of four registers, each a number of 8 bits, one after another.
+template <bool negative> SCHUSS_INLINE void put_bytes(const words* from, void* codes) {
+#if defined(__AVX512F__)
+  for (int part = 0; part < 4; ++part)
+    _mm_storeu_si128(static_cast<__m128i*>(codes) + part,
+                     _mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)from[part]));
+#elif defined(__AVX2__)
+  const __m256i low = _mm256_packs_epi32((__m256i)from[0], (__m256i)from[1]);
+  const __m256i high = _mm256_packs_epi32((__m256i)from[2], (__m256i)from[3]);
+  const __m256i bytes = negative ? _mm256_packs_epi16(low, high) : _mm256_packus_epi16(low, high);
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  _mm256_storeu_si256(static_cast<__m256i*>(codes), _mm256_permutevar8x32_epi32(bytes, order));
+#else
+  for (std::size_t part = 0; part < 4; ++part) {
+    const auto low = __builtin_convertvector(from[part], vector<std::uint8_t, register_bytes / 4>);
+    __builtin_memcpy(static_cast<char*>(codes) + part * sizeof low, &low, sizeof low);
+  }
+#endif
+}
+
+// |a|; and a, or -a where b is negative.
+SCHUSS_INLINE integers magnitude(integers a) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  return (integers)_mm256_abs_epi32((__m256i)a);
+#else
+  return a < 0 ? -a : a;
+#endif
+}
+SCHUSS_INLINE integers negated(integers a, integers b) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  return (integers)_mm256_sign_epi32((__m256i)a, (__m256i)b);  // 0 where b is: so is a, then
+#else
+  return b < 0 ? -a : a;
+#endif
+}
+
+SCHUSS_INLINE integers larger(integers a, integers b) { return a > b ? a : b; }
+SCHUSS_INLINE integers smaller(integers a, integers b) { return a < b ? a : b; }
+
+// The largest element, none of which is negative.
+SCHUSS_INLINE std::int32_t largest(integers a) {
+  std::int32_t each[register_bytes / 4], found = 0;
+  __builtin_memcpy(each, &a, sizeof each);
+  for (const std::int32_t one : each) found = one > found ? one : found;
+  return found;
 }
 
 }  // namespace

@@ -9,7 +9,7 @@
 // is infinite once stays so.
 //
 // T is a pack (pack.hpp): operators, sqrt and fabs are those of a number, and select(c, a, b) is
-// c ? a : b for each element.
+// c ? a : b for each element. What is stored in less than T says so by a trait (kernel.hpp).
 #pragma once
 
 #include "elements.hpp"
@@ -47,6 +47,7 @@ template <class T> struct sgd {
 
 template <class T> struct momentum {
   T mu, w, s;
+  static constexpr trait states[] = {mean};
   T operator()(T, T g, T& b) const {
     b = mu * b + w * g;
     return s * b;
@@ -55,6 +56,7 @@ template <class T> struct momentum {
 
 template <class T> struct nesterov {
   T mu, w, a, s;
+  static constexpr trait states[] = {mean};
   T operator()(T, T g, T& b) const {
     b = mu * b + w * g;
     return s * (a * g + mu * b);
@@ -63,6 +65,7 @@ template <class T> struct nesterov {
 
 template <class T> struct adagrad {
   T lr, inside, eps, guard;
+  static constexpr trait states[] = {second};
   T operator()(T, T g, T& s) const {
     s = s + g * g;
     const T u = lr * g / (sqrt(s + inside) + eps);
@@ -72,6 +75,7 @@ template <class T> struct adagrad {
 
 template <class T> struct rmsprop {
   T alpha, w, kv, inside, eps, lr;
+  static constexpr trait states[] = {second};
   T operator()(T, T g, T& v) const {
     v = alpha * v + (w * g) * g;
     return lr * (g / (sqrt(kv * v + inside) + eps));
@@ -80,6 +84,7 @@ template <class T> struct rmsprop {
 
 template <class T> struct rmsprop_momentum {
   T alpha, w, kv, inside, eps, mu, c, direct, s;
+  static constexpr trait states[] = {second, mean};
   T operator()(T, T g, T& v, T& b) const {
     v = alpha * v + (w * g) * g;
     const T n = c * (g / (sqrt(kv * v + inside) + eps));
@@ -90,6 +95,7 @@ template <class T> struct rmsprop_momentum {
 
 template <class T> struct rmsprop_centered {
   T alpha, w, kv, ka, least, inside, eps, lr;
+  static constexpr trait states[] = {second, slow};
   T operator()(T, T g, T& v, T& a) const {
     v = alpha * v + (w * g) * g;
     a = a + w * (g - a);
@@ -100,6 +106,7 @@ template <class T> struct rmsprop_centered {
 
 template <class T> struct rmsprop_centered_momentum {
   T alpha, w, kv, ka, least, inside, eps, mu, c, direct, s;
+  static constexpr trait states[] = {second, slow, mean};
   T operator()(T, T g, T& v, T& a, T& b) const {
     v = alpha * v + (w * g) * g;
     a = a + w * (g - a);
@@ -112,6 +119,7 @@ template <class T> struct rmsprop_centered_momentum {
 
 template <class T> struct adadelta {
   T rho, w, eps, lr;
+  static constexpr trait states[] = {second, second};
   T operator()(T, T g, T& v, T& d) const {
     v = rho * v + (w * g) * g;
     const T u = sqrt(d + eps) / sqrt(v + eps) * g;
@@ -123,6 +131,7 @@ template <class T> struct adadelta {
 // The update is -x after the step: it goes with keep = 0.
 template <class T> struct ftrl {
   T per_lr, shrink, l1, l2;
+  static constexpr trait states[] = {second, slow};
   T operator()(T x, T g, T& n, T& z) const {
     const T before = sqrt(n);
     n = n + g * g;
@@ -134,6 +143,7 @@ template <class T> struct ftrl {
 
 template <class T> struct adam {
   T w1, beta2, w2, step, denom, eps;
+  static constexpr trait states[] = {mean, second};
   T operator()(T, T g, T& m, T& v) const {
     m = m + w1 * (g - m);
     v = beta2 * v + (w2 * g) * g;
@@ -149,6 +159,7 @@ template <class T> struct adam {
 // against 0/0, and RAdam's first steps.
 template <class T> struct general_adam {
   T w1, beta2, w2, cm, cg, kv, inside, kd, least, eps, guard, under;
+  static constexpr trait states[] = {mean, second};
   T operator()(T, T g, T& m, T& v) const {
     m = m + w1 * (g - m);
     v = beta2 * v + (w2 * g) * g;
@@ -161,6 +172,7 @@ template <class T> struct general_adam {
 // Adam whose decay joins the mean after the moments, and so is divided, too.
 template <class T> struct decayed_adam {
   T w1, beta2, w2, cm, cx, kd, eps;
+  static constexpr trait states[] = {mean, second};
   T operator()(T x, T g, T& m, T& v) const {
     m = m + w1 * (g - m);
     v = beta2 * v + (w2 * g) * g;
@@ -170,6 +182,7 @@ template <class T> struct decayed_adam {
 
 template <class T> struct amsgrad {
   T w1, beta2, w2, ka, cm, kv, inside, kd, least, eps, guard, under;
+  static constexpr trait states[] = {mean, second, peak};
   T operator()(T, T g, T& m, T& v, T& q) const {
     m = m + w1 * (g - m);
     v = beta2 * v + (w2 * g) * g;
@@ -182,6 +195,7 @@ template <class T> struct amsgrad {
 
 template <class T> struct adamax {
   T w1, beta2, inside, step, eps;
+  static constexpr trait states[] = {mean, second};
   T operator()(T, T g, T& m, T& q) const {
     m = m + w1 * (g - m);
     q = maximum(beta2 * q, fabs(g) + inside);
@@ -191,6 +205,7 @@ template <class T> struct adamax {
 
 template <class T> struct adabelief {
   T w1, beta2, w2, inside, step, denom, eps;
+  static constexpr trait states[] = {mean, second};
   T operator()(T, T g, T& m, T& v) const {
     m = m + w1 * (g - m);
     const T d = g - m;
@@ -201,6 +216,7 @@ template <class T> struct adabelief {
 
 template <class T> struct yogi {
   T w1, w2, step, denom, eps;
+  static constexpr trait states[] = {mean, second};
   T operator()(T, T g, T& m, T& v) const {
     m = m + w1 * (g - m);
     v = v - (w2 * sign(v - g * g) * g) * g;
@@ -211,6 +227,7 @@ template <class T> struct yogi {
 // Divides by the root of v as it was before. A first step, with clip = 0, leaves m and x.
 template <class T> struct adopt {
   T clip, eps, w1, beta2, w2, lr;
+  static constexpr trait states[] = {mean, second};
   T operator()(T, T g, T& m, T& v) const {
     const T n = clamp(g / maximum(sqrt(v), eps), -clip, clip);
     m = m + w1 * (n - m);
@@ -221,6 +238,7 @@ template <class T> struct adopt {
 
 template <class T> struct grams {
   T w1, beta2, w2, step, denom, eps;
+  static constexpr trait states[] = {mean, second};
   T operator()(T, T g, T& m, T& v) const {
     m = m + w1 * (g - m);
     v = beta2 * v + (w2 * g) * g;
@@ -230,6 +248,7 @@ template <class T> struct grams {
 
 template <class T> struct ademamix {
   T w1, w3, beta2, w2, cm, cs, kv, inside, eps;
+  static constexpr trait states[] = {mean, slow, second};
   T operator()(T, T g, T& m, T& s, T& v) const {
     m = m + w1 * (g - m);
     s = s + w3 * (g - s);
@@ -241,6 +260,7 @@ template <class T> struct ademamix {
 // The gradient before the first one is that one itself.
 template <class T> struct adan {
   T first, w1, w2, beta3, w3, mix, cm, cd, kv, inside, eps;
+  static constexpr trait states[] = {slow, mean, second, exact};
   T operator()(T, T g, T& m, T& d, T& v, T& p) const {
     const T change = g - p, diff = select(first > 0, T(0), change), y = g + mix * diff;
     m = m + w1 * (g - m);
@@ -254,6 +274,7 @@ template <class T> struct adan {
 // h is the caller's affair: see Sophia.update_hessian.
 template <class T> struct sophia {
   T w1, cm, rho, least, eps, lr;
+  static constexpr trait states[] = {slow, exact};
   T operator()(T, T g, T& m, T& h) const {
     m = m + w1 * (g - m);
     return lr * clamp(cm * m / (maximum(rho * h, least) + eps), T(-1), T(1));
@@ -268,6 +289,7 @@ template <class T> struct signsgd {
 // Where w1 = w2 it is the sign of the mean itself: Signum.
 template <class T> struct lion {
   T w1, w2, lr;
+  static constexpr trait states[] = {slow};
   T operator()(T, T g, T& m) const {
     const T c = m + w1 * (g - m);
     m = m + w2 * (g - m);
@@ -279,6 +301,7 @@ template <class T> struct lion {
 // says: as 0, or as it is.
 template <class T> struct rprop {
   T product, minus, plus, low, high, least;
+  static constexpr trait states[] = {exact, exact};
   T operator()(T, T g, T& p, T& s) const {
     const T q = agreement(g, p, product);
     s = clamp(scaled(s, q, minus, plus), low, high);
@@ -290,6 +313,7 @@ template <class T> struct rprop {
 // Rprop that takes its last step back where the sign of the gradient turns.
 template <class T> struct rprop_backtracking {
   T product, minus, plus, low, high, back;
+  static constexpr trait states[] = {exact, exact, exact};
   T operator()(T, T g, T& p, T& s, T& d) const {
     const T q = agreement(g, p, product);
     s = clamp(scaled(s, q, minus, plus), low, high);
@@ -302,6 +326,7 @@ template <class T> struct rprop_backtracking {
 
 template <class T> struct delta_bar_delta {
   T add, mul, low, high, lr;
+  static constexpr trait states[] = {exact, exact};
   T operator()(T, T g, T& k, T& p) const {
     k = clamp(gained(k, agreement(g, p, T(0)), add, mul), low, high);
     p = g;
@@ -312,6 +337,7 @@ template <class T> struct delta_bar_delta {
 // The gain follows the agreement of the gradient with the velocity.
 template <class T> struct delta_bar_delta_velocity {
   T add, mul, low, high, mu, lr;
+  static constexpr trait states[] = {exact, mean};
   T operator()(T, T g, T& k, T& b) const {
     k = clamp(gained(k, agreement(g, b, T(0)), add, mul), low, high);
     b = mu * b + k * g;
@@ -321,6 +347,7 @@ template <class T> struct delta_bar_delta_velocity {
 
 template <class T> struct delta_bar_delta_momentum {
   T add, mul, low, high, mu, lr;
+  static constexpr trait states[] = {exact, exact, mean};
   T operator()(T, T g, T& k, T& p, T& b) const {
     k = clamp(gained(k, agreement(g, p, T(0)), add, mul), low, high);
     p = g;
@@ -332,6 +359,7 @@ template <class T> struct delta_bar_delta_momentum {
 // a is the mean of x as it is after the step; with share = 1 it is x itself.
 template <class T> struct asgd {
   T decay, rate, share;
+  static constexpr trait states[] = {point};
   T operator()(T x, T g, T& a) const {
     const T u = decay * x + rate * g, after = x - u, start = select(share < 1, a, after);
     a = start + share * (after - start);
@@ -342,6 +370,7 @@ template <class T> struct asgd {
 // x is where the gradient is taken, z the descent; z starts at x.
 template <class T> struct schedule_free {
   T first, ck, step, lr;
+  static constexpr trait states[] = {point};
   T operator()(T x, T g, T& z) const {
     const T start = select(first > 0, x, z), u = step * g - ck * (start - x);
     z = start - lr * g;
@@ -351,6 +380,7 @@ template <class T> struct schedule_free {
 
 template <class T> struct schedule_free_adam {
   T first, beta2, w2, denom, eps, decay, ck, step, lr;
+  static constexpr trait states[] = {point, second};
   T operator()(T x, T g, T& z, T& v) const {
     v = beta2 * v + (w2 * g) * g;
     const T d = g / (denom * sqrt(v) + eps) + decay * x;
@@ -364,6 +394,7 @@ template <class T> struct schedule_free_adam {
 
 template <class T> struct lars {
   T decay, mu, w, a, s;
+  static constexpr trait states[] = {mean};
   T operator()(T x, T g, T& b) const {
     b = mu * b + w * (g + decay * x);
     return s * b + a * (g + decay * x);
@@ -373,6 +404,7 @@ template <class T> struct lars {
 
 template <class T> struct lamb {
   T w1, beta2, w2, step, denom, eps, decay, rate;
+  static constexpr trait states[] = {mean, second};
   T operator()(T x, T g, T& m, T& v) const {
     m = m + w1 * (g - m);
     v = beta2 * v + (w2 * g) * g;
@@ -382,6 +414,7 @@ template <class T> struct lamb {
 
 template <class T> struct mars {
   T ahead, shrink, w1, beta2, w2, step, denom, eps;
+  static constexpr trait states[] = {mean, second, exact};
   T operator()(T, T g, T& m, T& v, T& p) const {
     const T c = shrink * (g + ahead * (g - p));
     p = g;
@@ -395,6 +428,7 @@ template <class T> struct mars {
 // o is x as it was at the start.
 template <class T> struct prodigy {
   T first, d, w1, beta2, w2, beta3, k, step, eps;
+  static constexpr trait states[] = {mean, second, slow, exact};
   T operator()(T x, T g, T& m, T& v, T& s, T& o) const {
     const T c = d * g;
     m = m + w1 * (c - m);
@@ -411,6 +445,7 @@ template <class T> struct prodigy {
 
 template <class T> struct dadapt_adam {
   T rate, w1, beta2, w2, beta3, k, eps;
+  static constexpr trait states[] = {mean, second, slow};
   T operator()(T, T g, T& m, T& v, T& s) const {
     m = m + w1 * (rate * g - m);
     v = beta2 * v + (w2 * g) * g;

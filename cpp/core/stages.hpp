@@ -40,20 +40,41 @@ template <class T> struct factors {
   pack<T> low, high;
 };
 
+// Whether a rule's state array is rounded by chance where it is stored in this kind.
+template <class T, kind S, class Rule, std::size_t s> constexpr bool by_chance() {
+  if constexpr (std::is_same_v<T, float> && narrow(S))
+    return (Rule::states[s] & dithered) != 0;
+  else
+    return false;
+}
+
+// Stores a pack of it, and goes on to the next one's dither.
+template <class T, kind S, class Rule, std::size_t s>
+SCHUSS_INLINE void put(void* data, std::ptrdiff_t i, pack<T> from, words& random) {
+  if constexpr (by_chance<T, S, Rule, s>()) {
+    store<S>(data, i, from, random);
+    random += between_packs;
+  } else {
+    store<T, S>(data, i, from);
+  }
+}
+
 // The rule's loop over n elements, whole packs, stored in these kinds. Its scalars are copies,
 // which a store through a pointer can't change.
 template <class T, form how, kind X, kind G, kind S, class Rule, std::size_t... I>
 SCHUSS_INLINE void apply(const Rule rule, const factors<T> by, std::ptrdiff_t n, void* x, void* g,
-                         [[maybe_unused]] void* const* state, std::index_sequence<I...>) {
+                         [[maybe_unused]] void* const* state, [[maybe_unused]] const chance& from,
+                         std::index_sequence<I...>) {
   using number = pack<T>;
   [[maybe_unused]] void* const held[] = {state[I]..., nullptr};
+  [[maybe_unused]] words random[] = {by_chance<T, S, Rule, I>() ? from.of(I, 0) : words()..., words()};
   for (std::ptrdiff_t i = 0; i < n; i += number::size) {
     const number w = load<T, X>(x, i);
     number d = by.scale * load<T, G>(g, i), keep = by.keep;
     if constexpr (how == coupled) d = d + by.l2 * w;
     [[maybe_unused]] number s[] = {load<T, S>(held[I], i)..., w};
     number u = rule(w, d, s[I]...);
-    (store<T, S>(held[I], i, flush(s[I], by.tiny)), ...);
+    (put<T, S, Rule, I>(held[I], i, flush(s[I], by.tiny), random[I]), ...);
     if constexpr (how == judged) u = select(u * d > 0, by.agree, by.oppose) * u;
     if constexpr (how == judged || how == masked) keep = select(u * w > 0, by.keep, by.against);
     const number moved = keep * w - u;
@@ -63,7 +84,7 @@ SCHUSS_INLINE void apply(const Rule rule, const factors<T> by, std::ptrdiff_t n,
 }
 
 template <class T> using applied = void (*)(const void* rule, const factors<T>&, std::ptrdiff_t n,
-                                            void* x, void* g, void* const* state);
+                                            void* x, void* g, void* const* state, const chance&);
 
 template <class T> struct loop {
   kind x, g, state;
@@ -75,6 +96,7 @@ template <class T> struct loop {
 // type in a buffer.
 template <class T> struct loops {
   int states;
+  const trait* traits;
   const loop<T>* wide;
   const loop<T>*bfloat16, *float16;
 };
@@ -122,6 +144,11 @@ template <class T> struct stages {
   bool follow(const span& a) const {
     return c.after != 1 || c.threshold != 0 || is(a.low) || is(a.average) || is(a.master) ||
            (narrow(a.x.kind) && c.stochastic != 0);
+  }
+
+  // Where chance comes from for elements from i on.
+  chance chance_at(const span& a, std::ptrdiff_t i) const {
+    return {static_cast<std::uint32_t>(a.position + i), static_cast<std::uint32_t>(c.key)};
   }
 
   // Whether any stage follows the rule's loop.
@@ -176,19 +203,10 @@ template <class T> struct stages {
             n, [=](number e, number w) { return flush(e + share * (w - e), tiny); }, average,
             average, x);
     }
-    if constexpr (std::is_same_v<T, float>)
-      if (narrow(a.x.kind)) {
-        const auto position = static_cast<std::uint32_t>(a.position + i);
-        const auto key = static_cast<std::uint32_t>(c.key);
-        for (std::ptrdiff_t k = 0; k < n; k += number::size) {
-          number w = number::from(x + k);
-          if (c.stochastic != 0) {
-            const words place = position + static_cast<std::uint32_t>(k) + counted();
-            w = dither(w, mix(mix(place) + key), a.x.kind == kind::float16);
-          }
-          store<T>(a.x, i + k, w);
-        }
-      }
+    if (a.master.kind == kind::remainder)  // x is a part of it
+      close(a.master, i, n, x);
+    else if (narrow(a.x.kind))
+      close(a.x, i, n, x, c.stochastic != 0 ? point : exact, chance_at(a, 0), -1, a.size);
     if (c.zero_grad != 0)
       std::memset(at<char>(a.g, i * a.g.width), 0, static_cast<std::size_t>(n * a.g.width));
   }
@@ -215,13 +233,16 @@ const loop<T>& fitting(const span& a, form how, kind x, kind g, const loops<T>& 
 // The step of elements first <= i < last where a loop takes them as they are. The last ones, fewer
 // than a pack, go through copies with room for one: many arrays have no others.
 template <class T> void direct(const span& a, std::ptrdiff_t first, std::ptrdiff_t last,
-                               const void* rule, int states, applied<T> run, const factors<T>& by) {
+                               const void* rule, int states, applied<T> run,
+                               const stages<T>& around) {
   const std::ptrdiff_t left = (last - first) % pack<T>::size, whole = last - left;
   const stream* of[2 + most_states] = {&a.x, &a.g};
   for (int s = 0; s < states; ++s) of[2 + s] = a.state + s;
   void* at_first[2 + most_states];
   for (int s = 0; s < 2 + states; ++s) at_first[s] = at<char>(*of[s], first * of[s]->width);
-  if (first < whole) run(rule, by, whole - first, at_first[0], at_first[1], at_first + 2);
+  if (first < whole)
+    run(rule, around.by, whole - first, at_first[0], at_first[1], at_first + 2,
+        around.chance_at(a, first));
   if (left == 0) return;
 
   alignas(register_bytes) char rooms[2 + most_states][register_bytes];
@@ -237,7 +258,7 @@ template <class T> void direct(const span& a, std::ptrdiff_t first, std::ptrdiff
     copy_words(rooms[s], at<char>(*of[s], whole * of[s]->width), left * of[s]->width);
     room[s] = rooms[s];
   }
-  run(rule, by, pack<T>::size, room[0], room[1], room + 2);
+  run(rule, around.by, pack<T>::size, room[0], room[1], room + 2, around.chance_at(a, whole));
   for (int s = 0; s < 2 + states; ++s)
     if (s != 1) copy_words(at<char>(*of[s], whole * of[s]->width), rooms[s], left * of[s]->width);
 }
@@ -257,17 +278,20 @@ template <class T> [[gnu::noinline]] void blocks(const span& a, std::ptrdiff_t f
 
   const stream& x_of = is(a.master) ? a.master : a.x;
   const bool opens_x = x_of.kind != taken->x, opens_g = a.g.kind != taken->g;
-  bool opens = opens_x || opens_g;
-  for (int s = 0; s < states; ++s) opens = opens || a.state[s].kind != taken->state;
+  bool opens = opens_x || opens_g, codes = false;
+  for (int s = 0; s < states; ++s) {
+    opens = opens || a.state[s].kind != taken->state;
+    codes = codes || has_codes(a.state[s].kind);
+  }
   if (!opens && !around.prepares && !finishes && how != cleared)
-    return direct(a, first, last, rule, states, taken->run, around.by);
+    return direct(a, first, last, rule, states, taken->run, around);
 
-  // The last ones go through all of this in copies.
-  const std::ptrdiff_t left = (last - first) % pack<T>::size;
+  // The last ones go through all of this in copies, which have room for whole packs, or blocks.
+  const std::ptrdiff_t whole = codes ? coded : pack<T>::size, left = (last - first) % whole;
   if (left != 0) {
     if (first < last - left) blocks<T>(a, first, last - left, rule, of, around);
-    const rest copies(a, last - left, left);
-    blocks<T>(copies.copy, 0, pack<T>::size, rule, of, around);
+    const rest copies(a, last - left, left, whole);
+    blocks<T>(copies.copy, 0, whole, rule, of, around);
     return copies.put_back(a, around.c.zero_grad != 0);
   }
   const std::ptrdiff_t size = how == cleared ? last - first : block;
@@ -289,9 +313,10 @@ template <class T> [[gnu::noinline]] void blocks(const span& a, std::ptrdiff_t f
     for (int s = 0; s < states; ++s)
       state[s] = a.state[s].kind != taken->state ? open(a.state[s], i, n, buffers[s])
                                                  : there(a.state[s], i);
-    taken->run(rule, by, n, x, g, state);
+    taken->run(rule, by, n, x, g, state, around.chance_at(a, i));
     for (int s = 0; s < states; ++s)
-      if (a.state[s].kind != taken->state) close(a.state[s], i, n, buffers[s]);
+      if (a.state[s].kind != taken->state)
+        close(a.state[s], i, n, buffers[s], of.traits[s], around.chance_at(a, 0), s, a.size);
     if (finishes)
       around.finish(a, i, n, static_cast<T*>(x));
     else if (opens_x)

@@ -4,8 +4,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 
+#include "elements.hpp"
 #include "kernel.hpp"
 #include "pack.hpp"
 
@@ -20,54 +22,266 @@ constexpr bool is(const stream& s) { return s.kind != kind::none; }
 template <class T> SCHUSS_INLINE T* at(const stream& s, std::ptrdiff_t i) {
   return static_cast<T*>(s.data) + i;
 }
+SCHUSS_INLINE std::uint8_t* at_byte(void* data, std::ptrdiff_t i) {
+  return static_cast<std::uint8_t*>(data) + i;
+}
 
-// The pack of elements from i on that are stored in a kind, and back.
-template <class T, kind k> SCHUSS_INLINE pack<T> load(const void* data, std::ptrdiff_t i) {
+// Where chance comes from in a step: the place of an array's first element, and the step's key.
+struct chance {
+  std::uint32_t place, key;
+
+  // The dither of elements from i on, in a state array, or in the parameter, which is -1.
+  SCHUSS_INLINE words of(int state, std::ptrdiff_t i) const {
+    const auto array = static_cast<std::uint32_t>(state + 1);
+    return lattice(place + static_cast<std::uint32_t>(i), key + array * between_arrays);
+  }
+};
+
+// ---- 16 bits by dither: x is rounded up with the probability of its distance from below, so that
+// what 16 bits can hold stays, and a finite number stays finite.
+
+// The 32 bits whose upper half is the bfloat16.
+SCHUSS_INLINE words dithered_bfloat16(pack<float> x, words random) {
+  constexpr float most = 0x1.fep127f;
+  const words chance = (words)(fabs(x) < pack<float>(most)).v & (random >> 16);
+  return ((words)x.v + chance) | (words)(x != x).v;
+}
+
+// Where float16's spacing is that of its subnormal numbers, 2^-24, the sum with 1/2 finds the
+// nearest; all that follows is exact.
+SCHUSS_INLINE pack<float> dithered_float16(pack<float> x, words random) {
+  using T = pack<float>;
+  constexpr std::uint32_t dropped = 0x1fff;
+  const words u = (words)x.v;
+  const T size = fabs(x), normal = (vector<float>)((u + (random >> 19)) & ~dropped);
+  const T nearest = (size + 0.5f) - 0.5f, beyond = size - nearest;
+  const T least = T(__builtin_convertvector((integers)(random >> 8), vector<float>)) * 0x1p-48f;
+  const T up = select(beyond > least, T(0x1p-24f), T(0));
+  const T down = select(beyond <= least - 0x1p-24f, T(0x1p-24f), T(0));
+  const T small = (vector<float>)((words)((nearest + up) - down).v | (u & 0x80000000));
+  const T rounded = select(size < T(0x1p-14f), small, clamp(normal, T(-65504), T(65504)));
+  return select(size <= T(std::numeric_limits<float>::max()), rounded, x);
+}
+
+// ---- blockfloat8: codes of 64 elements from the array's start, and a scale byte for each block
+//
+// The scale is the exponent of the block's largest magnitude, a power of two that is next to it or
+// above. A code k is the float with the bits base + (k << 19), less that with the bits base: 16
+// steps an octave, and below the last octave the same step down to 0. Unsigned it has 16 octaves;
+// signed 8, and a sign. Of a block with a NaN or an infinity all elements are read as NaN.
+constexpr std::ptrdiff_t coded = 64;
+constexpr bool has_codes(kind k) { return k == kind::signed8 || k == kind::unsigned8; }
+
+template <kind k> struct code {
+  static constexpr bool negative = k == kind::signed8;
+  static constexpr std::int32_t octaves = negative ? 8 : 16, steps = 19;
+  static constexpr std::int32_t infinite = 0x7f800000, nothing = 255;
+  // Of the scale: so that code 1 is 2^-120 or 2^-112, and what is decoded a normal number.
+  static constexpr std::int32_t least = 26;
+
+  static std::int32_t base(std::int32_t scale) {
+    return static_cast<std::int32_t>(static_cast<std::uint32_t>(scale - octaves + 1) << 23);
+  }
+  static integers all(std::int32_t one) { return integers() + one; }
+
+  SCHUSS_INLINE static pack<float> load(const void* codes, const void* scales, std::ptrdiff_t i) {
+    const std::int32_t scale = static_cast<const std::uint8_t*>(scales)[i / coded];
+    const integers k8 =
+        (integers)words_of_bytes<negative>(static_cast<const std::uint8_t*>(codes) + i);
+    return decoded(k8, base(scale), offset(scale));
+  }
+  static pack<float> offset(std::int32_t scale) {
+    return (vector<float>)all(scale == nothing ? -1 : base(scale));
+  }
+  // A number that is not negative, with the sign of an integer.
+  SCHUSS_INLINE static pack<float> with_sign(pack<float> a, integers of) {
+    return (vector<float>)((integers)a.v | (of & std::numeric_limits<std::int32_t>::min()));
+  }
+  SCHUSS_INLINE static pack<float> decoded(integers k8, std::int32_t base, pack<float> offset) {
+    if constexpr (!negative)
+      return pack<float>((vector<float>)((k8 << steps) + base)) - offset;
+    else
+      return with_sign(pack<float>((vector<float>)((magnitude(k8) << steps) + base)) - offset, k8);
+  }
+
+  // Stores a block's numbers; `at` is the dither of the first pack.
+  template <bool by_chance>
+  SCHUSS_INLINE static void store(float* numbers, void* codes, std::uint8_t* scale, words at) {
+    constexpr std::ptrdiff_t size = pack<float>::size;
+    constexpr std::int32_t rounds_up = 1 << 20, most = infinite - rounds_up - 1;
+    integers top{};
+    for (std::ptrdiff_t i = 0; i < coded; i += size)
+      top = larger(top, size_of(numbers + i));
+    std::int32_t found = largest(top);
+    if (__builtin_expect(found > most, 0)) {
+      if (found >= infinite) return mark(codes, scale);
+      found = most;
+      for (std::ptrdiff_t i = 0; i < coded; i += size) {
+        const pack<float> fitting = (vector<float>)smaller(size_of(numbers + i), all(most));
+        with_sign(fitting, (integers)pack<float>::from(numbers + i).v).to(numbers + i);
+      }
+    }
+    const std::int32_t rounded = (found + rounds_up) >> 23;
+    const std::int32_t exponent = rounded < least ? least : rounded;
+    *scale = static_cast<std::uint8_t>(exponent);
+    const integers zero = all(base(exponent));
+    const pack<float> above = (vector<float>)zero;
+    for (std::ptrdiff_t i = 0; i < coded; i += 4 * size) {
+      words four[4];
+      for (std::ptrdiff_t part = 0; part < 4; ++part) {
+        const integers bits = size_of(numbers + i + part * size);
+        const pack<float> sum = pack<float>((vector<float>)bits) + above;
+        const words chance = by_chance ? at >> (32 - steps) : words() + (1u << (steps - 1));
+        integers k8 = (integers)((words)((integers)sum.v - zero) + chance) >> steps;
+        if constexpr (negative)
+          k8 = negated(k8, (integers)pack<float>::from(numbers + i + part * size).v);
+        else
+          k8 = larger(k8, smaller(bits, all(1)));  // what is not 0 doesn't become 0
+        four[part] = (words)k8;
+        at += between_packs;
+      }
+      put_bytes<negative>(four, static_cast<char*>(codes) + i);
+    }
+  }
+  [[gnu::noinline, gnu::cold]] static void mark(void* codes, std::uint8_t* scale) {
+    *scale = nothing;
+    __builtin_memset(codes, 0, coded);
+  }
+  SCHUSS_INLINE static integers size_of(const float* numbers) {
+    return (integers)fabs(pack<float>::from(numbers)).v;
+  }
+};
+
+// ---- Any kind
+
+// bits(x) = (bits(w) << 16) + c: w is x rounded to nearest, halves away from 0. A NaN stays one.
+SCHUSS_INLINE pack<float> join_remainder(const void* w, const void* c) {
+  using shorts = vector<std::int16_t, register_bytes / 2>;
+  shorts found;
+  __builtin_memcpy(&found, c, sizeof found);
+  return (vector<float>)((words_of(w) << 16) + (words)__builtin_convertvector(found, integers));
+}
+SCHUSS_INLINE void split_remainder(pack<float> x, void* w, void* c) {
+  const words u = (words)x.v;
+  put_upper((u + 0x8000) | (words)(x != x).v, w);
+  put_words(u & 0xffff, c);
+}
+
+// The pack of elements from i on that are stored in a kind, and back: to nearest, or by a dither.
+template <class T, kind k>
+SCHUSS_INLINE pack<T> load(const void* data, std::ptrdiff_t i, const void* beside = nullptr) {
   if constexpr (k == kind::bfloat16)
     return widen_bfloat16(static_cast<const std::uint16_t*>(data) + i);
   else if constexpr (k == kind::float16)
     return widen_float16(static_cast<const std::uint16_t*>(data) + i);
+  else if constexpr (k == kind::remainder)
+    return join_remainder(static_cast<const std::uint16_t*>(beside) + i,
+                          static_cast<const std::uint16_t*>(data) + i);
+  else if constexpr (has_codes(k))
+    return code<k>::load(data, beside, i);
   else
     return pack<T>::from(static_cast<const T*>(data) + i);
 }
 
-template <class T, kind k> SCHUSS_INLINE void store(void* data, std::ptrdiff_t i, pack<T> from) {
+template <class T, kind k> SCHUSS_INLINE void store(void* data, std::ptrdiff_t i, pack<T> from,
+                                                    void* beside = nullptr) {
+  static_assert(!has_codes(k), "codes are stored by the block");
   if constexpr (k == kind::bfloat16)
     narrow_bfloat16(from, static_cast<std::uint16_t*>(data) + i);
   else if constexpr (k == kind::float16)
     narrow_float16(from, static_cast<std::uint16_t*>(data) + i);
+  else if constexpr (k == kind::remainder)
+    split_remainder(from, static_cast<std::uint16_t*>(beside) + i,
+                    static_cast<std::uint16_t*>(data) + i);
   else
     from.to(static_cast<T*>(data) + i);
 }
 
-// Of a stream, in whatever kind it is.
+template <kind k>
+SCHUSS_INLINE void store(void* data, std::ptrdiff_t i, pack<float> from, words random) {
+  auto* const to = static_cast<std::uint16_t*>(data) + i;
+  if constexpr (k == kind::bfloat16)
+    put_upper(dithered_bfloat16(from, random), to);
+  else
+    narrow_float16(dithered_float16(from, random), to);
+}
+
+// Calls work(kind_is<k>()) for a stream's kind, where the compute type is float32.
+template <kind k> struct kind_is {
+  static constexpr kind value = k;
+};
+template <class T, class Work> SCHUSS_INLINE auto of_kind(kind k, const Work& work) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (k == kind::bfloat16) return work(kind_is<kind::bfloat16>());
+    if (k == kind::float16) return work(kind_is<kind::float16>());
+    if (k == kind::remainder) return work(kind_is<kind::remainder>());
+    if (k == kind::signed8) return work(kind_is<kind::signed8>());
+    if (k == kind::unsigned8) return work(kind_is<kind::unsigned8>());
+  }
+  return work(kind_is<kind::none>());
+}
+
 template <class T> SCHUSS_INLINE pack<T> load(const stream& s, std::ptrdiff_t i) {
-  if constexpr (std::is_same_v<T, float>) {
-    if (s.kind == kind::bfloat16) return load<T, kind::bfloat16>(s.data, i);
-    if (s.kind == kind::float16) return load<T, kind::float16>(s.data, i);
-  }
-  return load<T, kind::none>(s.data, i);
+  return of_kind<T>(s.kind, [&](auto as) { return load<T, as.value>(s.data, i, s.beside); });
 }
 
+// Not to codes.
 template <class T> SCHUSS_INLINE void store(const stream& s, std::ptrdiff_t i, pack<T> from) {
-  if constexpr (std::is_same_v<T, float>) {
-    if (s.kind == kind::bfloat16) return store<T, kind::bfloat16>(s.data, i, from);
-    if (s.kind == kind::float16) return store<T, kind::float16>(s.data, i, from);
-  }
-  store<T, kind::none>(s.data, i, from);
+  of_kind<T>(s.kind, [&](auto as) {
+    if constexpr (!has_codes(as.value)) store<T, as.value>(s.data, i, from, s.beside);
+  });
 }
 
-// Brings n elements, whole packs, from i on to a buffer of the compute type, and back.
+// Brings n elements, whole packs, from i on to a buffer of the compute type.
 template <class T>
 SCHUSS_INLINE T* open(const stream& s, std::ptrdiff_t i, std::ptrdiff_t n, T* buffer) {
-  for (std::ptrdiff_t k = 0; k < n; k += pack<T>::size) load<T>(s, i + k).to(buffer + k);
+  of_kind<T>(s.kind, [&](auto as) {
+    for (std::ptrdiff_t k = 0; k < n; k += pack<T>::size)
+      load<T, as.value>(s.data, i + k, s.beside).to(buffer + k);
+  });
   return buffer;
 }
 
+// And back, to nearest; not to codes.
 template <class T>
 SCHUSS_INLINE void close(const stream& s, std::ptrdiff_t i, std::ptrdiff_t n, const T* buffer) {
   for (std::ptrdiff_t k = 0; k < n; k += pack<T>::size)
     store<T>(s, i + k, pack<T>::from(buffer + k));
+}
+
+// A block's numbers as codes, of which elements from `valid` on are not the array's.
+template <kind k, bool by_chance>
+SCHUSS_INLINE void store_codes(float* numbers, std::ptrdiff_t valid, void* codes,
+                               std::uint8_t* scale, words at) {
+  for (std::ptrdiff_t i = valid; i < coded; ++i) numbers[i] = 0;
+  code<k>::template store<by_chance>(numbers, codes, scale, at);
+}
+
+// The same for a state array of so many elements, or for the parameter, as its trait says.
+template <class T> [[gnu::noinline]] void close(const stream& s, std::ptrdiff_t i, std::ptrdiff_t n,
+                                                T* buffer, trait how, const chance& from, int state,
+                                                std::ptrdiff_t size) {
+  [[maybe_unused]] const bool by_chance = (how & dithered) != 0;
+  if constexpr (std::is_same_v<T, float>) {
+    words at = from.of(state, i);
+    const auto put = [&](auto as, auto chance) {
+      if constexpr (has_codes(as.value)) {
+        for (std::ptrdiff_t k = 0; k < n; k += coded) {
+          store_codes<as.value, chance.value>(buffer + k, size - i - k, at_byte(s.data, i + k),
+                                              at_byte(s.beside, (i + k) / coded), at);
+          at += static_cast<std::uint32_t>(coded) * between_places;
+        }
+      } else if constexpr (chance.value) {
+        for (std::ptrdiff_t k = 0; k < n; k += pack<T>::size, at += between_packs)
+          store<as.value>(s.data, i + k, pack<T>::from(buffer + k), at);
+      }
+    };
+    if (has_codes(s.kind) || by_chance)
+      return of_kind<T>(s.kind, [&](auto as) {
+        by_chance ? put(as, std::true_type()) : put(as, std::false_type());
+      });
+  }
+  close(s, i, n, buffer);
 }
 
 // Elements from i on in the compute type: where they are, or n of them, whole packs, in a buffer.
@@ -76,23 +290,28 @@ SCHUSS_INLINE const T* opened(const stream& s, std::ptrdiff_t i, std::ptrdiff_t 
   return std::is_same_v<T, double> || !narrow(s.kind) ? at<T>(s, i) : open(s, i, n, buffer);
 }
 
-// The last n elements of an array, fewer than 16, in copies that have room for as many: whole packs
-// can be read from them, which end in zeros, and written.
+// The last n elements of an array in copies with room for so many more, up to a block of codes:
+// whole packs can be read from them, which end in zeros, and written.
 class rest {
  public:
-  [[gnu::noinline]] rest(const span& a, std::ptrdiff_t from, std::ptrdiff_t n)
+  [[gnu::noinline]] rest(const span& a, std::ptrdiff_t from, std::ptrdiff_t n,
+                         std::ptrdiff_t padded = 16)
       : copy(a), from_(from), n_(n) {
     copy.size = n;
     copy.position = a.position + from;
-    const auto take = [this](stream& s, int room) {
+    int next = 0;
+    const auto take = [&](stream& s) {
+      char* const room = rooms_[next++];
       if (!is(s)) return;
-      __builtin_memset(rooms_[room], 0, sizeof rooms_[room]);
-      copy_bytes(rooms_[room], static_cast<char*>(s.data) + from_ * s.width, n_ * s.width);
-      s.data = rooms_[room];
+      __builtin_memset(room, 0, static_cast<std::size_t>(padded * s.width));
+      copy_bytes(room, static_cast<char*>(s.data) + from_ * s.width, n_ * s.width);
+      s.data = room;
+      if (has_codes(s.kind)) s.beside = at_byte(s.beside, from / coded);
     };
-    take(copy.x, 0), take(copy.g, 1), take(copy.master, 2), take(copy.average, 3);
-    take(copy.low, 4), take(copy.high, 5);
-    for (int s = 0; s < most_states; ++s) take(copy.state[s], 6 + s);
+    take(copy.x), take(copy.g), take(copy.master), take(copy.average);
+    take(copy.low), take(copy.high);
+    for (stream& s : copy.state) take(s);
+    if (copy.master.kind == kind::remainder) copy.master.beside = copy.x.data;
   }
 
   // Brings what a step writes, of the gradient where it says so, to the array that was copied.
@@ -113,7 +332,7 @@ class rest {
   }
 
   std::ptrdiff_t from_, n_;
-  alignas(64) char rooms_[6 + most_states][16 * sizeof(double)];
+  alignas(64) char rooms_[6 + most_states][coded * sizeof(double)];
 };
 
 // Copies n elements of one stream to another one of float32 or narrower.
@@ -137,7 +356,7 @@ template <class T> [[gnu::noinline]] T least_from(double bound, kind k) {
     return static_cast<decltype(bits)>((bits >> (8 * sizeof bits - 1)) != 0 ? bits - 1 : bits + 1);
   };
   float least = static_cast<float>(bound);
-  stream wide{&least, kind::float32, sizeof least};
+  stream wide{&least, kind::float32, sizeof least, nullptr};
   std::uint32_t word;
   __builtin_memcpy(&word, &least, sizeof word);
   if (least < bound) word = above(word);
@@ -145,7 +364,8 @@ template <class T> [[gnu::noinline]] T least_from(double bound, kind k) {
   if (!narrow(k)) return least;
   float found;
   std::uint16_t half = 0;
-  const stream narrowed{&half, k, sizeof half}, widened{&found, kind::float32, sizeof found};
+  const stream narrowed{&half, k, sizeof half, nullptr};
+  const stream widened{&found, kind::float32, sizeof found, nullptr};
   convert(wide, narrowed, 1);
   convert(narrowed, widened, 1);
   if (found < least) {

@@ -60,13 +60,19 @@ bool plan::fill() {
     seen_.emplace_back(m.x, m.shape);
     for (std::size_t s = 0; s < m.keeps.size(); ++s) {
       const kept& beside = m.keeps[s];
-      if (!m.fits(beside.array, flags_of(beside)) || kind_of(beside.array) != beside.type)
+      if (!m.fits(beside.array, flags_of(beside), beside.shape) ||
+          kind_of(beside.array, beside.role) != beside.type)
         return false;
-      stream& place = *beside.place(a, s);
-      place = stream_of(beside.array, beside.type);
-      a.width += place.width;
-      seen_.emplace_back(beside.array, m.shape);
+      stream& place = *beside.place(a, beside.state);
+      if (beside.role == "scales") {
+        place.beside = fields(beside.array)->data;
+      } else {
+        place = stream_of(beside.array, beside.type);
+        a.width += place.width;
+      }
+      seen_.emplace_back(beside.array, beside.shape);
     }
+    if (a.master.kind == kind::remainder) a.master.beside = a.x.data;
     has_copies_ = has_copies_ || a.master.kind != kind::none || a.average.kind != kind::none;
     if (!fill_gradient(a, m, k)) return false;
     seen_gradients_.emplace_back(gradients_[k], m.shape);
@@ -126,7 +132,7 @@ void plan::explain() {
     m.require_unchanged(m.x, m.type, aligned | writeable, m.labels[0]);
     for (std::size_t s = 0; s < m.keeps.size(); ++s) {
       const kept& beside = m.keeps[s];
-      m.require_unchanged(beside.array, beside.type, flags_of(beside), m.labels[s + 2]);
+      m.require_unchanged(beside, m.labels[s + 2]);
     }
     m.require_like(gradients_[k], m.labels[1], "gradient");
     if (recipe_->zero_grad) require_writeable(gradients_[k], m.labels[1]);
@@ -164,14 +170,14 @@ void plan::check_masters() const {
   for (std::size_t k = 0; k < active_.size(); ++k) {
     const span& a = spans_[k];
     const member& m = registry_.members()[active_[k]];
-    if (a.master.kind == kind::none || a.size == 0 || m.count == 0) continue;
+    if (a.master.kind != kind::float32 || a.size == 0 || m.count == 0) continue;
     for (const std::ptrdiff_t i :
          {std::ptrdiff_t{0}, a.size - 1, static_cast<std::ptrdiff_t>(iterations_ % a.size)}) {
       std::uint16_t rounded = 0;
       const std::uint16_t there = static_cast<const std::uint16_t*>(a.x.data)[i];
       float exact = static_cast<const float*>(a.master.data)[i];
-      kernels().convert({&exact, kind::float32, sizeof exact}, {&rounded, a.x.kind, sizeof rounded},
-                        1);
+      kernels().convert({&exact, kind::float32, sizeof exact, nullptr},
+                        {&rounded, a.x.kind, sizeof rounded, nullptr}, 1);
       if (rounded == there || is_nan(a.x.kind, there)) continue;
       wrong_value(m.labels[0],
                   std::string("no longer what its master was rounded to: it was written to from "

@@ -74,6 +74,19 @@ inline std::optional<kind> kind_of(py::handle a) {
   return std::nullopt;
 }
 
+// The kind of an array that stays beside a parameter, where whole numbers are codes: in a state
+// those of blockfloat8, with their scales, and in a master the remainder.
+inline std::optional<kind> kind_of(py::handle a, const std::string& role) {
+  constexpr int int8 = 1, uint8 = 2, int16 = 3;  // of NumPy's C interface
+  const int number = descriptor(a)->type_num;
+  if (role == "state" && number == int8) return kind::signed8;
+  if ((role == "state" || role == "scales") && number == uint8) return kind::unsigned8;
+  if (role == "master" && number == int16 && descriptor(a)->byteorder != '>')
+    return kind::remainder;
+  return kind_of(a);
+}
+inline bool is_code(kind k) { return k >= kind::remainder; }
+
 // Recognizes the dtype of an array that is of none of the known kinds; Python may run.
 inline void recognize(py::handle a) {
   constexpr int user_types = 256;  // of NumPy's C interface
@@ -84,8 +97,8 @@ inline void recognize(py::handle a) {
 }
 
 inline stream stream_of(py::handle a, kind k) {
-  constexpr std::ptrdiff_t widths[] = {0, 4, 8, 2, 2};
-  return {fields(a)->data, k, widths[static_cast<int>(k)]};
+  constexpr std::ptrdiff_t widths[] = {0, 4, 8, 2, 2, 2, 1, 1};
+  return {fields(a)->data, k, widths[static_cast<int>(k)], nullptr};
 }
 inline stream stream_of(py::handle a) { return stream_of(a, *kind_of(a)); }
 

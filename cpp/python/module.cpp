@@ -18,17 +18,17 @@ kind half_named(const std::string& name) {
 
 py::array_t<float> widen(const std::string& from,
                          const py::array_t<std::uint16_t, py::array::c_style>& in) {
-  const stream bits{const_cast<std::uint16_t*>(in.data()), half_named(from), 2};
+  const stream bits{const_cast<std::uint16_t*>(in.data()), half_named(from), 2, nullptr};
   py::array_t<float> out(in.size());
-  kernels().convert(bits, {out.mutable_data(), kind::float32, sizeof(float)}, in.size());
+  kernels().convert(bits, {out.mutable_data(), kind::float32, sizeof(float), nullptr}, in.size());
   return out;
 }
 
 py::array_t<std::uint16_t> narrow(const std::string& to,
                                   const py::array_t<float, py::array::c_style>& in) {
   py::array_t<std::uint16_t> out(in.size());
-  const stream bits{out.mutable_data(), half_named(to), 2};
-  const stream wide{const_cast<float*>(in.data()), kind::float32, sizeof(float)};
+  const stream bits{out.mutable_data(), half_named(to), 2, nullptr};
+  const stream wide{const_cast<float*>(in.data()), kind::float32, sizeof(float), nullptr};
   kernels().convert(wide, bits, in.size());
   return out;
 }
@@ -120,10 +120,12 @@ PYBIND11_MODULE(_core, m) {
       [](const py::object& x, const std::string& label) { return no_array(x, label, true); },
       py::arg("x"), py::arg("label"));
   m.def("rules", [] {
-    std::vector<std::tuple<std::string, int, int, bool>> all;
-    for (int i = 0; i < kernels().size; ++i)
-      all.emplace_back(kernels().rules[i].name, kernels().rules[i].states,
-                       kernels().rules[i].scalars, kernels().rules[i].measures);
+    std::vector<std::tuple<std::string, std::vector<int>, int, bool>> all;
+    for (int i = 0; i < kernels().size; ++i) {
+      const rule& r = kernels().rules[i];
+      all.emplace_back(r.name, std::vector<int>(r.traits, r.traits + r.states), r.scalars,
+                       r.measures);
+    }
     return all;
   });
   m.def("compiled_isas", &compiled_isas);

@@ -303,7 +303,9 @@ void plan::start_copies() const {
     const span& a = spans_[k];
     for (const stream* copy : {&a.master, &a.average}) {
       if (copy->kind == kind::none) continue;
-      if (a.x.kind == copy->kind)
+      if (copy->kind == kind::remainder)
+        std::memset(copy->data, 0, static_cast<std::size_t>(a.size * copy->width));
+      else if (a.x.kind == copy->kind)
         std::memcpy(copy->data, a.x.data, static_cast<std::size_t>(a.size * a.x.width));
       else
         kernels().convert(a.x, *copy, a.size);
@@ -324,8 +326,8 @@ void plan::compute_in_python() {
 void plan::require_copyable() {
   copies_.clear();
   for (const auto& [array, value] : computed_) {
-    require_parameter(array, "state");
-    if (!has_shape(value, shape_of(array)) || kind_of(value) != kind_of(array) ||
+    require_writeable(array, "state");
+    if (!has_shape(value, shape_of(array)) || descriptor(value)->type_num != descriptor(array)->type_num ||
         (fields(value)->flags & fields(array)->flags & (c_order | f_order)) == 0)
       throw py::value_error("step: " + description(value) + " where " + description(array) +
                             " is wanted");

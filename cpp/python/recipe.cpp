@@ -38,7 +38,8 @@ recipe::recipe(const py::object& from, const py::object& settings_name)
       totals(from.attr("totals").cast<bool>()),
       adapts(from.attr("adapts").cast<bool>()),
       zero_grad(from.attr("zero_grad").cast<bool>()),
-      wanted(from.attr("wanted").cast<unsigned>()) {
+      wanted(from.attr("wanted").cast<unsigned>()),
+      key(from.attr("key").cast<std::uint32_t>()) {
   for (const py::handle& group : from.attr("groups"))
     groups.push_back({py::reinterpret_borrow<py::object>(group),
                       py::none(),

@@ -63,7 +63,15 @@ struct recipe {
   std::vector<py::object> remembered, shared;  // names of the numbers beside arrays, beside all
   double limit;                                // of the norm
   bool measures_norm, propagates, reads_loss, totals, adapts, zero_grad;
-  unsigned wanted;  // sums of the arrays that a step has to know first
+  unsigned wanted;    // sums of the arrays that a step has to know first
+  std::uint32_t key;  // of the seed of the dither
+
+  // That of an array's step t: from step to step they differ by the golden ratio, so that what an
+  // element is rounded by balances within few steps.
+  double key_of(std::int64_t t) const {
+    constexpr std::uint32_t golden = 0x9e3779b9;
+    return static_cast<std::uint32_t>(key + static_cast<std::uint32_t>(t) * golden);
+  }
 
   recipe(const py::object& from, const py::object& settings_name);
 };

@@ -19,19 +19,29 @@ namespace schuss {
 // An array that stays beside a parameter, and its place in the span.
 struct kept {
   py::array array;
+  std::string role;
+  std::size_t state;  // the number of the state that it is, or has the scales of
   kind type;
+  shape_t shape;
   stream* (*place)(span&, std::size_t);
   bool written;
 };
 
-// The places by the role that Python names: "state" for those of the rule.
+// The places by the role that Python names: "state" for those of the rule. The "scales" of codes
+// come behind them, and lie beside them.
 inline const std::map<std::string, std::pair<stream* (*)(span&, std::size_t), bool>> places = {
     {"state", {[](span& a, std::size_t s) { return &a.state[s]; }, true}},
+    {"scales", {[](span& a, std::size_t s) { return &a.state[s]; }, true}},
     {"master", {[](span& a, std::size_t) { return &a.master; }, true}},
     {"average", {[](span& a, std::size_t) { return &a.average; }, true}},
     {"low", {[](span& a, std::size_t) { return &a.low; }, false}},
     {"high", {[](span& a, std::size_t) { return &a.high; }, false}},
 };
+
+// Elements that share a scale.
+constexpr py::ssize_t elements_of_a_scale = 64;
+
+inline int flags_of(const kept& k) { return k.written ? aligned | writeable : aligned; }
 
 // One parameter with its gradient and its state.
 struct member {
@@ -53,11 +63,12 @@ struct member {
 
   // Whether an array has what this parameter asks for, its class included: ndarray, the
   // parameter's, or one that was checked before.
-  bool fits(py::handle a, int flags) const {
+  bool fits(py::handle a, int flags) const { return fits(a, flags, shape); }
+  bool fits(py::handle a, int flags, const shape_t& wanted) const {
     const auto* own = reinterpret_cast<PyObject*>(Py_TYPE(a.ptr()));
     return (own == reinterpret_cast<PyObject*>(Py_TYPE(x.ptr())) || own == ndarray() ||
             own == gradient_class.ptr()) &&
-           (fields(a)->flags & flags) == flags && has_shape(a, shape) &&
+           (fields(a)->flags & flags) == flags && has_shape(a, wanted) &&
            (fields(a)->flags & fields(x)->flags & (c_order | f_order)) != 0;
   }
 
@@ -89,6 +100,17 @@ struct member {
     }
   }
 
+  // An array of codes: as Python makes them.
+  void require_codes(const kept& k, const std::string& label) const {
+    if (type == kind::float64 || (k.type == kind::remainder && type != kind::bfloat16))
+      wrong_type(label, dtype_text(k.array) + ", which is not for " + labels[0] + ", " +
+                            dtype_text(x));
+    if (!fits(k.array, aligned | writeable, k.shape))
+      wrong_value(label, description(k.array) + ", not as it was made: of shape " +
+                             shape_text(k.shape) + ", in the order of " + labels[0] +
+                             ", and writeable");
+  }
+
   // What stages keep beside a parameter is of the type that it computes in; and a master is for a
   // parameter of 16 bits.
   void require_computing(py::handle a, const std::string& role, const std::string& label) const {
@@ -101,7 +123,36 @@ struct member {
                             "; leave it out");
   }
 
+  // An array beside this parameter is what its role asks for; Python may run.
+  kept checked(py::handle a, const std::string& role, std::size_t state,
+               const std::string& label) const {
+    if (!py::isinstance<py::array>(a)) throw py::type_error(no_array(a, label, true));
+    const auto [place, written] = places.at(role);
+    const bool scales = role == "scales";
+    const shape_t own = scales ? shape_t{(size_of(shape) + elements_of_a_scale - 1) /
+                                         elements_of_a_scale}
+                               : shape;
+    const std::optional<kind> found = kind_of(a, role);
+    kept k{py::reinterpret_borrow<py::array>(a), role, state, found.value_or(kind::none), own,
+           place, written};
+    if (scales || is_code(k.type)) {
+      require_codes(k, label);
+      return k;
+    }
+    require_like(a, label, role);
+    if (written) require_writeable(a, label);
+    if (role != "state") require_computing(a, role, label);
+    k.type = *kind_of(a);
+    return k;
+  }
+
   // An array that is registered already, and may have been changed since.
+  void require_unchanged(const kept& k, const std::string& label) const {
+    if (!is_code(k.type)) return require_unchanged(k.array, k.type, flags_of(k), label);
+    if (kind_of(k.array, k.role) != k.type)
+      wrong_value(label, description(k.array) + ": codes of another type than they were made in");
+    require_codes(k, label);
+  }
   void require_unchanged(py::handle a, kind own, int flags, const std::string& label) const {
     if (fits(a, flags) && kind_of(a) == own) return;
     require_array(a, label, (flags & writeable) != 0);
@@ -117,8 +168,6 @@ struct member {
 
 // Extents point at labels, which have to stay where they are when members are moved.
 static_assert(std::is_nothrow_move_constructible_v<member>);
-
-inline int flags_of(const kept& k) { return k.written ? aligned | writeable : aligned; }
 
 // What the arrays that share a set of scalars have in common: the settings' number, whether they
 // decay, their count, their memory.
@@ -147,14 +196,9 @@ class registry {
     m.memory = std::move(memory);
     for (std::size_t s = 0; s < keeps.size(); ++s) {
       const auto& [role, a] = keeps[s];
-      const auto [place, written] = places.at(role);
-      m.require_like(a, m.labels[s + 2], role);
-      if (written) require_writeable(a, m.labels[s + 2]);
-      if (role == "state")
-        ++m.states;
-      else
-        m.require_computing(a, role, m.labels[s + 2]);
-      m.keeps.push_back({py::reinterpret_borrow<py::array>(a), *kind_of(a), place, written});
+      const std::size_t state = role == "scales" ? m.states - 1 : m.states;
+      m.keeps.push_back(m.checked(a, role, state, m.labels[s + 2]));
+      if (role == "state") ++m.states;
     }
     if (m.states > most_states) throw py::value_error("state: too many arrays");
     if (!m.g.is_none()) m.require_like(m.g, m.labels[1], "gradient");
@@ -172,13 +216,8 @@ class registry {
     m.x = py::reinterpret_borrow<py::array>(x);
     m.shape = shape_of(x);
     m.type = *kind_of(x);
-    for (std::size_t s = 0; s < keeps.size(); ++s) {
-      m.require_like(keeps[s], m.labels[s + 2], "state");
-      if (m.keeps[s].written) require_writeable(keeps[s], m.labels[s + 2]);
-      if (s >= m.states) m.require_computing(keeps[s], m.labels[s + 2], m.labels[s + 2]);
-      m.keeps[s].array = py::reinterpret_borrow<py::array>(keeps[s]);
-      m.keeps[s].type = *kind_of(keeps[s]);
-    }
+    for (std::size_t s = 0; s < keeps.size(); ++s)
+      m.keeps[s] = m.checked(keeps[s], m.keeps[s].role, m.keeps[s].state, m.labels[s + 2]);
     m.g = std::move(g);
     m.count = finished;
     m.memory = std::move(memory);

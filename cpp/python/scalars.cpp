@@ -133,6 +133,7 @@ void plan::compute_scalars(double scale, const py::dict& shared) {
         read_rule(sets_[i], s.names, rule);
         remember(s, rule);
         sets_[i].scale = std::copysign(scale, sets_[i].scale);
+        sets_[i].key = recipe_->key_of(std::get<2>(s.shared) + 1);
         continue;
       }
     }
@@ -140,6 +141,7 @@ void plan::compute_scalars(double scale, const py::dict& shared) {
     const auto member = [&](Py_ssize_t place) { return PyTuple_GET_ITEM(found.ptr(), place); };
     const py::dict rule = required_dict(py::reinterpret_borrow<py::object>(member(0)));
     read_part(sets_[i], s.names, rule, py::reinterpret_borrow<py::dict>(member(1)));
+    sets_[i].key = recipe_->key_of(std::get<2>(s.shared) + 1);
     remember(s, rule);
     s.steady = member(2) == Py_True;
     s.entries = PyDict_Size(rule.ptr());

@@ -17,6 +17,7 @@ from typing import Any as _Any
 
 from schuss import _core, reference, rules
 from schuss import _environment as _environment
+from schuss.engine.codes import BlockFloat8 as BlockFloat8
 from schuss.engine.optimizer import Optimizer
 from schuss.loss_scale import LossScale
 from schuss.rules import *  # noqa: F403
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SOAP",
+    "BlockFloat8",
     "LossScale",
     "MatrixRule",
     "Muon",

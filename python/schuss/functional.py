@@ -21,8 +21,9 @@ import numpy as np
 from schuss import _core, rules
 from schuss.checks import check_int, check_remembered
 from schuss.engine.backend import Numpy
+from schuss.engine.codes import BlockFloat8
 from schuss.engine.declare import REQUIRED, Pair
-from schuss.engine.groups import Group, Parameter, require_room
+from schuss.engine.groups import Group, Parameter, arrays_of, require_room
 from schuss.engine.guard import shorten
 from schuss.engine.optimizer import Optimizer, signature
 from schuss.engine.scalars import Options
@@ -52,12 +53,13 @@ class Call:
         if self.bounds is not None:
             _core.require_parameter(param, "param")
             require_room(self.bounds, param.dtype, "param")
+        arrays = [b for a in kept for b in behind(a)]
         if self.numpy is None:
-            self.plan.once(param, grad, kept, *rest)
+            self.plan.once(param, grad, arrays, *rest)
             return
         self.numpy.parameters = [parameter(param, grad, kept, self.states)]
         try:
-            self.plan.once(param, grad, kept, *rest)
+            self.plan.once(param, grad, arrays, *rest)
         finally:
             self.numpy.parameters = []
 
@@ -83,8 +85,8 @@ def make_call(
     param, grad, *kept = arrays
     if given != form.states:
         raise TypeError(f"{name}: state {given} given; these options take {form.states}")
-    names = [*form.states, *(["master"] if len(kept) > len(given) else [])]
     p = parameter(param, grad, kept, form.states)
+    names = [*arrays_of(p.state), *p.beside]
     recipe = Recipe(
         [group],
         Options(
@@ -105,6 +107,11 @@ def make_call(
     start = [] if follows else list(rule.shared.values())
     remembers = (*rule.memory, *shared)
     return Call(plan, recipe.backend, form.states, remembers, start, group["bounds"])
+
+
+def behind(state: Any) -> tuple[Any, ...]:
+    """The arrays in which a state array's numbers lie."""
+    return (state.codes, state.scales) if isinstance(state, BlockFloat8) else (state,)
 
 
 def first_call(*given: Any) -> Call:
@@ -151,7 +158,8 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:
             lr = None
         known = vars(calls).setdefault("by_options", {})
         try:
-            key = (given, master is None, *options.items())
+            coded = tuple(isinstance(a, BlockFloat8) for a in kept)
+            key = (given, coded, *options.items())
             call = known.get(key)
         except TypeError:  # an option that has no hash, such as bounds that are arrays
             key, call = None, None
@@ -205,7 +213,10 @@ def document(rule: type[Optimizer], states: tuple[str, ...]) -> str:
     grad         its gradient (read)
 {arrays}    step         the array's step, counted from 1
     loss         the loss at param, for rules that read it
-    master       float32 values that a 16-bit param is rounded from (written)
+    master       float32 values that a 16-bit param is rounded from, or the int16 remainder of a
+                 bfloat16 one: at first zeros (written)
+
+State may be in float32, float16, bfloat16 or a schuss.BlockFloat8.
 
     Everything else as the class:
 

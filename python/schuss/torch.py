@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from schuss.checks import shown
+from schuss.engine.codes import BlockFloat8
 from schuss.engine.declare import user_level
-from schuss.engine.groups import Group, Parameter
+from schuss.engine.groups import SCALES, Group, Parameter, arrays_of, saved_form
 from schuss.engine.saved import FORMATS, KEYS
 from schuss.engine.structure import listing
-from schuss.reference.storage import is_narrow
+from schuss.reference.storage import decode, is_narrow
 from schuss.rules import RULES
 
 if TYPE_CHECKING:
@@ -144,18 +145,36 @@ def read(p: Parameter, given: Mapping[str, Any], start: Mapping[str, float]) -> 
     """A parameter's state, from what PyTorch keeps of it: nothing where it had no step."""
     given = {key: value for key, value in given.items() if value is not None}
     x = np.asarray(p.x)  # which a master is a copy of, and where a running mean starts
-    state: dict[str, Any] = {k: x.astype(a.dtype) for k, a in p.saved.items() if k not in p.state}
+    rule = arrays_of(p.state)
+    state: dict[str, Any] = {
+        k: np.zeros_like(a) if k == "remainder" else x.astype(a.dtype)
+        for k, a in p.saved.items()
+        if k not in rule
+    }
     if not given:
-        arrays = {key: np.full_like(own, start.get(key, 0.0)) for key, own in p.state.items()}
-        return {"step": 0, **start, **arrays, **state}
-    for key, value in given.items():
-        state[key] = array(value, p.state[key]) if key in p.state else plain(value)
+        full = {key: np.full_like(x, start.get(key, 0.0), np.float64) for key in p.state}
+        return {"step": 0, **start, **arrays(p, full, cast=True), **state}
+    state |= {key: plain(value) for key, value in given.items() if key not in p.state}
+    state |= arrays(p, {key: value for key, value in given.items() if key in p.state})
     if given.keys() == {"momentum_buffer"}:
         state["step"] = 1  # PyTorch's SGD doesn't count its steps, but the first one is over
     step = state.get("step")
     if isinstance(step, float | np.floating) and step.is_integer():
         state["step"] = int(step)
     return state
+
+
+def arrays(p: Parameter, values: Mapping[str, Any], cast: bool = False) -> dict[str, Any]:
+    """Tensors or arrays as the state of a parameter is stored: in codes where that has them."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        own = p.state[key]
+        if isinstance(own, BlockFloat8):
+            (_, codes), (_, scales) = own.held(array(value, np.empty(0, np.float32)))
+            found |= {key: saved_form(codes), f"{key}{SCALES}": scales}
+        else:
+            found[key] = value.astype(own.dtype) if cast else array(value, own)
+    return found
 
 
 def array(value: Any, own: np.ndarray) -> Any:
@@ -208,8 +227,9 @@ def torch_state_dict(optimizer: Optimizer) -> dict[str, Any]:
         settings = [group.settings for group in optimizer.param_groups]
         spared = [group["no_decay"] for group in optimizer.param_groups]
     for option in ("stochastic_rounding", "master"):
-        if getattr(optimizer, option) and any(is_narrow(p.x.dtype) for p in optimizer._parameters):
-            raise ValueError(f"{option}: True is not in PyTorch's {type(optimizer).__name__}")
+        value = getattr(optimizer, option)
+        if value and any(is_narrow(p.x.dtype) for p in optimizer._parameters):
+            raise ValueError(f"{option}: {value!r} is not in PyTorch's {type(optimizer).__name__}")
     rule, theirs = counterpart(torch, type(optimizer))
     state: dict[int, dict[str, Any]] = {}
     groups = []
@@ -224,7 +244,7 @@ def torch_state_dict(optimizer: Optimizer) -> dict[str, Any]:
         ids = list(range(first, first + len(own["params"])))
         groups.append({**group, "params": ids})
         for i, name in zip(ids, own["params"], strict=True):
-            mine = {key: v for key, v in saved["state"][name].items() if key != "ema"}
+            mine = decoded(saved["state"][name])
             if mine.keys() - {"step"} != kept.keys() - {"step"}:
                 found = f"{name!r} has {sorted(mine)}"
                 raise ValueError(f"state: {found}; PyTorch's {theirs.__name__} {sorted(kept)}")
@@ -242,6 +262,15 @@ def torch_state_dict(optimizer: Optimizer) -> dict[str, Any]:
     return {"state": state, "param_groups": groups}
 
 
+def decoded(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A parameter's saved state as PyTorch's has it: numbers in place of codes, and no mean."""
+    return {
+        key: decode(v, state[f"{key}{SCALES}"]) if f"{key}{SCALES}" in state else v
+        for key, v in state.items()
+        if key != "ema" and not key.endswith(SCALES)
+    }
+
+
 def left_out(optimizer: Optimizer, saved: Mapping[str, Any]) -> list[str]:
     """What PyTorch's format has no place for, and isn't at rest."""
     given = saved["options"] | {"ema": optimizer.ema_decay}  # which may be a schedule
@@ -256,8 +285,15 @@ def left_out(optimizer: Optimizer, saved: Mapping[str, Any]) -> list[str]:
     narrow = [
         repr(p.name)
         for p in optimizer._parameters
-        if is_narrow(p.x.dtype) and any(a.dtype != p.x.dtype for a in p.state.values())
+        if is_narrow(p.x.dtype) and any(a.dtype != p.x.dtype for a in arrays_of(p.state).values())
     ]
+    coded = [
+        repr(p.name)
+        for p in optimizer._parameters
+        if any(isinstance(a, BlockFloat8) for a in p.state.values())
+    ]
+    if coded:
+        lost.append(f"state in 8 bits, which is decoded to float32: {listing(coded)}")
     if narrow:
         lost.append(
             f"state wider than its 16-bit parameter, which PyTorch casts: {listing(narrow)}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from schuss import reference
+from schuss.engine.codes import BlockFloat8
 from schuss.engine.scalars import KERNELS, NAMES
 
 if TYPE_CHECKING:
@@ -54,7 +55,11 @@ class Numpy:
             pairs.append((plain, plain.copy(order="K")))
             return pairs[-1][1]
 
-        x, state = copied(p.x), [copied(a) for a in p.state.values()]
+        def stored(a: Any) -> Any:
+            codes = isinstance(a, BlockFloat8)
+            return BlockFloat8.of(copied(a.codes), copied(a.scales)) if codes else copied(a)
+
+        x, state = copied(p.x), [stored(a) for a in p.state.values()]
         beside: Any = {k: a if k in ("low", "high") else copied(a) for k, a in p.beside.items()}
         given = copied(g) if stages.zero_grad else np.asarray(g)
         reference.step(rule, x, given, state, numbers, stages, position=p.position, **beside)

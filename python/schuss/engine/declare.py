@@ -15,12 +15,13 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
 from schuss.checks import Interval, check_int, shown, unpacked
+from schuss.reference.storage import Trait
 
 # A callable takes the number of finished steps and returns the value of the coming one.
 Number = float | Callable[[int], float]
@@ -296,10 +297,13 @@ class Pair(Hyperparameter):
         return own
 
 
+BLOCKFLOAT8 = "blockfloat8"  # 8 bits an element, which NumPy has no type for: see codes.py
+
+
 class Storage(Hyperparameter):
     """The types that state is stored in: one for all, or one for each name; None for the usual."""
 
-    TYPES = ("float32", "float16", "bfloat16")
+    TYPES = ("float32", "bfloat16", "float16", BLOCKFLOAT8)
 
     def check(self, value: Any) -> Any:
         if value is None:
@@ -307,17 +311,17 @@ class Storage(Hyperparameter):
         given = value if isinstance(value, Mapping) else {"": value}
         return {name: self.read(v) for name, v in given.items()}
 
-    def read(self, value: Any) -> np.dtype[Any]:
+    def read(self, value: Any) -> np.dtype[Any] | str:
         """The dtype of a name; bfloat16 is ml_dtypes', which is asked for only here."""
         try:
-            is_name = isinstance(value, str) and value == "bfloat16"
-            name = "bfloat16" if is_name else str(np.dtype(value))
+            is_name = isinstance(value, str) and value in ("bfloat16", BLOCKFLOAT8)
+            name = str(value) if is_name else str(np.dtype(value))
         except (TypeError, ValueError):
             name = shown(value)
         if name not in self.TYPES:
             raise ValueError(f"{self.name}: {name} is unknown; wanted {' or '.join(self.TYPES)}")
         if name != "bfloat16":
-            return np.dtype(name)
+            return name if name == BLOCKFLOAT8 else np.dtype(name)
         try:
             from ml_dtypes import bfloat16  # noqa: PLC0415  an optional package
         except ImportError:
@@ -327,18 +331,23 @@ class Storage(Hyperparameter):
 
 
 def check_state_dtype(
-    chosen: Mapping[str, Any], states: Sequence[str], parameter: str, dtype: np.dtype[Any]
+    chosen: Mapping[str, Any], states: Mapping[str, Trait], parameter: str, dtype: np.dtype[Any]
 ) -> None:
     """Raises ValueError where what `state_dtype` has chosen is nothing to a parameter.
 
     chosen      dtypes by the state's name, "" for all, as Storage gives them
-    states      the names of the parameter's state
+    states      the names of the parameter's state, with their traits
     parameter   how messages name it, and `dtype` what it is
     """
     unknown = [repr(name) for name in chosen if name not in ("", *states)]
     if unknown:
         has = " and ".join(map(repr, states)) or "none"
         raise ValueError(f"state_dtype: no state {', '.join(unknown)}; {parameter} has {has}")
+    for name, trait in states.items():
+        if isinstance(chosen.get(name), str) and trait.alone:
+            raise ValueError(
+                f"state_dtype: {name!r} of {parameter} is no mean or sum that {BLOCKFLOAT8} holds"
+            )
     if chosen and dtype == np.float64:
         raise ValueError(
             f"state_dtype: {parameter} is float64, and so is its state; leave state_dtype out, or "

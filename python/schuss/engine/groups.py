@@ -12,12 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from schuss.engine.codes import BlockFloat8, Remainder
 from schuss.engine.declare import REQUIRED, present_word
 from schuss.engine.guard import shorten
 from schuss.engine.rule import Rule
 from schuss.engine.structure import described, label
-from schuss.reference.storage import within
+from schuss.reference.storage import computing, weight, within
 from schuss.reference.sums import WANTED
+
+SCALES = ".scales"  # what the scales of codes are called, behind the codes' name
 
 
 @dataclass
@@ -27,7 +30,7 @@ class Parameter:
     name: str
     x: np.ndarray
     g: np.ndarray | None  # bound, or none
-    state: dict[str, np.ndarray]  # of the rule
+    state: dict[str, Any]  # of the rule: arrays, or BlockFloat8
     beside: dict[str, np.ndarray]  # of the stages, by role: master, average, low, high
     group: int
     decays: bool  # whether its group's weight decay is for it, too
@@ -47,9 +50,34 @@ class Parameter:
     @property
     def saved(self) -> dict[str, np.ndarray]:
         """The arrays that a resumed run needs, under the names that the user sees."""
-        names = {"master": "master", "average": "ema"}
+        names = {"master": "remainder" if self.has_remainder else "master", "average": "ema"}
         beside = {names[k]: a for k, a in self.beside.items() if k in names}
-        return self.state | self.matrices | beside
+        state = {key: saved_form(a) for key, a in arrays_of(self.state).items()}
+        return state | self.matrices | beside
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """The same as numbers: codes and their scales are one, and so are x and its remainder."""
+        own = {key: a for key, a in self.saved.items() if key not in self.state}
+        shown = self.state | {k: a for k, a in own.items() if not k.endswith(SCALES)}
+        if shown.pop("remainder", None) is not None:
+            shown["master"] = Remainder(self.x, self.beside["master"])
+        return shown
+
+    @property
+    def has_remainder(self) -> bool:
+        """Whether x is a part of its float32 weight."""
+        return "master" in self.beside and self.beside["master"].dtype == np.int16
+
+    @property
+    def weight(self) -> np.ndarray:
+        """What a step moves, in the type that it computes in."""
+        x = np.asarray(self.x)
+        return weight(x, self.beside.get("master"), computing(x.dtype))
+
+    def anew(self, x: Any) -> list[tuple[np.ndarray, Any]]:
+        """What the copies become where they are taken anew from the parameter, or another array."""
+        return [(a, 0 if a.dtype == np.int16 else x) for a in self.copies]
 
     def require_writeable_copies(self) -> None:
         """Raises where `refresh` could not write."""
@@ -58,7 +86,9 @@ class Parameter:
 
     def keeps(self) -> list[tuple[str, np.ndarray]]:
         """All arrays beside x and its gradient, each with its role in a step."""
-        return [*(("state", a) for a in self.state.values()), *self.beside.items()]
+        roles = {True: "scales", False: "state"}
+        state = [(roles[key.endswith(SCALES)], a) for key, a in arrays_of(self.state).items()]
+        return [*state, *self.beside.items()]
 
     def labels(self) -> list[str]:
         """How messages name the array, its gradient and what is beside them."""
@@ -66,8 +96,22 @@ class Parameter:
         return [
             label("params", self.name),
             label("grads", self.name),
-            *(f'{state}["{key}"]' for key in (*self.state, *self.beside)),
+            *(f'{state}["{key}"]' for key in (*arrays_of(self.state), *self.beside)),
         ]
+
+
+def arrays_of(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """A rule's state as arrays by name: codes, and behind them their scales."""
+    arrays: dict[str, np.ndarray] = {}
+    for key, a in state.items():
+        codes = isinstance(a, BlockFloat8)
+        arrays |= {key: a.codes, f"{key}{SCALES}": a.scales} if codes else {key: a}
+    return arrays
+
+
+def saved_form(a: np.ndarray) -> np.ndarray:
+    """An array as it is saved: codes in Fortran order lie as their blocks do, along memory."""
+    return a.ravel(order="K") if a.dtype.kind in "iu" and not a.flags.c_contiguous else a
 
 
 class Swapped(NamedTuple):

@@ -19,6 +19,7 @@ import numpy as np
 
 from schuss import _core
 from schuss.engine.backend import Numpy
+from schuss.engine.codes import BlockFloat8, blocks_of
 from schuss.engine.declare import (
     REQUIRED,
     Backend,
@@ -73,7 +74,7 @@ from schuss.engine.saved import (
     require_writeable,
     written,
 )
-from schuss.engine.scalars import Options
+from schuss.engine.scalars import TRAITS, Options
 from schuss.engine.step import Recipe
 from schuss.engine.structure import (
     Arrays,
@@ -179,17 +180,21 @@ class Optimizer(Rule, Declared):
     ema          opt.ema[name] is the running mean of each parameter, with this decay, in [0, 1), or
                  a callable of the array's number of finished steps that returns it, such as
                  schedules.ema_warmup; default None: no mean
-    state_dtype  "float32" (default), "float16" or "bfloat16" for the state of parameters that are
-                 not float64, or a mapping from the state's name to one of them. A second moment in
-                 bfloat16 never decays: 0.999*v rounds back to v
+    state_dtype  "float32" (default), "bfloat16", "float16" or "blockfloat8" (8 bits and a scale for
+                 each 64 elements) for the state of parameters that are not float64, or a mapping
+                 from the state's name to one of them. What changes by less than its spacing is
+                 rounded by chance, as its trait says (reference.rules); what is no mean or sum of
+                 gradients stays float32 where 8 bits are asked of all
     state_dir    a folder, new or empty: the state lies in files there that are mapped into memory,
                  for what is larger than that; the bits are the same. A process that is killed
                  leaves what schuss.load(state_dir, opt) takes, or says to be torn. Default None
-    master       a float32 copy of each 16-bit parameter is what steps, and the parameter is rounded
-                 from it: what is written to the parameter otherwise is lost. Default False
+    master       True: a float32 copy of each 16-bit parameter is what steps, and the parameter is
+                 rounded from it: what is written to the parameter otherwise is lost. "remainder":
+                 the same in 2 bytes in place of 4, for bfloat16: the parameter and 16 bits more are
+                 the float32 weight, bit for bit. Default False
     stochastic_rounding    rounds 16-bit parameters without a master up or down by chance, so that
                  small steps are not lost; default False
-    seed         of the stochastic rounding, default 0
+    seed         of what is rounded by chance, default 0
     subnormals   "zero" (default) stores a state element below the smallest normal number as zero;
                  "keep" keeps it, and each step of such an element then costs 2 to 50 times as much,
                  by processor
@@ -231,7 +236,7 @@ class Optimizer(Rule, Declared):
     zeroes_grad = option(Flag, default=False, argument="zero_grad")
     state_dtype: Any = option(Storage, default=None, fixed=True)
     state_dir: str | os.PathLike[str] | None = option(Folder, default=None, fixed=True)
-    master: bool = option(Flag, default=False, fixed=True)
+    master: Literal[False, True, "remainder"] = option(Choice, default=False, fixed=True)
     stochastic_rounding: bool = option(Flag, default=False)
     seed: int = option(Whole, default=0)
     subnormals: Literal["zero", "keep"] = option(Choice, default="zero")
@@ -497,7 +502,7 @@ class Optimizer(Rule, Declared):
             if p.copies:
                 p.require_writeable_copies()
                 if x is not p.x and not same_bits(x, p.x):
-                    fresh += [(copied, x) for copied in p.copies]
+                    fresh += p.anew(x)
         with self._changing() if fresh else self._lock:
             self._plan.rebind(arrays)
             for p, x in zip(self._parameters, arrays, strict=True):
@@ -515,7 +520,7 @@ class Optimizer(Rule, Declared):
         for p in self._parameters:
             p.require_writeable_copies()
         with self._changing():
-            write((a, p.x) for p in self._parameters for a in p.copies)
+            write(pair for p in self._parameters for pair in p.anew(p.x))
 
     def holds(self, params: Any) -> bool:
         """Whether these are the very arrays that are stepped, in the structure of params."""
@@ -597,18 +602,25 @@ class Optimizer(Rule, Declared):
         """
         return (Group(type(self), values),), lambda name, x: 0
 
-    def _state(self, x: np.ndarray, group: Group, name: str) -> dict[str, np.ndarray]:
+    def _state(self, x: np.ndarray, group: Group, name: str) -> dict[str, Any]:
         """The state arrays of a parameter, as they are at the start."""
         computing = computing_type(x)
+        traits = dict(zip(group.settings.states, TRAITS[group.settings.kernel], strict=True))
         chosen = self.state_dtype
-        check_state_dtype(chosen, group.settings.states, label("params", name), x.dtype)
+        check_state_dtype(chosen, traits, label("params", name), x.dtype)
         start = group.settings.rule.initial(group)
-        state = {}
-        for place, key in enumerate(group.settings.states, start=FREE):
+        state: dict[str, Any] = {}
+        for place, (key, trait) in enumerate(traits.items(), start=FREE):
             dtype = chosen.get(key, chosen.get("", computing))
-            state[key] = self._zeros(x, dtype, place)
+            coded = isinstance(dtype, str)
+            if coded and not trait.alone:
+                codes = self._zeros(x, np.uint8 if trait.positive else np.int8, place)
+                scales = self._zeros(x, np.uint8, place, shape=(blocks_of(x.size),))
+                state[key] = BlockFloat8.of(codes, scales)
+            else:
+                state[key] = self._zeros(x, computing if coded else dtype, place)
             if start.get(key):
-                state[key].fill(start[key])
+                state[key][...] = start[key]
         return state
 
     def _zeros(
@@ -627,11 +639,19 @@ class Optimizer(Rule, Declared):
         beside: dict[str, np.ndarray] = {}
         taken = FREE + len(group.settings.states)
 
-        def keep(role: str, values: Any) -> None:
-            beside[role] = self._zeros(x, computing, taken + len(beside))
+        def keep(role: str, values: Any, dtype: Any = computing) -> None:
+            beside[role] = self._zeros(x, dtype, taken + len(beside))
             beside[role][...] = values
 
-        if self.master and is_narrow(x.dtype):
+        if self.master == "remainder" and x.dtype == np.float16:
+            raise ValueError(
+                f'master: "remainder" is not for {label("params", name)}, float16: 16 bits more '
+                "don't make a float32 of it, which has numbers beyond its range; pass True, or "
+                "make it bfloat16"
+            )
+        if self.master == "remainder" and is_narrow(x.dtype):
+            keep("master", 0, np.int16)
+        elif self.master and is_narrow(x.dtype):
             keep("master", x)
         if self.ema_decay is not None:
             keep("average", x)
@@ -903,10 +923,13 @@ class Optimizer(Rule, Declared):
 
     def _state_of(self, number: int) -> dict[str, Any]:
         """The state of one parameter."""
-        p = self._parameters[number]
+        return self._counters_of(number) | self._parameters[number].shown
+
+    def _counters_of(self, number: int) -> dict[str, Any]:
+        """What belongs to a parameter beside arrays."""
         with self._lock:
             memory = zip(self.memory, self._plan.memory(number), strict=True)
-            return {"step": self._plan.count(number), **dict(memory), **p.saved}
+            return {"step": self._plan.count(number), **dict(memory)}
 
     @property  # type: ignore[no-redef]
     def ema(self) -> dict[str, np.ndarray]:

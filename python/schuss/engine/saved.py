@@ -12,12 +12,22 @@ import numpy as np
 
 from schuss import _core
 from schuss.checks import check_int, check_remembered, shown, unpacked
+from schuss.engine.codes import BlockFloat8, blocks_of
 from schuss.engine.declare import Scale
-from schuss.engine.groups import Group, Settings, Swapped, is_same
+from schuss.engine.groups import (
+    SCALES,
+    Group,
+    Parameter,
+    Settings,
+    Swapped,
+    is_same,
+    saved_form,
+)
 from schuss.engine.memory import write
 from schuss.engine.observers import load, saved
 from schuss.engine.rule import HOOKS, is_ours
 from schuss.engine.structure import described, is_floating, label, listing
+from schuss.reference.storage import decode
 
 # Formats of other libraries: what recognizes a state dictionary, and what makes ours of it for an
 # optimizer. Whoever knows one adds it here.
@@ -63,7 +73,7 @@ def written(opt: Any) -> dict[str, Any]:
     first = opt._swapped[0] if opt._swapped else None  # which has the weights
     return {
         "rule": rule_name(type(opt)),
-        "state": {name: dict(own) for name, own in opt.state.items()},
+        "state": {p.name: opt._counters_of(i) | p.saved for i, p in enumerate(opt._parameters)},
         "param_groups": [
             {
                 "params": g["param_names"],
@@ -132,6 +142,22 @@ def owner(a: Any) -> int:
     while getattr(a, "base", None) is not None:
         a = a.base
     return id(a)
+
+
+def has_numbers(value: Any, shape: tuple[int, ...]) -> bool:
+    """Whether this is an array of floating-point numbers of a shape."""
+    return isinstance(value, np.ndarray) and is_floating(value.dtype) and value.shape == shape
+
+
+def are_codes(codes: Any, scales: Any, shape: tuple[int, ...]) -> bool:
+    """Whether these are the arrays of a BlockFloat8 of a shape."""
+    return (
+        isinstance(codes, np.ndarray)
+        and isinstance(scales, np.ndarray)
+        and codes.dtype in (np.int8, np.uint8)
+        and (codes.shape, scales.shape) == (shape, (blocks_of(codes.size),))
+        and scales.dtype == np.uint8
+    )
 
 
 def plain(value: Any) -> Any:
@@ -223,10 +249,10 @@ class Reader:
             if not isinstance(theirs, Mapping):
                 self.wrong.append(f"{p.name!r}: {type(theirs).__name__}, wanted a mapping")
                 continue
+            theirs = theirs if self.strict else self.in_our_form(p, theirs)
             for key in theirs:
                 if key not in ("step", *self.opt.memory, *p.saved):
                     self.unexpected(f"{p.name!r} {key}")
-            start = self.opt.initial(self.opt.param_groups[p.group])
             for key, own in p.saved.items():
                 if key in theirs:
                     pairs += self.array(f"{p.name!r} {key}", own, theirs[key])
@@ -234,9 +260,39 @@ class Reader:
                     self.wrong.append(f"missing {p.name!r} {key}")
                 else:
                     self.missing(f"{p.name!r} {key}")
-                    copies = any(own is a for a in p.copies)
-                    pairs.append((own, p.x if copies else start.get(key, 0.0)))
+                    pairs += self.beginning(p, key, own)
         return pairs
+
+    def beginning(self, p: Parameter, key: str, own: np.ndarray) -> list[tuple[np.ndarray, Any]]:
+        """An array of the optimizer's with what it begins with."""
+        start = self.opt.initial(self.opt.param_groups[p.group])
+        for name, a in p.state.items():
+            if isinstance(a, BlockFloat8) and key in (name, f"{name}{SCALES}"):
+                (_, codes), (_, scales) = a.held(start.get(name, 0.0))
+                return [(own, saved_form(codes) if key == name else scales)]
+        anew = (value for a, value in p.anew(p.x) if a is own)
+        return [(own, next(anew, start.get(key, 0.0)))]
+
+    def in_our_form(self, p: Parameter, theirs: Mapping[str, Any]) -> dict[str, Any]:
+        """A parameter's saved state with codes where there are codes here, else with numbers."""
+        found = dict(theirs)
+        for key, own in p.state.items():
+            value: Any = found.get(key)
+            scales: Any = found.get(f"{key}{SCALES}")
+            if isinstance(own, BlockFloat8):
+                if scales is not None or not has_numbers(value, own.shape):
+                    continue
+                held = self.checked(own.held, value)
+                if held is not None:
+                    coded = (saved_form(a) for _, a in held)
+                    found |= zip((key, f"{key}{SCALES}"), coded, strict=True)
+            elif are_codes(value, scales, own.shape):
+                del found[f"{key}{SCALES}"]
+                found[key] = decode(value, scales).astype(own.dtype)
+            else:
+                continue
+            self.differences.converted_keys.append(f"{p.name!r} {key}")
+        return found
 
     def array(self, name: str, own: np.ndarray, value: Any) -> list[tuple[np.ndarray, Any]]:
         """An array of the optimizer's with the saved one, where that fits."""

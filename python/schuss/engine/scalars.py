@@ -10,6 +10,7 @@ from schuss import _core, reference
 from schuss.checks import Interval
 from schuss.engine.declare import DecayMode, Number, Pair
 from schuss.engine.groups import Settings
+from schuss.reference.storage import traits
 from schuss.reference.sums import WANTED, Sums
 
 DECAY_MODES: tuple[str, ...] = get_args(DecayMode)
@@ -25,6 +26,7 @@ def scalar_names(kernel: str) -> tuple[str, ...]:
 
 
 NAMES = {kernel: scalar_names(kernel) for kernel in KERNELS}
+TRAITS = {kernel: traits(getattr(reference, kernel)) for kernel in KERNELS}
 
 if _core.stages() != [(k, float(v)) for k, v in reference.Stages._field_defaults.items()]:
     raise ImportError("the stages of kernels and reference differ in names, order or idle values")
@@ -76,7 +78,7 @@ class Part:
         self.follows_peak = mode in ("decoupled_unscaled", "corrected")
         self.options = options
         self.ema = options.ema if callable(options.ema) else None
-        self.steady = not (options.stochastic_rounding or self.ema)
+        self.steady = not self.ema
         self.constant: dict[str, float] = {}
         if not (options.ema is None or callable(options.ema)):
             self.constant["average"] = 1.0 - options.ema
@@ -84,6 +86,8 @@ class Part:
             self.constant["flush"] = 0.0
         if options.zero_grad:
             self.constant["zero_grad"] = 1.0
+        if options.stochastic_rounding:
+            self.constant["stochastic"] = 1.0
         bounds = settings.values["bounds"]
         if not (bounds is None or Pair.has_arrays(bounds)):  # arrays lie beside the parameters
             self.constant["low"], self.constant["high"] = bounds
@@ -118,8 +122,6 @@ class Part:
         if self.ema:
             decay = DECAY.check(f"ema after {t - 1} steps", self.ema(t - 1))
             stages["average"] = 1.0 - decay
-        if self.options.stochastic_rounding:
-            stages["stochastic"], stages["key"] = 1.0, step_key(self.options.seed, t)
         return own, stages, steady and lr is h["lr"], h
 
     def decay(self, h: Mapping[str, Any], lr: float) -> dict[str, float]:
@@ -161,9 +163,9 @@ def peak(lr: Any) -> float:
     return float(found)
 
 
-def step_key(seed: int, t: int) -> int:
-    """32 bits of a seed and a step, for the step's random numbers (splitmix64, Steele 2014)."""
-    z, m = seed + t * 0x9E3779B97F4A7C15, 0xFFFFFFFFFFFFFFFF
-    z = ((z & m) ^ (z & m) >> 30) * 0xBF58476D1CE4E5B9 & m
+def seed_key(seed: int) -> int:
+    """32 bits of a seed, for the dither (splitmix64, Steele 2014)."""
+    m = 0xFFFFFFFFFFFFFFFF
+    z = ((seed & m) ^ (seed & m) >> 30) * 0xBF58476D1CE4E5B9 & m
     z = (z ^ z >> 27) * 0x94D049BB133111EB & m
     return (z ^ z >> 31) >> 32

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from schuss.engine.scalars import Options, Part
+from schuss.engine.scalars import Options, Part, seed_key
 from schuss.reference.sums import Sums
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class Recipe:
         self.adapts = any(f.adapts for f in forms)
         self.measures_norm = self.limit < math.inf or not self.propagates
         self.zero_grad = self.options.zero_grad
+        self.key = seed_key(self.options.seed)
 
     def part(self, group: int, decays: bool) -> Part:
         """What computes the scalars of a group's arrays: one for all groups of the same form."""

@@ -31,10 +31,3 @@ def maximum(a: Array, b: Array | float) -> Array:
 def shrink(a: Array, threshold: float) -> Array:
     """Closer to 0 by the threshold, and 0 where it is closer already."""
     return a - clamp(a, -threshold, threshold)
-
-
-def mix(h: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """32 bits in which every bit depends on every bit of `h` (Wellons 2018, "lowbias32")."""
-    h = (h ^ (h >> np.uint32(16))) * np.uint32(0x7FEB352D)
-    h = (h ^ (h >> np.uint32(15))) * np.uint32(0x846CA68B)
-    return h ^ (h >> np.uint32(16))

@@ -7,6 +7,15 @@ place and returns the update u; `step` puts it into the order of a step. The ker
 goes on one factor of a square, (w*g)*g as in PyTorch: g*g overflows far earlier, and what is
 infinite once stays so.
 
+The annotation of a state array says how it is stored in less than it is computed in:
+
+    Mean     to nearest
+    Slow     by dither: its change in a step may be less than the spacing of 16 bits
+    Second   by dither, and it is never negative
+    Peak     to nearest, and it is never negative
+    Exact    to nearest, and not in 8 bits: no mean or sum of what is small
+    Point    by dither, and not in 8 bits
+
 What a rule measures of an element before its step is a function of its name with `_measures`.
 """
 
@@ -15,6 +24,7 @@ from __future__ import annotations
 import numpy as np
 
 from schuss.reference.elements import clamp, maximum, sign
+from schuss.reference.storage import Exact, Mean, Peak, Point, Second, Slow
 
 
 def agreement(g, p, product):
@@ -46,35 +56,35 @@ def sgd(x, g, *, lr):
     return lr * g
 
 
-def momentum(x, g, b, *, mu, w, s):
+def momentum(x, g, b: Mean, *, mu, w, s):
     b[...] = mu * b + w * g
     return s * b
 
 
-def nesterov(x, g, b, *, mu, w, a, s):
+def nesterov(x, g, b: Mean, *, mu, w, a, s):
     b[...] = mu * b + w * g
     return s * (a * g + mu * b)
 
 
-def adagrad(x, g, s, *, lr, inside, eps, guard):
+def adagrad(x, g, s: Second, *, lr, inside, eps, guard):
     s[...] = s + g * g
     u = lr * g / (np.sqrt(s + inside) + eps)
     return np.where(s <= guard, 0, u).astype(g.dtype)
 
 
-def rmsprop(x, g, v, *, alpha, w, kv, inside, eps, lr):
+def rmsprop(x, g, v: Second, *, alpha, w, kv, inside, eps, lr):
     v[...] = alpha * v + (w * g) * g
     return lr * (g / (np.sqrt(kv * v + inside) + eps))
 
 
-def rmsprop_momentum(x, g, v, b, *, alpha, w, kv, inside, eps, mu, c, direct, s):
+def rmsprop_momentum(x, g, v: Second, b: Mean, *, alpha, w, kv, inside, eps, mu, c, direct, s):
     v[...] = alpha * v + (w * g) * g
     n = c * (g / (np.sqrt(kv * v + inside) + eps))
     b[...] = mu * b + n
     return direct * n + s * b
 
 
-def rmsprop_centered(x, g, v, a, *, alpha, w, kv, ka, least, inside, eps, lr):
+def rmsprop_centered(x, g, v: Second, a: Slow, *, alpha, w, kv, ka, least, inside, eps, lr):
     v[...] = alpha * v + (w * g) * g
     a[...] = a + w * (g - a)
     q = maximum(kv * v - (ka * a) * (ka * a), least)
@@ -82,7 +92,7 @@ def rmsprop_centered(x, g, v, a, *, alpha, w, kv, ka, least, inside, eps, lr):
 
 
 def rmsprop_centered_momentum(
-    x, g, v, a, b, *, alpha, w, kv, ka, least, inside, eps, mu, c, direct, s
+    x, g, v: Second, a: Slow, b: Mean, *, alpha, w, kv, ka, least, inside, eps, mu, c, direct, s
 ):
     v[...] = alpha * v + (w * g) * g
     a[...] = a + w * (g - a)
@@ -92,14 +102,14 @@ def rmsprop_centered_momentum(
     return direct * n + s * b
 
 
-def adadelta(x, g, v, d, *, rho, w, eps, lr):
+def adadelta(x, g, v: Second, d: Second, *, rho, w, eps, lr):
     v[...] = rho * v + (w * g) * g
     u = np.sqrt(d + eps) / np.sqrt(v + eps) * g
     d[...] = rho * d + (w * u) * u
     return lr * u
 
 
-def ftrl(x, g, n, z, *, per_lr, shrink, l1, l2):
+def ftrl(x, g, n: Second, z: Slow, *, per_lr, shrink, l1, l2):
     before = np.sqrt(n)
     n[...] = n + g * g
     root = np.sqrt(n)
@@ -107,7 +117,7 @@ def ftrl(x, g, n, z, *, per_lr, shrink, l1, l2):
     return (z - clamp(z, -l1, l1)) / (per_lr * root + l2)
 
 
-def adam(x, g, m, v, *, w1, beta2, w2, step, denom, eps):
+def adam(x, g, m: Mean, v: Second, *, w1, beta2, w2, step, denom, eps):
     m[...] = m + w1 * (g - m)
     v[...] = beta2 * v + (w2 * g) * g
     return step * (m / (denom * np.sqrt(v) + eps))
@@ -117,7 +127,9 @@ def adam_measures(x, g, m, v, *, beta2, w2, eps, **_):
     return g / maximum(beta2 * v + (w2 * g) * g, eps * eps) * g, zero(g)
 
 
-def general_adam(x, g, m, v, *, w1, beta2, w2, cm, cg, kv, inside, kd, least, eps, guard, under):
+def general_adam(
+    x, g, m: Mean, v: Second, *, w1, beta2, w2, cm, cg, kv, inside, kd, least, eps, guard, under
+):
     m[...] = m + w1 * (g - m)
     v[...] = beta2 * v + (w2 * g) * g
     n = cm * m + cg * g
@@ -125,13 +137,32 @@ def general_adam(x, g, m, v, *, w1, beta2, w2, cm, cg, kv, inside, kd, least, ep
     return np.where(v <= guard, under * n, u)
 
 
-def decayed_adam(x, g, m, v, *, w1, beta2, w2, cm, cx, kd, eps):
+def decayed_adam(x, g, m: Mean, v: Second, *, w1, beta2, w2, cm, cx, kd, eps):
     m[...] = m + w1 * (g - m)
     v[...] = beta2 * v + (w2 * g) * g
     return (cm * m + cx * x) / (np.sqrt(v) * kd + eps)
 
 
-def amsgrad(x, g, m, v, q, *, w1, beta2, w2, ka, cm, kv, inside, kd, least, eps, guard, under):
+def amsgrad(
+    x,
+    g,
+    m: Mean,
+    v: Second,
+    q: Peak,
+    *,
+    w1,
+    beta2,
+    w2,
+    ka,
+    cm,
+    kv,
+    inside,
+    kd,
+    least,
+    eps,
+    guard,
+    under,
+):
     m[...] = m + w1 * (g - m)
     v[...] = beta2 * v + (w2 * g) * g
     q[...] = maximum(q, ka * v)
@@ -140,46 +171,65 @@ def amsgrad(x, g, m, v, q, *, w1, beta2, w2, ka, cm, kv, inside, kd, least, eps,
     return np.where(q <= guard, under * n, u)
 
 
-def adamax(x, g, m, q, *, w1, beta2, inside, step, eps):
+def adamax(x, g, m: Mean, q: Second, *, w1, beta2, inside, step, eps):
     m[...] = m + w1 * (g - m)
     q[...] = maximum(beta2 * q, np.abs(g) + inside)
     return step * (m / (q + eps))
 
 
-def adabelief(x, g, m, v, *, w1, beta2, w2, inside, step, denom, eps):
+def adabelief(x, g, m: Mean, v: Second, *, w1, beta2, w2, inside, step, denom, eps):
     m[...] = m + w1 * (g - m)
     d = g - m
     v[...] = beta2 * v + (w2 * d) * d + inside
     return step * (m / (denom * np.sqrt(v) + eps))
 
 
-def yogi(x, g, m, v, *, w1, w2, step, denom, eps):
+def yogi(x, g, m: Mean, v: Second, *, w1, w2, step, denom, eps):
     m[...] = m + w1 * (g - m)
     v[...] = v - (w2 * sign(v - g * g) * g) * g
     return step * (m / (denom * np.sqrt(v) + eps))
 
 
-def adopt(x, g, m, v, *, clip, eps, w1, beta2, w2, lr):
+def adopt(x, g, m: Mean, v: Second, *, clip, eps, w1, beta2, w2, lr):
     n = clamp(g / maximum(np.sqrt(v), eps), -clip, clip)
     m[...] = m + w1 * (n - m)
     v[...] = beta2 * v + (w2 * g) * g
     return lr * m
 
 
-def grams(x, g, m, v, *, w1, beta2, w2, step, denom, eps):
+def grams(x, g, m: Mean, v: Second, *, w1, beta2, w2, step, denom, eps):
     m[...] = m + w1 * (g - m)
     v[...] = beta2 * v + (w2 * g) * g
     return sign(g) * (step * (np.abs(m) / (denom * np.sqrt(v) + eps)))
 
 
-def ademamix(x, g, m, s, v, *, w1, w3, beta2, w2, cm, cs, kv, inside, eps):
+def ademamix(x, g, m: Mean, s: Slow, v: Second, *, w1, w3, beta2, w2, cm, cs, kv, inside, eps):
     m[...] = m + w1 * (g - m)
     s[...] = s + w3 * (g - s)
     v[...] = beta2 * v + (w2 * g) * g
     return (cm * m + cs * s) / (np.sqrt(kv * v + inside) + eps)
 
 
-def adan(x, g, m, d, v, p, *, first, w1, w2, beta3, w3, mix, cm, cd, kv, inside, eps):
+def adan(
+    x,
+    g,
+    m: Slow,
+    d: Mean,
+    v: Second,
+    p: Exact,
+    *,
+    first,
+    w1,
+    w2,
+    beta3,
+    w3,
+    mix,
+    cm,
+    cd,
+    kv,
+    inside,
+    eps,
+):
     diff = np.zeros_like(g) if first > 0 else g - p
     y = g + mix * diff
     m[...] = m + w1 * (g - m)
@@ -189,7 +239,7 @@ def adan(x, g, m, d, v, p, *, first, w1, w2, beta3, w3, mix, cm, cd, kv, inside,
     return (cm * m + cd * d) / (np.sqrt(kv * v + inside) + eps)
 
 
-def sophia(x, g, m, h, *, w1, cm, rho, least, eps, lr):
+def sophia(x, g, m: Slow, h: Exact, *, w1, cm, rho, least, eps, lr):
     m[...] = m + w1 * (g - m)
     return lr * clamp(cm * m / (maximum(rho * h, least) + eps), -1, 1)
 
@@ -198,20 +248,22 @@ def signsgd(x, g, *, lr):
     return lr * sign(g)
 
 
-def lion(x, g, m, *, w1, w2, lr):
+def lion(x, g, m: Slow, *, w1, w2, lr):
     c = m + w1 * (g - m)
     m[...] = m + w2 * (g - m)
     return lr * sign(c)
 
 
-def rprop(x, g, p, s, *, product, minus, plus, low, high, least):
+def rprop(x, g, p: Exact, s: Exact, *, product, minus, plus, low, high, least):
     q = agreement(g, p, product)
     s[...] = clamp(scaled(s, q, minus, plus), low, high)
     p[...] = np.where(q < least, 0, g)
     return s * sign(p)
 
 
-def rprop_backtracking(x, g, p, s, d, *, product, minus, plus, low, high, back):
+def rprop_backtracking(
+    x, g, p: Exact, s: Exact, d: Exact, *, product, minus, plus, low, high, back
+):
     q = agreement(g, p, product)
     s[...] = clamp(scaled(s, q, minus, plus), low, high)
     p[...] = np.where(q < 0, 0, g)
@@ -220,26 +272,26 @@ def rprop_backtracking(x, g, p, s, d, *, product, minus, plus, low, high, back):
     return u
 
 
-def delta_bar_delta(x, g, k, p, *, add, mul, low, high, lr):
+def delta_bar_delta(x, g, k: Exact, p: Exact, *, add, mul, low, high, lr):
     k[...] = clamp(gained(k, agreement(g, p, 0), add, mul), low, high)
     p[...] = g
     return lr * (k * g)
 
 
-def delta_bar_delta_velocity(x, g, k, b, *, add, mul, low, high, mu, lr):
+def delta_bar_delta_velocity(x, g, k: Exact, b: Mean, *, add, mul, low, high, mu, lr):
     k[...] = clamp(gained(k, agreement(g, b, 0), add, mul), low, high)
     b[...] = mu * b + k * g
     return lr * b
 
 
-def delta_bar_delta_momentum(x, g, k, p, b, *, add, mul, low, high, mu, lr):
+def delta_bar_delta_momentum(x, g, k: Exact, p: Exact, b: Mean, *, add, mul, low, high, mu, lr):
     k[...] = clamp(gained(k, agreement(g, p, 0), add, mul), low, high)
     p[...] = g
     b[...] = mu * b + k * g
     return lr * b
 
 
-def asgd(x, g, a, *, decay, rate, share):
+def asgd(x, g, a: Point, *, decay, rate, share):
     u = decay * x + rate * g
     after = x - u
     start = a if share < 1 else after
@@ -247,14 +299,16 @@ def asgd(x, g, a, *, decay, rate, share):
     return u
 
 
-def schedule_free(x, g, z, *, first, ck, step, lr):
+def schedule_free(x, g, z: Point, *, first, ck, step, lr):
     start = x if first > 0 else z
     u = step * g - ck * (start - x)
     z[...] = start - lr * g
     return u
 
 
-def schedule_free_adam(x, g, z, v, *, first, beta2, w2, denom, eps, decay, ck, step, lr):
+def schedule_free_adam(
+    x, g, z: Point, v: Second, *, first, beta2, w2, denom, eps, decay, ck, step, lr
+):
     v[...] = beta2 * v + (w2 * g) * g
     d = g / (denom * np.sqrt(v) + eps) + decay * x
     start = x if first > 0 else z
@@ -266,7 +320,7 @@ def schedule_free_adam(x, g, z, v, *, first, beta2, w2, denom, eps, decay, ck, s
 # ---- Rules whose scalars follow from sums over the array, or over all arrays
 
 
-def lars(x, g, b, *, decay, mu, w, a, s):
+def lars(x, g, b: Mean, *, decay, mu, w, a, s):
     b[...] = mu * b + w * (g + decay * x)
     return s * b + a * (g + decay * x)
 
@@ -275,13 +329,13 @@ def lars_measures(x, g, b, *, decay, **_):
     return square(g + decay * x), zero(g)
 
 
-def lamb(x, g, m, v, *, w1, beta2, w2, step, denom, eps, decay, rate):
+def lamb(x, g, m: Mean, v: Second, *, w1, beta2, w2, step, denom, eps, decay, rate):
     m[...] = m + w1 * (g - m)
     v[...] = beta2 * v + (w2 * g) * g
     return rate * (step * (m / (denom * np.sqrt(v) + eps)) + decay * x)
 
 
-def mars(x, g, m, v, p, *, ahead, shrink, w1, beta2, w2, step, denom, eps):
+def mars(x, g, m: Mean, v: Second, p: Exact, *, ahead, shrink, w1, beta2, w2, step, denom, eps):
     c = shrink * (g + ahead * (g - p))
     p[...] = g
     m[...] = m + w1 * (c - m)
@@ -293,7 +347,9 @@ def mars_measures(x, g, m, v, p, *, ahead, **_):
     return square(g + ahead * (g - p)), zero(g)
 
 
-def prodigy(x, g, m, v, s, o, *, first, d, w1, beta2, w2, beta3, k, step, eps):
+def prodigy(
+    x, g, m: Mean, v: Second, s: Slow, o: Exact, *, first, d, w1, beta2, w2, beta3, k, step, eps
+):
     c = d * g
     m[...] = m + w1 * (c - m)
     v[...] = beta2 * v + (w2 * c) * c
@@ -307,7 +363,7 @@ def prodigy_measures(x, g, m, v, s, o, *, first, beta3, k, **_):
     return g * (start - x), np.abs(beta3 * s + k * g)
 
 
-def dadapt_adam(x, g, m, v, s, *, rate, w1, beta2, w2, beta3, k, eps):
+def dadapt_adam(x, g, m: Mean, v: Second, s: Slow, *, rate, w1, beta2, w2, beta3, k, eps):
     m[...] = m + w1 * (rate * g - m)
     v[...] = beta2 * v + (w2 * g) * g
     s[...] = beta3 * s + k * g

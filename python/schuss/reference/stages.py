@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from schuss.reference.elements import clamp, shrink, sign
-from schuss.reference.storage import computing, dither, is_narrow, random_bits, within
+from schuss.reference.storage import (
+    computing,
+    in_order,
+    lattice,
+    put,
+    rounded,
+    split,
+    traits,
+    weight,
+    widened,
+    within,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,14 +46,14 @@ class Stages(NamedTuple):
     flush: bool = True
     zero_grad: bool = False
     stochastic: bool = False
-    key: int = 0  # of the step's random numbers, below 2**32
+    key: int = 0  # of the step's dither, below 2**32
 
 
 def step(
     rule: Callable[..., Array],
     x: Array,
     g: Array,
-    state: Sequence[Array],
+    state: Sequence[Any],
     scalars: Mapping[str, float],
     stages: Stages,
     *,
@@ -64,33 +75,39 @@ def step(
          7  x = shrink(x, threshold)
          8  x = clamp(x, low, high)             rounded inwards to numbers of x's type
          9  average = average + share*(x - average); x where share = 1
-        10  x is rounded to its type, to nearest even or stochastically
+        10  x is rounded to its type, to nearest even or by a dither
         11  g = 0                               where zero_grad
 
     rule            a function of rules.py
     x, g            parameter (written) and gradient (read): of one shape, in float64 both, or each
                     in float32, float16 or bfloat16
-    state           the rule's state arrays (written)
+    state           the rule's state arrays (written), or what has `codes` and `scales` of them
     scalars         the rule's keyword arguments, in double
     stages          the numbers of the stages, in double
-    master          in float32: stands in for a 16-bit x, which is rounded from it (written)
+    master          in float32: stands in for a 16-bit x, which is rounded from it; in int16: the
+                    remainder of a bfloat16 x, with which it is a float32 (written)
     average         the running mean of x (written)
     low, high       bounds of each element, in place of those of the stages: numbers of x's type
     position        number of x's first element among those of all arrays
 
     Computed in float64 for float64, else in float32; each scalar is rounded to that type once. What
-    is stored in a narrower type is rounded to nearest even. State and average below the smallest
-    normal number of the computing type are stored as 0 where `stages.flush`.
+    is stored in a narrower type is rounded to nearest even, or as the trait of its state says.
+    State and average below the smallest normal number of the computing type are stored as 0 where
+    `stages.flush`.
     """
+
+    def chance(array: int) -> Callable[[], Any]:
+        return lambda: in_order(lattice(x.size, position, stages.key, array), x)
+
     number = computing(x.dtype)
     tiny = np.finfo(number).smallest_normal if stages.flush else number(0)
     with np.errstate(all="ignore"):
-        w = (x if master is None else master).astype(number, copy=False)
+        w = weight(x, master, number)
         d = prepared(w, g, stages)
-        wide = [s.astype(number, copy=False) for s in state]
+        wide = [widened(s, number) for s in state]
         u = rule(w, d, *wide, **{name: number(value) for name, value in scalars.items()})
-        for s, new in zip(state, wide, strict=True):
-            s[...] = np.where(np.abs(new) < tiny, number(0), new)
+        for i, (s, new, trait) in enumerate(zip(state, wide, traits(rule), strict=True)):
+            put(s, np.where(np.abs(new) < tiny, number(0), new), trait, chance(i))
         if (stages.agree, stages.oppose) != (1.0, 1.0):
             u = np.where(u * d > 0, number(stages.agree), number(stages.oppose)) * u
         keep = number(stages.keep)
@@ -108,11 +125,12 @@ def step(
             share = number(stages.average)
             moved = w if share == 1 else average + share * (w - average)  # which is rounded
             average[...] = np.where(np.abs(moved) < tiny, number(0), moved)
-        if master is not None:
-            master[...] = w
-        if stages.stochastic and is_narrow(x.dtype):
-            w = dither(w, random_bits(w.shape, position, stages.key, x), x.dtype.name == "float16")
-        x[...] = w
+        if master is not None and master.dtype == np.int16:
+            x.view(np.uint16)[...], master[...] = split(w)
+        else:
+            if master is not None:
+                master[...] = w
+            x[...] = rounded(w, x.dtype, chance(-1) if stages.stochastic else None)
     if stages.zero_grad:
         g.fill(0)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from schuss.reference.stages import Stages, prepared
-from schuss.reference.storage import computing
+from schuss.reference.storage import computing, weight, widened
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,15 +52,15 @@ def measure(
     """
     number = computing(x.dtype)
     with np.errstate(all="ignore"):
-        w = (x if master is None else master).astype(number, copy=False)
+        w = weight(x, master, number)
         d = prepared(w, g, stages)
         rounded = {name: number(value) for name, value in scalars.items()}
         p, q = (
             (None, None)
             if own is None
-            else own(w, d, *(s.astype(number, copy=False) for s in state), **rounded)
+            else own(w, d, *(widened(s, number) for s in state), **rounded)
         )
-        u = rule(w, d, *(s.astype(number) for s in state), **rounded)
+        u = rule(w, d, *(widened(s, number).copy(order="K") for s in state), **rounded)
         squares = [a.astype(np.float64) ** 2 for a in (w, d, u)]
         return (
             folded(squares[0]),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from schuss import _core, reference
 from schuss.engine.optimizer import Optimizer
-from schuss.engine.scalars import NAMES
+from schuss.engine.scalars import NAMES, TRAITS
 from schuss.rules.accumulation import Adadelta, Adagrad, Ftrl, RMSprop
 from schuss.rules.adam import Adam, Adamax, AdamW, NAdam, NAdamW, RAdam
 from schuss.rules.averages import ASGD, ScheduleFreeAdamW, ScheduleFreeSGD
@@ -107,9 +107,10 @@ def _verify() -> None:
         raise ImportError(f"kernels and classes differ: {sorted(table.keys() ^ claimed)}")
     for rule in RULES:
         for kernel, arrays in rule.states.items():
-            states = getattr(reference, kernel).__code__.co_argcount - 2
+            stored = [t.dithered + 2 * t.positive + 4 * t.alone for t in TRAITS[kernel]]
             measures = hasattr(reference, f"{kernel}_measures")
-            if table[kernel] != [states, len(NAMES[kernel]), measures] or len(arrays) != states:
+            taken = [stored, len(NAMES[kernel]), measures]
+            if table[kernel] != taken or len(arrays) != len(stored):
                 raise ImportError(
                     f"{kernel}: kernel, reference and class take different state or scalars"
                 )

@@ -127,7 +127,7 @@ class ScheduleFree(Optimizer):
         if not self._plan.count(number):
             return p.x.copy(order="K")
         computing = computing_type(p.x)
-        y = p.beside.get("master", np.asarray(p.x)).astype(computing, copy=False)
+        y = p.weight
         z = p.state["z"].astype(computing, copy=False)
         h = self._groups[p.group].settings.at(self.iterations)
         beyond = computing.type(1.0 - 1.0 / self.interpolation(h))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 from schuss import _core
+from schuss.engine.codes import BlockFloat8
 from schuss.engine.declare import REQUIRED, DecayMode, Number, choice, number
 from schuss.engine.optimizer import Optimizer
 from schuss.engine.rule import Numbers, Values
@@ -116,8 +117,9 @@ class SGD(Optimizer):
             k = own["momentum"] if own["lookahead_coef"] is None else own["lookahead_coef"]
             if own["lr_in_buffer"] is not True:
                 k *= own["lr"]
-            x = p.beside.get("master", p.x)
-            target[...] = x - b.dtype.type(k) * b
+            if isinstance(b, BlockFloat8):
+                b = b.decoded()
+            target[...] = p.weight - b.dtype.type(k) * b
 
 
 class Momentum(SGD):

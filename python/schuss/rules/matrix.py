@@ -220,7 +220,7 @@ class MatrixRule(Optimizer):
         u = room(f"u of {p.name}", np.asarray(p.x), dtype=computing_type(p.x))
         new = room.like(p.name, state)
         _, _, stages = read(scalars)
-        prepare(u, np.asarray(g), np.asarray(p.beside.get("master", p.x)), stages)
+        prepare(u, np.asarray(g), p.weight, stages)
         becomes += [(state[key], new[key]) for key in self.direct(u, state, new, h, t, room)]
         return u
 

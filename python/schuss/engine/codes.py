@@ -1,0 +1,142 @@
+"""What the arrays behind narrow forms of state stand for, as the user sees it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from schuss.reference.storage import CODED, decode, encode, join, split
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+
+class Narrow:
+    """Numbers that lie in arrays of another kind: read by index, and written as a whole or in part.
+
+    What is written is brought to the nearest numbers that can be held.
+    """
+
+    def decoded(self) -> np.ndarray:
+        """A copy of the numbers, in float32."""
+        raise NotImplementedError
+
+    def held(self, values: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Each array behind the numbers, and what it is for these values."""
+        raise NotImplementedError
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.decoded()[key]
+
+    def __setitem__(self, key: Any, values: Any) -> None:
+        numbers = self.decoded()
+        numbers[key] = values
+        for array, held in self.held(numbers):
+            array[...] = held
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("a copy is needed: the numbers are decoded")
+        return self.decoded().astype(dtype or np.float32, copy=False)
+
+    def __len__(self) -> int:
+        return len(self.decoded())
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.decoded())
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.decoded()!r})"
+
+
+class BlockFloat8(Narrow):
+    """Numbers in 8 bits each, with a scale byte for each 64 of them, in memory's order.
+
+    values   an array of floating-point numbers
+    signed   False for what is never negative, which then has twice the octaves; default True
+
+    codes    int8 where signed, else uint8, in the shape and memory order of values (live)
+    scales   uint8, one for each block (live)
+
+    The numbers of a block have 16 steps an octave, 8 octaves below its largest one if they are
+    signed, else 16, and equal steps below these; a NaN or an infinity makes NaN of its whole block.
+    Raises ValueError where a number is negative and not signed. See reference.storage.
+    """
+
+    def __init__(self, values: Any, *, signed: bool = True) -> None:
+        values = np.asarray(values, np.float32)
+        self.codes: NDArray[Any]
+        self.scales: NDArray[np.uint8]
+        self.codes, self.scales = encode(require_sign(values, signed), not signed)
+
+    @classmethod
+    def of(cls, codes: np.ndarray, scales: np.ndarray) -> BlockFloat8:
+        """The numbers that lie in these arrays."""
+        own = object.__new__(cls)
+        own.codes, own.scales = codes, scales
+        return own
+
+    @property
+    def signed(self) -> bool:
+        """Whether numbers may be negative."""
+        return self.codes.dtype == np.int8
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the numbers."""
+        return self.codes.shape
+
+    @property
+    def size(self) -> int:
+        """How many numbers there are."""
+        return self.codes.size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes and scales."""
+        return self.codes.nbytes + self.scales.nbytes
+
+    def decoded(self) -> np.ndarray:
+        """A copy of the numbers, in float32."""
+        return decode(self.codes, self.scales)
+
+    def held(self, values: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+        wanted = np.broadcast_to(np.asarray(values, np.float32), self.shape)
+        order: Any = "C" if self.codes.flags.c_contiguous else "F"
+        numbers = require_sign(np.array(wanted, order=order), self.signed)
+        codes, scales = encode(numbers, not self.signed)
+        return [(self.codes, codes), (self.scales, scales)]
+
+
+def require_sign(values: np.ndarray, signed: bool) -> np.ndarray:
+    """The values; raises where one is negative and can't be."""
+    if not signed and bool((values < 0).any()):
+        raise ValueError("values: negative, where codes have no sign")
+    return values
+
+
+def blocks_of(size: int) -> int:
+    """How many scales so many elements have."""
+    return -(-size // CODED)
+
+
+class Remainder(Narrow):
+    """The float32 numbers that a bfloat16 parameter and its remainder are together.
+
+    What is written goes to both: the parameter becomes the bfloat16 next to it.
+    """
+
+    def __init__(self, x: np.ndarray, remainder: np.ndarray) -> None:
+        self.x, self.remainder = x, remainder
+
+    def decoded(self) -> np.ndarray:
+        """A copy of the numbers, in float32."""
+        return join(np.asarray(self.x), self.remainder)
+
+    def held(self, values: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+        wanted = np.broadcast_to(np.asarray(values, np.float32), self.x.shape)
+        upper, lower = split(np.array(wanted, order="K"))
+        return [(np.asarray(self.x).view(np.uint16), upper), (self.remainder, lower)]
