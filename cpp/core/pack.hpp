@@ -306,19 +306,22 @@ SCHUSS_INLINE void narrow_float16(pack<float> f, void* h) {
 
 using integers = vector<std::int32_t>;
 
-template <bool negative> SCHUSS_INLINE words words_of_bytes(const void* codes) {
+// Each byte as the upper one of a word.
+SCHUSS_INLINE words upper_bytes(const void* codes) {
 #if defined(__AVX512F__)
   const __m128i found = _mm_loadu_si128(static_cast<const __m128i*>(codes));
-  return (words)(negative ? _mm512_maskz_cvtepi8_epi32(0xffff, found)
-                          : _mm512_maskz_cvtepu8_epi32(0xffff, found));
+  return (words)_mm512_maskz_cvtepu8_epi32(0xffff, found) << 24;
 #elif defined(__AVX2__)
-  const __m128i found = _mm_loadl_epi64(static_cast<const __m128i*>(codes));
-  return (words)(negative ? _mm256_cvtepi8_epi32(found) : _mm256_cvtepu8_epi32(found));
+  const __m256i upper =
+      _mm256_setr_epi8(-1, -1, -1, 0, -1, -1, -1, 1, -1, -1, -1, 2, -1, -1, -1, 3,  //
+                       -1, -1, -1, 4, -1, -1, -1, 5, -1, -1, -1, 6, -1, -1, -1, 7);
+  long long eight;
+  __builtin_memcpy(&eight, codes, sizeof eight);
+  return (words)_mm256_shuffle_epi8(_mm256_set1_epi64x(eight), upper);
 #else
-  using byte = std::conditional_t<negative, std::int8_t, std::uint8_t>;
-  vector<byte, register_bytes / 4> found;
+  vector<std::uint8_t, register_bytes / 4> found;
   __builtin_memcpy(&found, codes, sizeof found);
-  return (words)__builtin_convertvector(found, integers);
+  return __builtin_convertvector(found, words) << 24;
 #endif
 }
 
@@ -363,10 +366,21 @@ SCHUSS_INLINE integers smaller(integers a, integers b) { return a < b ? a : b; }
 
 // The largest element, none of which is negative.
 SCHUSS_INLINE std::int32_t largest(integers a) {
-  std::int32_t each[register_bytes / 4], found = 0;
-  __builtin_memcpy(each, &a, sizeof each);
-  for (const std::int32_t one : each) found = one > found ? one : found;
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+  const __m256i low = _mm512_castsi512_si256((__m512i)a);
+  const __m256i eight = _mm256_max_epi32(low, _mm512_maskz_extracti64x4_epi64(0xf, (__m512i)a, 1));
+#else
+  const __m256i eight = (__m256i)a;
+#endif
+  __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+  return _mm_cvtsi128_si32(_mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+#else
+  std::int32_t found = a[0];
+  for (int i = 1; i < 4; ++i) found = a[i] > found ? a[i] : found;
   return found;
+#endif
 }
 
 }  // namespace

@@ -76,19 +76,18 @@ template <kind k> struct code {
   static constexpr bool negative = k == kind::signed8;
   static constexpr std::int32_t octaves = negative ? 8 : 16, steps = 19;
   static constexpr std::int32_t infinite = 0x7f800000, nothing = 255;
-  // Of the scale: so that code 1 is 2^-120 or 2^-112, and what is decoded a normal number.
-  static constexpr std::int32_t least = 26;
+  static constexpr std::int32_t most = 0x7f6fffff;  // bits of the largest number that is coded
+  // Of the scale: code 1 is 2^-106 or 2^-98 then, and a subnormal number is lost in the sum.
+  static constexpr std::int32_t least = 40;
 
   static std::int32_t base(std::int32_t scale) {
     return static_cast<std::int32_t>(static_cast<std::uint32_t>(scale - octaves + 1) << 23);
   }
   static integers all(std::int32_t one) { return integers() + one; }
 
-  SCHUSS_INLINE static pack<float> load(const void* codes, const void* scales, std::ptrdiff_t i) {
-    const std::int32_t scale = static_cast<const std::uint8_t*>(scales)[i / coded];
-    const integers k8 =
-        (integers)words_of_bytes<negative>(static_cast<const std::uint8_t*>(codes) + i);
-    return decoded(k8, base(scale), offset(scale));
+  SCHUSS_INLINE static pack<float> load(const void* codes, std::ptrdiff_t i, std::int32_t scale) {
+    return decoded(upper_bytes(static_cast<const std::uint8_t*>(codes) + i), base(scale),
+                   offset(scale));
   }
   static pack<float> offset(std::int32_t scale) {
     return (vector<float>)all(scale == nothing ? -1 : base(scale));
@@ -97,58 +96,98 @@ template <kind k> struct code {
   SCHUSS_INLINE static pack<float> with_sign(pack<float> a, integers of) {
     return (vector<float>)((integers)a.v | (of & std::numeric_limits<std::int32_t>::min()));
   }
-  SCHUSS_INLINE static pack<float> decoded(integers k8, std::int32_t base, pack<float> offset) {
-    if constexpr (!negative)
-      return pack<float>((vector<float>)((k8 << steps) + base)) - offset;
+  SCHUSS_INLINE static pack<float> decoded(words upper, std::int32_t base, pack<float> offset) {
+    constexpr int down = 24 - steps;
+    const words size = (negative ? (words)magnitude((integers)upper) : upper) >> down;
+    const pack<float> found = pack<float>((vector<float>)((integers)size + base)) - offset;
+    if constexpr (negative)
+      return with_sign(found, (integers)upper);
     else
-      return with_sign(pack<float>((vector<float>)((magnitude(k8) << steps) + base)) - offset, k8);
+      return found;
   }
 
-  // Stores a block's numbers; `at` is the dither of the first pack.
-  template <bool by_chance>
-  SCHUSS_INLINE static void store(float* numbers, void* codes, std::uint8_t* scale, words at) {
-    constexpr std::ptrdiff_t size = pack<float>::size;
-    constexpr std::int32_t rounds_up = 1 << 20, most = infinite - rounds_up - 1;
+  SCHUSS_INLINE static integers size_of(const float* numbers) {
+    return (integers)fabs(pack<float>::from(numbers)).v;
+  }
+  static integers top_of(const float* numbers) {
     integers top{};
-    for (std::ptrdiff_t i = 0; i < coded; i += size)
+    for (std::ptrdiff_t i = 0; i < coded; i += pack<float>::size)
       top = larger(top, size_of(numbers + i));
+    return top;
+  }
+
+  // Stores the scale of a block's numbers and returns it as one to encode them with; `top` has the
+  // largest bits of their magnitudes. Of the numbers from `valid` on, which are not the array's,
+  // and where no scale goes, it makes others.
+  SCHUSS_INLINE static std::int32_t settle(integers top, float* numbers, std::ptrdiff_t valid,
+                                           std::uint8_t* scale) {
+    constexpr std::int32_t rounds_up = 1 << 20;
     std::int32_t found = largest(top);
-    if (__builtin_expect(found > most, 0)) {
-      if (found >= infinite) return mark(codes, scale);
-      found = most;
-      for (std::ptrdiff_t i = 0; i < coded; i += size) {
-        const pack<float> fitting = (vector<float>)smaller(size_of(numbers + i), all(most));
-        with_sign(fitting, (integers)pack<float>::from(numbers + i).v).to(numbers + i);
-      }
+    bool marked = false;
+    if (__builtin_expect(found > most || valid < coded, 0)) {
+      for (std::ptrdiff_t i = valid; i < coded; ++i) numbers[i] = 0;
+      found = largest(top_of(numbers));
+      marked = found >= infinite;
+      if (found > most) found = fit(numbers, marked ? 0 : most);
     }
     const std::int32_t rounded = (found + rounds_up) >> 23;
     const std::int32_t exponent = rounded < least ? least : rounded;
-    *scale = static_cast<std::uint8_t>(exponent);
-    const integers zero = all(base(exponent));
-    const pack<float> above = (vector<float>)zero;
-    for (std::ptrdiff_t i = 0; i < coded; i += 4 * size) {
-      words four[4];
-      for (std::ptrdiff_t part = 0; part < 4; ++part) {
-        const integers bits = size_of(numbers + i + part * size);
-        const pack<float> sum = pack<float>((vector<float>)bits) + above;
-        const words chance = by_chance ? at >> (32 - steps) : words() + (1u << (steps - 1));
-        integers k8 = (integers)((words)((integers)sum.v - zero) + chance) >> steps;
-        if constexpr (negative)
-          k8 = negated(k8, (integers)pack<float>::from(numbers + i + part * size).v);
-        else
-          k8 = larger(k8, smaller(bits, all(1)));  // what is not 0 doesn't become 0
-        four[part] = (words)k8;
-        at += between_packs;
-      }
-      put_bytes<negative>(four, static_cast<char*>(codes) + i);
+    *scale = static_cast<std::uint8_t>(marked ? nothing : exponent);
+    return exponent;
+  }
+  [[gnu::noinline, gnu::cold]] static std::int32_t fit(float* numbers, std::int32_t largest) {
+    for (std::ptrdiff_t i = 0; i < coded; i += pack<float>::size) {
+      const pack<float> fitting = (vector<float>)smaller(size_of(numbers + i), all(largest));
+      with_sign(fitting, (integers)pack<float>::from(numbers + i).v).to(numbers + i);
     }
+    return largest;
   }
-  [[gnu::noinline, gnu::cold]] static void mark(void* codes, std::uint8_t* scale) {
-    *scale = nothing;
-    __builtin_memset(codes, 0, coded);
+
+  // The codes of a pack, with a block's base; `at` is its dither.
+  template <bool by_chance>
+  SCHUSS_INLINE static words encoded(const float* numbers, integers base, words at) {
+    const integers bits = size_of(numbers);
+    const pack<float> sum = pack<float>((vector<float>)bits) + pack<float>((vector<float>)base);
+    const integers k8 =
+        by_chance ? ((integers)sum.v - base + (integers)(at >> (32 - steps))) >> steps
+                  : ((integers)sum.v + (all(1 << (steps - 1)) - base)) >> steps;
+    if constexpr (negative)
+      return (words)negated(k8, (integers)pack<float>::from(numbers).v);
+    else
+      return (words)larger(k8, smaller(bits >> 23, all(1)));  // what is normal doesn't become 0
   }
-  SCHUSS_INLINE static integers size_of(const float* numbers) {
-    return (integers)fabs(pack<float>::from(numbers)).v;
+
+  // Brings n elements, whole packs of one block, to a buffer.
+  SCHUSS_INLINE static void open(const std::uint8_t* codes, std::int32_t scale, std::ptrdiff_t n,
+                                 float* numbers) {
+    const std::int32_t zero = base(scale);
+    const pack<float> above = offset(scale);
+    for (std::ptrdiff_t i = 0; i < n; i += pack<float>::size)
+      decoded(upper_bytes(codes + i), zero, above).to(numbers + i);
+  }
+
+  // Stores n numbers, whole blocks, of which those from `valid` on are not the array's; `at` is the
+  // dither of the first pack. All scales come first: each takes some time to be found.
+  template <bool by_chance>
+  SCHUSS_INLINE static void close(float* numbers, std::ptrdiff_t n, std::ptrdiff_t valid,
+                                  std::uint8_t* codes, std::uint8_t* scales, words at) {
+    constexpr std::ptrdiff_t size = pack<float>::size;
+    std::int32_t zeros[block / coded];
+    for (std::ptrdiff_t i = 0; i < n; i += coded)
+      zeros[i / coded] =
+          base(settle(top_of(numbers + i), numbers + i, valid - i, scales + i / coded));
+    for (std::ptrdiff_t i = 0; i < n; i += coded) {
+      const integers zero = all(zeros[i / coded]);
+      for (std::ptrdiff_t from = i; from < i + coded; from += 4 * size) {
+        const words next = words() + between_packs, two = next + next;
+        const words four[] = {encoded<by_chance>(numbers + from, zero, at),
+                              encoded<by_chance>(numbers + from + size, zero, at + next),
+                              encoded<by_chance>(numbers + from + 2 * size, zero, at + two),
+                              encoded<by_chance>(numbers + from + 3 * size, zero, at + two + next)};
+        put_bytes<negative>(four, codes + from);
+        at += two + two;
+      }
+    }
   }
 };
 
@@ -178,7 +217,7 @@ SCHUSS_INLINE pack<T> load(const void* data, std::ptrdiff_t i, const void* besid
     return join_remainder(static_cast<const std::uint16_t*>(beside) + i,
                           static_cast<const std::uint16_t*>(data) + i);
   else if constexpr (has_codes(k))
-    return code<k>::load(data, beside, i);
+    return code<k>::load(data, i, static_cast<const std::uint8_t*>(beside)[i / coded]);
   else
     return pack<T>::from(static_cast<const T*>(data) + i);
 }
@@ -236,8 +275,16 @@ template <class T> SCHUSS_INLINE void store(const stream& s, std::ptrdiff_t i, p
 template <class T>
 SCHUSS_INLINE T* open(const stream& s, std::ptrdiff_t i, std::ptrdiff_t n, T* buffer) {
   of_kind<T>(s.kind, [&](auto as) {
-    for (std::ptrdiff_t k = 0; k < n; k += pack<T>::size)
-      load<T, as.value>(s.data, i + k, s.beside).to(buffer + k);
+    if constexpr (has_codes(as.value)) {
+      for (std::ptrdiff_t k = 0, next; k < n; k = next) {
+        next = k - (i + k) % coded + coded < n ? k - (i + k) % coded + coded : n;
+        code<as.value>::open(at_byte(s.data, i + k), *at_byte(s.beside, (i + k) / coded), next - k,
+                             buffer + k);
+      }
+    } else {
+      for (std::ptrdiff_t k = 0; k < n; k += pack<T>::size)
+        load<T, as.value>(s.data, i + k, s.beside).to(buffer + k);
+    }
   });
   return buffer;
 }
@@ -249,14 +296,6 @@ SCHUSS_INLINE void close(const stream& s, std::ptrdiff_t i, std::ptrdiff_t n, co
     store<T>(s, i + k, pack<T>::from(buffer + k));
 }
 
-// A block's numbers as codes, of which elements from `valid` on are not the array's.
-template <kind k, bool by_chance>
-SCHUSS_INLINE void store_codes(float* numbers, std::ptrdiff_t valid, void* codes,
-                               std::uint8_t* scale, words at) {
-  for (std::ptrdiff_t i = valid; i < coded; ++i) numbers[i] = 0;
-  code<k>::template store<by_chance>(numbers, codes, scale, at);
-}
-
 // The same for a state array of so many elements, or for the parameter, as its trait says.
 template <class T> [[gnu::noinline]] void close(const stream& s, std::ptrdiff_t i, std::ptrdiff_t n,
                                                 T* buffer, trait how, const chance& from, int state,
@@ -266,11 +305,8 @@ template <class T> [[gnu::noinline]] void close(const stream& s, std::ptrdiff_t 
     words at = from.of(state, i);
     const auto put = [&](auto as, auto chance) {
       if constexpr (has_codes(as.value)) {
-        for (std::ptrdiff_t k = 0; k < n; k += coded) {
-          store_codes<as.value, chance.value>(buffer + k, size - i - k, at_byte(s.data, i + k),
-                                              at_byte(s.beside, (i + k) / coded), at);
-          at += static_cast<std::uint32_t>(coded) * between_places;
-        }
+        code<as.value>::template close<chance.value>(buffer, n, size - i, at_byte(s.data, i),
+                                                     at_byte(s.beside, i / coded), at);
       } else if constexpr (chance.value) {
         for (std::ptrdiff_t k = 0; k < n; k += pack<T>::size, at += between_packs)
           store<as.value>(s.data, i + k, pack<T>::from(buffer + k), at);

@@ -96,7 +96,7 @@ def rounded(new: Array, dtype: np.dtype[Any], chance: Callable[[], Words] | None
 CODED = 64
 STEPS = np.uint32(19)  # bits of a float below a code's last one: 16 steps an octave
 MOST = np.uint32(0x7F6FFFFF)  # bits of the largest magnitude that is coded
-LEAST = 26  # the smallest scale: the smallest codes are 2^-120 unsigned, and 2^-112 signed
+LEAST = 40  # the smallest scale: the smallest codes are 2^-106 unsigned, and 2^-98 signed
 NOTHING = 255  # the scale of a block with a NaN or an infinity: all of it is read as NaN
 
 
@@ -123,7 +123,7 @@ def encode(x: Array, positive: bool, random: Words | None = None) -> tuple[Any, 
     The scale is the exponent of the block's largest magnitude, one more where its first three bits
     are ones. A code k is the float with the bits base + (k << 19), less that with the bits base:
     unsigned 16 octaves, signed 8, and below the last one the same step down to 0. What is positive
-    and not 0 has a code of 1 at least.
+    and no subnormal number, which is 0 here, has a code of 1 at least.
     """
     order: Any = "C" if x.flags.c_contiguous else "F"
     flat = blocks(x.ravel(order="K"))
@@ -139,7 +139,7 @@ def encode(x: Array, positive: bool, random: Words | None = None) -> tuple[Any, 
     chance = half if random is None else blocks(random.ravel(order="K")) >> np.uint32(13)
     codes = (sums - zero + chance) >> STEPS
     if positive:
-        codes = np.maximum(codes, sizes != 0)
+        codes = np.maximum(codes, sizes >= 0x00800000)
     signed = np.where((flat < 0) & (not positive), -codes.astype(np.int32), codes.astype(np.int32))
     signed[marked] = 0
     found = signed.ravel()[: x.size].astype(np.uint8 if positive else np.int8)
