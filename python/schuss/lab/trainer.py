@@ -94,12 +94,19 @@ def loss_and_gradients(params: Params, x: np.ndarray, y: np.ndarray) -> tuple[fl
     """The mean loss of a batch, and its gradients in the structure of the parameters."""
     inputs, logits = forward(params, x)
     loss, delta = cross_entropy(logits, y)
+    return loss, backward(params, inputs, delta)[0]
+
+
+def backward(
+    params: Params, inputs: Sequence[np.ndarray], delta: np.ndarray
+) -> tuple[Params, np.ndarray]:
+    """From the logits' gradient that of the parameters, and that of the first layer's sums."""
     grads: Params = []
     for i in reversed(range(len(params))):
         grads.insert(0, {"w": inputs[i].T @ delta, "b": delta.sum(axis=0)})
         if i > 0:
             delta = (delta @ params[i]["w"].T) * (inputs[i] > 0)
-    return loss, grads
+    return grads, delta
 
 
 def evaluate(params: Params, data: Data) -> tuple[float, float]:
