@@ -74,13 +74,14 @@ inline std::optional<kind> kind_of(py::handle a) {
   return std::nullopt;
 }
 
-// The kind of an array that stays beside a parameter, where whole numbers are codes: in a state
-// those of blockfloat8, with their scales, and in a master the remainder.
+// The kind of an array that stays beside a parameter, by its role: whole numbers are codes of
+// blockfloat8 or their scales, and in a master the remainder.
 inline std::optional<kind> kind_of(py::handle a, const std::string& role) {
   constexpr int int8 = 1, uint8 = 2, int16 = 3;  // of NumPy's C interface
   const int number = descriptor(a)->type_num;
-  if (role == "state" && number == int8) return kind::signed8;
-  if ((role == "state" || role == "scales") && number == uint8) return kind::unsigned8;
+  if (role == "codes" && number == int8) return kind::signed8;
+  if ((role == "codes" || role == "scales") && number == uint8) return kind::unsigned8;
+  if (role == "codes" || role == "scales") return std::nullopt;
   if (role == "master" && number == int16 && descriptor(a)->byteorder != '>')
     return kind::remainder;
   return kind_of(a);

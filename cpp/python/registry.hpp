@@ -27,10 +27,11 @@ struct kept {
   bool written;
 };
 
-// The places by the role that Python names: "state" for those of the rule. The "scales" of codes
-// come behind them, and lie beside them.
+// The places by the role that Python names: "state" for those of the rule, or "codes" and then their
+// "scales".
 inline const std::map<std::string, std::pair<stream* (*)(span&, std::size_t), bool>> places = {
     {"state", {[](span& a, std::size_t s) { return &a.state[s]; }, true}},
+    {"codes", {[](span& a, std::size_t s) { return &a.state[s]; }, true}},
     {"scales", {[](span& a, std::size_t s) { return &a.state[s]; }, true}},
     {"master", {[](span& a, std::size_t) { return &a.master; }, true}},
     {"average", {[](span& a, std::size_t) { return &a.average; }, true}},
@@ -102,7 +103,8 @@ struct member {
 
   // An array of codes: as Python makes them.
   void require_codes(const kept& k, const std::string& label) const {
-    if (type == kind::float64 || (k.type == kind::remainder && type != kind::bfloat16))
+    if (k.type == kind::none || type == kind::float64 ||
+        (k.type == kind::remainder && type != kind::bfloat16))
       wrong_type(label, dtype_text(k.array) + ", which is not for " + labels[0] + ", " +
                             dtype_text(x));
     if (!fits(k.array, aligned | writeable, k.shape))
@@ -135,7 +137,7 @@ struct member {
     const std::optional<kind> found = kind_of(a, role);
     kept k{py::reinterpret_borrow<py::array>(a), role, state, found.value_or(kind::none), own,
            place, written};
-    if (scales || is_code(k.type)) {
+    if (scales || role == "codes" || is_code(k.type)) {
       require_codes(k, label);
       return k;
     }
@@ -196,9 +198,12 @@ class registry {
     m.memory = std::move(memory);
     for (std::size_t s = 0; s < keeps.size(); ++s) {
       const auto& [role, a] = keeps[s];
-      const std::size_t state = role == "scales" ? m.states - 1 : m.states;
-      m.keeps.push_back(m.checked(a, role, state, m.labels[s + 2]));
-      if (role == "state") ++m.states;
+      const bool codes = role == "codes", scales = role == "scales";
+      const bool before = s > 0 && keeps[s - 1].first == "codes";
+      if (scales != before || (codes && s + 1 == keeps.size()))
+        throw py::value_error("keeps: codes, and then their scales");
+      m.keeps.push_back(m.checked(a, role, scales ? m.states - 1 : m.states, m.labels[s + 2]));
+      if (codes || role == "state") ++m.states;
     }
     if (m.states > most_states) throw py::value_error("state: too many arrays");
     if (!m.g.is_none()) m.require_like(m.g, m.labels[1], "gradient");

@@ -86,8 +86,10 @@ class Parameter:
 
     def keeps(self) -> list[tuple[str, np.ndarray]]:
         """All arrays beside x and its gradient, each with its role in a step."""
-        roles = {True: "scales", False: "state"}
-        state = [(roles[key.endswith(SCALES)], a) for key, a in arrays_of(self.state).items()]
+        state: list[tuple[str, np.ndarray]] = []
+        for a in self.state.values():
+            codes = isinstance(a, BlockFloat8)
+            state += [("codes", a.codes), ("scales", a.scales)] if codes else [("state", a)]
         return [*state, *self.beside.items()]
 
     def labels(self) -> list[str]:
