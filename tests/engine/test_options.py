@@ -23,6 +23,7 @@ from schuss.engine.declare import (
     check_state_dtype,
 )
 from schuss.engine.optimizer import Optimizer
+from schuss.reference.storage import Trait
 
 F4 = np.float32
 
@@ -207,7 +208,7 @@ def test_the_base_is_no_rule() -> None:
         Optimizer(np.zeros(3))
 
 
-ADAM = ("exp_avg", "exp_avg_sq")
+ADAM = {"exp_avg": Trait(), "exp_avg_sq": Trait(True, True), "prev": Trait(alone=True)}
 
 
 @pytest.mark.parametrize(
@@ -217,10 +218,10 @@ ADAM = ("exp_avg", "exp_avg_sq")
             {"sum": F4},
             ADAM,
             F4,
-            "no state 'sum'; params[\"w\"] has 'exp_avg' and 'exp_avg_sq'",
+            "no state 'sum'; params[\"w\"] has 'exp_avg' and 'exp_avg_sq' and 'prev'",
         ),
         ({"sum": F4, "m": F4, "exp_avg": F4}, ADAM, F4, "no state 'sum', 'm'; params[\"w\"] has"),
-        ({"sum": F4}, (), F4, "no state 'sum'; params[\"w\"] has none"),
+        ({"sum": F4}, {}, F4, "no state 'sum'; params[\"w\"] has none"),
         (
             {"": F4},
             ADAM,
@@ -229,10 +230,11 @@ ADAM = ("exp_avg", "exp_avg_sq")
             "parameter float32",
         ),
         ({"exp_avg": F4}, ADAM, np.float64, 'params["w"] is float64, and so is its state'),
+        ({"prev": "blockfloat8"}, ADAM, F4, "'prev' of params[\"w\"] is no mean or sum"),
     ],
 )
 def test_state_dtype_of_a_parameter(
-    chosen: dict[str, Any], states: tuple[str, ...], dtype: Any, says: str
+    chosen: dict[str, Any], states: dict[str, Trait], dtype: Any, says: str
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(f"state_dtype: {says}")):
         check_state_dtype(chosen, states, 'params["w"]', np.dtype(dtype))

@@ -53,15 +53,20 @@ def test_same_order_everywhere() -> None:
 
 @pytest.mark.parametrize("kernel", scalars.NAMES)
 def test_same_letters(kernel: str) -> None:
-    """The struct's scalars and state are the reference's keyword and positional arguments."""
-    match = re.search(rf"struct {kernel} {{(.*?)}};", RULES_HPP, re.DOTALL)
+    """The struct's scalars and state are the reference's keyword and positional arguments, and
+    the traits its annotations.
+    """
+    match = re.search(rf"struct {kernel} {{(.*?)^}};", RULES_HPP, re.DOTALL | re.MULTILINE)
     assert match
+    traits = re.search(r"trait states\[\] = {([\w, ]+)};", match[1])
     members = re.search(r"^\s*T ([\w, ]+);", match[1], re.MULTILINE)
     state = re.findall(r"T& (\w+)", match[1])
     arguments = inspect.getfullargspec(getattr(reference, kernel))
     assert members
     assert members[1].split(", ") == arguments.kwonlyargs == list(scalars.NAMES[kernel])
     assert ["x", "g", *state] == arguments.args
+    annotated = [arguments.annotations[name].lower() for name in state]
+    assert annotated == (traits[1].split(", ") if traits else [])
 
 
 @pytest.mark.parametrize("rule", rules.RULES)

@@ -554,7 +554,7 @@ def test_state_types_are_chosen_one_by_one() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"state_dtype": "int8"}, "state_dtype: int8 is unknown; wanted float32 or float16"),
+        ({"state_dtype": "int8"}, "state_dtype: int8 is unknown; wanted float32 or bfloat16"),
         ({"state_dtype": {"sum": "float16"}}, "state_dtype: no state 'sum'; params[0] has"),
         ({"master": True, "stochastic_rounding": True}, "stochastic_rounding: not with master"),
         ({"grad_scale": schuss.LossScale()}, 'grad_scale: a LossScale needs nonfinite="skip"'),
