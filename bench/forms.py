@@ -125,9 +125,7 @@ def seconds(all_of_them: dict[str, Contestant], elements: int) -> dict[str, floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--elements", type=int, nargs="+", default=[4096, 65536, 1 << 20, 1 << 26]
-    )
+    parser.add_argument("--elements", type=int, nargs="+", default=[4096, 65536, 1 << 20, 1 << 26])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     args = parser.parse_args()
     print(f"{processor()}, {schuss.show_config()['isa']['chosen']}")

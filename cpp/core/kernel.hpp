@@ -129,7 +129,7 @@ struct rule {
   const char* name;
   int states, scalars;
   const trait* traits;  // of each state array
-  bool measures;  // whether it measures something of its own
+  bool measures;        // whether it measures something of its own
   kernel float32, float64;
   measure_kernel measure32, measure64;
 };

@@ -67,7 +67,8 @@ SCHUSS_INLINE void apply(const Rule rule, const factors<T> by, std::ptrdiff_t n,
                          std::index_sequence<I...>) {
   using number = pack<T>;
   [[maybe_unused]] void* const held[] = {state[I]..., nullptr};
-  [[maybe_unused]] words random[] = {by_chance<T, S, Rule, I>() ? from.of(I, 0) : words()..., words()};
+  [[maybe_unused]] words random[] = {by_chance<T, S, Rule, I>() ? from.of(I, 0) : words()...,
+                                     words()};
   for (std::ptrdiff_t i = 0; i < n; i += number::size) {
     const number w = load<T, X>(x, i);
     number d = by.scale * load<T, G>(g, i), keep = by.keep;

@@ -148,9 +148,9 @@ template <kind k> struct code {
   SCHUSS_INLINE static words encoded(const float* numbers, integers base, words at) {
     const integers bits = size_of(numbers);
     const pack<float> sum = pack<float>((vector<float>)bits) + pack<float>((vector<float>)base);
-    const integers k8 =
-        by_chance ? ((integers)sum.v - base + (integers)(at >> (32 - steps))) >> steps
-                  : ((integers)sum.v + (all(1 << (steps - 1)) - base)) >> steps;
+    const integers k8 = by_chance
+                            ? ((integers)sum.v - base + (integers)(at >> (32 - steps))) >> steps
+                            : ((integers)sum.v + (all(1 << (steps - 1)) - base)) >> steps;
     if constexpr (negative)
       return (words)negated(k8, (integers)pack<float>::from(numbers).v);
     else
@@ -198,7 +198,7 @@ SCHUSS_INLINE pack<float> join_remainder(const void* w, const void* c) {
   using shorts = vector<std::int16_t, register_bytes / 2>;
   shorts found;
   __builtin_memcpy(&found, c, sizeof found);
-  return (vector<float>)((words_of(w) << 16) + (words)__builtin_convertvector(found, integers));
+  return (vector<float>)((words_of(w) << 16) + (words) __builtin_convertvector(found, integers));
 }
 SCHUSS_INLINE void split_remainder(pack<float> x, void* w, void* c) {
   const words u = (words)x.v;
@@ -222,8 +222,8 @@ SCHUSS_INLINE pack<T> load(const void* data, std::ptrdiff_t i, const void* besid
     return pack<T>::from(static_cast<const T*>(data) + i);
 }
 
-template <class T, kind k> SCHUSS_INLINE void store(void* data, std::ptrdiff_t i, pack<T> from,
-                                                    void* beside = nullptr) {
+template <class T, kind k>
+SCHUSS_INLINE void store(void* data, std::ptrdiff_t i, pack<T> from, void* beside = nullptr) {
   static_assert(!has_codes(k), "codes are stored by the block");
   if constexpr (k == kind::bfloat16)
     narrow_bfloat16(from, static_cast<std::uint16_t*>(data) + i);

@@ -327,7 +327,8 @@ void plan::require_copyable() {
   copies_.clear();
   for (const auto& [array, value] : computed_) {
     require_writeable(array, "state");
-    if (!has_shape(value, shape_of(array)) || descriptor(value)->type_num != descriptor(array)->type_num ||
+    if (!has_shape(value, shape_of(array)) ||
+        descriptor(value)->type_num != descriptor(array)->type_num ||
         (fields(value)->flags & fields(array)->flags & (c_order | f_order)) == 0)
       throw py::value_error("step: " + description(value) + " where " + description(array) +
                             " is wanted");

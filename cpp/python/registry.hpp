@@ -27,8 +27,8 @@ struct kept {
   bool written;
 };
 
-// The places by the role that Python names: "state" for those of the rule, or "codes" and then their
-// "scales".
+// The places by the role that Python names: "state" for those of the rule, or "codes" and then
+// their "scales".
 inline const std::map<std::string, std::pair<stream* (*)(span&, std::size_t), bool>> places = {
     {"state", {[](span& a, std::size_t s) { return &a.state[s]; }, true}},
     {"codes", {[](span& a, std::size_t s) { return &a.state[s]; }, true}},
@@ -105,8 +105,8 @@ struct member {
   void require_codes(const kept& k, const std::string& label) const {
     if (k.type == kind::none || type == kind::float64 ||
         (k.type == kind::remainder && type != kind::bfloat16))
-      wrong_type(label, dtype_text(k.array) + ", which is not for " + labels[0] + ", " +
-                            dtype_text(x));
+      wrong_type(label,
+                 dtype_text(k.array) + ", which is not for " + labels[0] + ", " + dtype_text(x));
     if (!fits(k.array, aligned | writeable, k.shape))
       wrong_value(label, description(k.array) + ", not as it was made: of shape " +
                              shape_text(k.shape) + ", in the order of " + labels[0] +
@@ -131,12 +131,16 @@ struct member {
     if (!py::isinstance<py::array>(a)) throw py::type_error(no_array(a, label, true));
     const auto [place, written] = places.at(role);
     const bool scales = role == "scales";
-    const shape_t own = scales ? shape_t{(size_of(shape) + elements_of_a_scale - 1) /
-                                         elements_of_a_scale}
-                               : shape;
+    const shape_t own =
+        scales ? shape_t{(size_of(shape) + elements_of_a_scale - 1) / elements_of_a_scale} : shape;
     const std::optional<kind> found = kind_of(a, role);
-    kept k{py::reinterpret_borrow<py::array>(a), role, state, found.value_or(kind::none), own,
-           place, written};
+    kept k{py::reinterpret_borrow<py::array>(a),
+           role,
+           state,
+           found.value_or(kind::none),
+           own,
+           place,
+           written};
     if (scales || role == "codes" || is_code(k.type)) {
       require_codes(k, label);
       return k;

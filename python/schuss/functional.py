@@ -21,7 +21,7 @@ import numpy as np
 from schuss import _core, rules
 from schuss.checks import check_int, check_remembered
 from schuss.engine.backend import Numpy
-from schuss.engine.codes import BlockFloat8
+from schuss.engine.codes import BlockFloat8, behind
 from schuss.engine.declare import REQUIRED, Pair
 from schuss.engine.groups import Group, Parameter, arrays_of, require_room
 from schuss.engine.guard import shorten
@@ -107,11 +107,6 @@ def make_call(
     start = [] if follows else list(rule.shared.values())
     remembers = (*rule.memory, *shared)
     return Call(plan, recipe.backend, form.states, remembers, start, group["bounds"])
-
-
-def behind(state: Any) -> tuple[Any, ...]:
-    """The arrays in which a state array's numbers lie."""
-    return (state.codes, state.scales) if isinstance(state, BlockFloat8) else (state,)
 
 
 def first_call(*given: Any) -> Call:

@@ -21,9 +21,9 @@ import pytest
 
 import schuss
 from schuss import _core, functional, reference, rules, threads
+from schuss.engine.codes import behind
 from schuss.engine.declare import Bounded, Choice, Flag, Pair, Scheduled, Several, Storage, Whole
 from schuss.engine.optimizer import Optimizer
-from schuss.functional import behind
 
 STEPS = 20
 ISAS = [os.environ["SCHUSS_ISA"]] if "SCHUSS_ISA" in os.environ else _core.found_isas()

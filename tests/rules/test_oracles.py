@@ -3,8 +3,9 @@
 An optimizer of ours and one of theirs take 60 steps in float64, from the same start, with the same
 gradients, and with a learning rate that is another one at each step. After each step the parameters
 differ by at most 1e-12 of the largest update so far, beside what each step rounds off x on either
-side, and each state array by at most 1e-12 of its largest element. Each row of the tables is run with the defaults of both sides, which proves the
-preset, and with random hyperparameters for each combination of its switches.
+side, and each state array by at most 1e-12 of its largest element. Each row of the tables is run
+with the defaults of both sides, which proves the preset, and with random hyperparameters for each
+combination of its switches.
 
 What these libraries can't be asked, or only so:
 

@@ -118,6 +118,11 @@ def require_sign(values: np.ndarray, signed: bool) -> np.ndarray:
     return values
 
 
+def behind(state: Any) -> tuple[Any, ...]:
+    """The arrays in which a state array's numbers lie."""
+    return (state.codes, state.scales) if isinstance(state, BlockFloat8) else (state,)
+
+
 def blocks_of(size: int) -> int:
     """How many scales so many elements have."""
     return -(-size // CODED)
