@@ -34,7 +34,7 @@ template <class T> SCHUSS_INLINE T shrink(T a, T threshold) {
 template <class T> SCHUSS_INLINE T flush(T a, T tiny) { return select(fabs(a) < tiny, T(0), a); }
 
 // The dither of the element at a place, in a step with this key: 32 bits, which are as a turned
-// lattice from element to element, and from step to step, whose keys differ by the golden ratio, so
+// lattice from element to element, and from step to step, whose keys differ by the golden angle, so
 // that what is rounded up and down balances within few steps. Independent random numbers take
 // twelve operations, and leave a second moment in 8 bits with 1.3 times the error.
 constexpr std::uint32_t between_places = 0x85ebca6b, between_arrays = 0x6a09e667;

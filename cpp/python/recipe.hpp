@@ -66,10 +66,11 @@ struct recipe {
   unsigned wanted;    // sums of the arrays that a step has to know first
   std::uint32_t key;  // of the seed of the dither
 
-  // That of an array's step t: from step to step they differ by the golden ratio, so that what an
-  // element is rounded by balances within few steps.
+  // That of an array's step t: from step to step they differ by the golden angle, so that what an
+  // element is rounded by balances within few steps. Up by the golden ratio, which is down by its
+  // angle, a second moment that falls in 8 bits goes 1.5 times as far astray.
   double key_of(std::int64_t t) const {
-    constexpr std::uint32_t golden = 0x9e3779b9;
+    constexpr std::uint32_t golden = 0x61c88647;
     return static_cast<std::uint32_t>(key + static_cast<std::uint32_t>(t) * golden);
   }
 
