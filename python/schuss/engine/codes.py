@@ -67,7 +67,7 @@ class BlockFloat8(Narrow):
     """
 
     def __init__(self, values: Any, *, signed: bool = True) -> None:
-        values = np.asarray(values, np.float32)
+        values = np.array(values, np.float32, order="A")  # blocks go along memory
         self.codes: NDArray[Any]
         self.scales: NDArray[np.uint8]
         self.codes, self.scales = encode(require_sign(values, signed), not signed)
