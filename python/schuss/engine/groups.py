@@ -111,9 +111,11 @@ def arrays_of(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def saved_form(a: np.ndarray) -> np.ndarray:
+def saved_form(a: Any) -> Any:
     """An array as it is saved: codes in Fortran order lie as their blocks do, along memory."""
-    return a.ravel(order="K") if a.dtype.kind in "iu" and not a.flags.c_contiguous else a
+    coded = isinstance(a, np.ndarray) and a.dtype in (np.int8, np.uint8)
+    turned = coded and a.flags.f_contiguous and not a.flags.c_contiguous
+    return a.ravel(order="K") if turned else a
 
 
 class Swapped(NamedTuple):

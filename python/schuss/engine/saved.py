@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from schuss.engine.groups import (
     is_same,
     saved_form,
 )
-from schuss.engine.memory import write
+from schuss.engine.memory import address, write
 from schuss.engine.observers import load, saved
 from schuss.engine.rule import HOOKS, is_ours
 from schuss.engine.structure import described, is_floating, label, listing
@@ -150,13 +151,13 @@ def has_numbers(value: Any, shape: tuple[int, ...]) -> bool:
 
 
 def are_codes(codes: Any, scales: Any, shape: tuple[int, ...]) -> bool:
-    """Whether these are the arrays of a BlockFloat8 of a shape."""
+    """Whether these are the arrays of a BlockFloat8 of a shape, in their saved form."""
     return (
         isinstance(codes, np.ndarray)
         and isinstance(scales, np.ndarray)
         and codes.dtype in (np.int8, np.uint8)
-        and (codes.shape, scales.shape) == (shape, (blocks_of(codes.size),))
-        and scales.dtype == np.uint8
+        and codes.shape in (shape, (math.prod(shape),))
+        and (scales.dtype, scales.shape) == (np.uint8, (blocks_of(codes.size),))
     )
 
 
@@ -249,7 +250,9 @@ class Reader:
             if not isinstance(theirs, Mapping):
                 self.wrong.append(f"{p.name!r}: {type(theirs).__name__}, wanted a mapping")
                 continue
-            theirs = theirs if self.strict else self.in_our_form(p, theirs)
+            theirs = {key: saved_form(value) for key, value in theirs.items()}
+            if not self.strict:
+                self.bring_to_our_form(p, theirs)
             for key in theirs:
                 if key not in ("step", *self.opt.memory, *p.saved):
                     self.unexpected(f"{p.name!r} {key}")
@@ -273,26 +276,35 @@ class Reader:
         anew = (value for a, value in p.anew(p.x) if a is own)
         return [(own, next(anew, start.get(key, 0.0)))]
 
-    def in_our_form(self, p: Parameter, theirs: Mapping[str, Any]) -> dict[str, Any]:
-        """A parameter's saved state with codes where there are codes here, else with numbers."""
-        found = dict(theirs)
+    def bring_to_our_form(self, p: Parameter, theirs: dict[str, Any]) -> None:
+        """Makes codes of a parameter's saved state where there are codes here, else numbers."""
         for key, own in p.state.items():
-            value: Any = found.get(key)
-            scales: Any = found.get(f"{key}{SCALES}")
-            if isinstance(own, BlockFloat8):
-                if scales is not None or not has_numbers(value, own.shape):
+            name, beside = f"{p.name!r} {key}", f"{key}{SCALES}"
+            value: Any = theirs.get(key)
+            scales: Any = theirs.get(beside)
+            coded = isinstance(own, BlockFloat8)
+            if are_codes(value, scales, own.shape):
+                if coded and described(value) == described(saved_form(own.codes)):
                     continue
-                held = self.checked(own.held, value)
-                if held is not None:
-                    coded = (saved_form(a) for _, a in held)
-                    found |= zip((key, f"{key}{SCALES}"), coded, strict=True)
-            elif are_codes(value, scales, own.shape):
-                del found[f"{key}{SCALES}"]
-                found[key] = decode(value, scales).astype(own.dtype)
-            else:
+                order: Any = "C" if value.shape == own.shape else "F"
+                value = decode(value, scales).reshape(own.shape, order=order)
+            elif not coded:
                 continue
-            self.differences.converted_keys.append(f"{p.name!r} {key}")
-        return found
+            elif scales is not None or not has_numbers(value, own.shape):
+                if (value is None) != (scales is None):  # which belong together
+                    self.wrong.append(f"missing {name if value is None else name + SCALES}")
+                continue
+            theirs.pop(beside, None)
+            self.differences.converted_keys.append(name)
+            if not coded:
+                theirs[key] = value.astype(own.dtype)
+                continue
+            try:
+                (_, codes), (_, scales) = own.held(value)
+            except ValueError as error:
+                self.wrong.append(f"{name}: {error}")
+            else:
+                theirs |= {key: saved_form(codes), beside: scales}
 
     def array(self, name: str, own: np.ndarray, value: Any) -> list[tuple[np.ndarray, Any]]:
         """An array of the optimizer's with the saved one, where that fits."""
@@ -300,7 +312,7 @@ class Reader:
         if plain and (value.dtype.str, own.dtype.name) == ("|V2", "bfloat16"):
             value = value.view(own.dtype)  # NumPy's files don't know its name
         same = plain and value.dtype == own.dtype
-        if not (plain and value.shape == own.shape and (same or self.casts(value))):
+        if not (plain and value.shape == own.shape and (same or self.casts(value, own))):
             self.wrong.append(f"{name}: {described(value)}, wanted {described(own)}")
             return []
         if not same:
@@ -308,9 +320,9 @@ class Reader:
         # What was saved may be arrays of this very optimizer, in other places.
         return [(own, value.copy() if owner(value) in self.owners else value)]
 
-    def casts(self, value: np.ndarray) -> bool:
+    def casts(self, value: np.ndarray, own: np.ndarray) -> bool:
         """Whether an array may come in another type."""
-        return not self.strict and is_floating(value.dtype)
+        return not self.strict and is_floating(value.dtype) and is_floating(own.dtype)
 
     @functools.cached_property
     def owners(self) -> set[int]:
@@ -535,12 +547,16 @@ def read(opt: Any, state_dict: Mapping[str, Any], strict: bool = True) -> Saved:
 
 def require_writeable(opt: Any, found: Saved) -> None:
     """Raises where an array of the optimizer can't take what was found."""
-    names = {id(p.x): p.labels()[0] for p in opt._parameters}
+    names = {address(p.x): p.labels()[0] for p in opt._parameters}
     for p in opt._parameters:
         state = label("state", p.name)
-        names |= {id(a): f'{state}["{key}"]' for key, a in p.saved.items()}
+        names |= {address(a): f'{state}["{key}"]' for key, a in p.saved.items()}
     for array, _ in found.arrays:
-        _core.require_parameter(array, names[id(array)])
+        name = names[address(array)]
+        if is_floating(array.dtype):
+            _core.require_parameter(array, name)
+        elif not array.flags.writeable:
+            raise ValueError(f"{name}: read-only, but the step writes to it")
 
 
 def assign(opt: Any, found: Saved) -> None:
