@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from schuss.engine.codes import BlockFloat8
 from schuss.engine.declare import Backend, DecayMode, Number, Scale
 from schuss.engine.optimizer import Optimizer
 from schuss.rules.adam import EpsMode
@@ -31,6 +32,7 @@ from schuss.rules.adam import EpsMode
 STATELESS: tuple[str, ...]
 CALLS: dict[str, Callable[..., None]]
 
+def behind(state: Any) -> tuple[Any, ...]: ...
 def stateless(rule: type[Optimizer]) -> Callable[..., None]: ...
 '''
 
@@ -50,6 +52,8 @@ def annotation(rule: type[Optimizer], name: str, of_state: bool) -> str:
         "zero_grad": "bool",
         "preset": " | ".join((f"Literal[{', '.join(map(spelled, rule.presets))}]", "None")),
     }
+    if of_state and name not in ("param", "grad"):
+        return "np.ndarray | BlockFloat8"
     if of_state or name == "master" or name in rule.memory or name in rule.shared:
         return "np.ndarray"
     if name in own:

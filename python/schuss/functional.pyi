@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from schuss.engine.codes import BlockFloat8
 from schuss.engine.declare import Backend, DecayMode, Number, Scale
 from schuss.engine.optimizer import Optimizer
 from schuss.rules.adam import EpsMode
@@ -12,11 +13,12 @@ from schuss.rules.adam import EpsMode
 STATELESS: tuple[str, ...]
 CALLS: dict[str, Callable[..., None]]
 
+def behind(state: Any) -> tuple[Any, ...]: ...
 def stateless(rule: type[Optimizer]) -> Callable[..., None]: ...
 def sgd(
     param: np.ndarray,
     grad: np.ndarray,
-    momentum_buffer: np.ndarray | None = None,
+    momentum_buffer: np.ndarray | BlockFloat8 | None = None,
     *,
     step: int,
     loss: float | None = None,
@@ -48,7 +50,7 @@ def sgd(
 def momentum(
     param: np.ndarray,
     grad: np.ndarray,
-    momentum_buffer: np.ndarray | None = None,
+    momentum_buffer: np.ndarray | BlockFloat8 | None = None,
     *,
     step: int,
     loss: float | None = None,
@@ -80,7 +82,7 @@ def momentum(
 def nag(
     param: np.ndarray,
     grad: np.ndarray,
-    momentum_buffer: np.ndarray | None = None,
+    momentum_buffer: np.ndarray | BlockFloat8 | None = None,
     *,
     step: int,
     loss: float | None = None,
@@ -112,7 +114,7 @@ def nag(
 def adagrad(
     param: np.ndarray,
     grad: np.ndarray,
-    sum: np.ndarray,
+    sum: np.ndarray | BlockFloat8,
     *,
     step: int,
     loss: float | None = None,
@@ -141,9 +143,9 @@ def adagrad(
 def rmsprop(
     param: np.ndarray,
     grad: np.ndarray,
-    square_avg: np.ndarray,
-    grad_avg: np.ndarray | None = None,
-    momentum_buffer: np.ndarray | None = None,
+    square_avg: np.ndarray | BlockFloat8,
+    grad_avg: np.ndarray | BlockFloat8 | None = None,
+    momentum_buffer: np.ndarray | BlockFloat8 | None = None,
     *,
     step: int,
     loss: float | None = None,
@@ -178,8 +180,8 @@ def rmsprop(
 def adadelta(
     param: np.ndarray,
     grad: np.ndarray,
-    square_avg: np.ndarray,
-    acc_delta: np.ndarray,
+    square_avg: np.ndarray | BlockFloat8,
+    acc_delta: np.ndarray | BlockFloat8,
     *,
     step: int,
     loss: float | None = None,
@@ -207,8 +209,8 @@ def adadelta(
 def ftrl(
     param: np.ndarray,
     grad: np.ndarray,
-    accumulator: np.ndarray,
-    linear: np.ndarray,
+    accumulator: np.ndarray | BlockFloat8,
+    linear: np.ndarray | BlockFloat8,
     *,
     step: int,
     loss: float | None = None,
@@ -238,9 +240,9 @@ def ftrl(
 def adam(
     param: np.ndarray,
     grad: np.ndarray,
-    exp_avg: np.ndarray,
-    exp_avg_sq: np.ndarray,
-    max_exp_avg_sq: np.ndarray | None = None,
+    exp_avg: np.ndarray | BlockFloat8,
+    exp_avg_sq: np.ndarray | BlockFloat8,
+    max_exp_avg_sq: np.ndarray | BlockFloat8 | None = None,
     *,
     step: int,
     loss: float | None = None,
@@ -273,9 +275,9 @@ def adam(
 def adamw(
     param: np.ndarray,
     grad: np.ndarray,
-    exp_avg: np.ndarray,
-    exp_avg_sq: np.ndarray,
-    max_exp_avg_sq: np.ndarray | None = None,
+    exp_avg: np.ndarray | BlockFloat8,
+    exp_avg_sq: np.ndarray | BlockFloat8,
+    max_exp_avg_sq: np.ndarray | BlockFloat8 | None = None,
     *,
     step: int,
     loss: float | None = None,
@@ -308,8 +310,8 @@ def adamw(
 def adamax(
     param: np.ndarray,
     grad: np.ndarray,
-    exp_avg: np.ndarray,
-    exp_inf: np.ndarray,
+    exp_avg: np.ndarray | BlockFloat8,
+    exp_inf: np.ndarray | BlockFloat8,
     *,
     step: int,
     loss: float | None = None,
@@ -338,8 +340,8 @@ def adamax(
 def nadam(
     param: np.ndarray,
     grad: np.ndarray,
-    exp_avg: np.ndarray,
-    exp_avg_sq: np.ndarray,
+    exp_avg: np.ndarray | BlockFloat8,
+    exp_avg_sq: np.ndarray | BlockFloat8,
     *,
     step: int,
     loss: float | None = None,
@@ -370,8 +372,8 @@ def nadam(
 def nadamw(
     param: np.ndarray,
     grad: np.ndarray,
-    exp_avg: np.ndarray,
-    exp_avg_sq: np.ndarray,
+    exp_avg: np.ndarray | BlockFloat8,
+    exp_avg_sq: np.ndarray | BlockFloat8,
     *,
     step: int,
     loss: float | None = None,
@@ -402,8 +404,8 @@ def nadamw(
 def radam(
     param: np.ndarray,
     grad: np.ndarray,
-    exp_avg: np.ndarray,
-    exp_avg_sq: np.ndarray,
+    exp_avg: np.ndarray | BlockFloat8,
+    exp_avg_sq: np.ndarray | BlockFloat8,
     *,
     step: int,
     loss: float | None = None,
@@ -433,8 +435,8 @@ def radam(
 def eve(
     param: np.ndarray,
     grad: np.ndarray,
-    exp_avg: np.ndarray,
-    exp_avg_sq: np.ndarray,
+    exp_avg: np.ndarray | BlockFloat8,
+    exp_avg_sq: np.ndarray | BlockFloat8,
     *,
     step: int,
     loss: float | None = None,
@@ -469,8 +471,8 @@ def eve(
 def adabelief(
     param: np.ndarray,
     grad: np.ndarray,
-    exp_avg: np.ndarray,
-    exp_avg_var: np.ndarray,
+    exp_avg: np.ndarray | BlockFloat8,
+    exp_avg_var: np.ndarray | BlockFloat8,
     *,
     step: int,
     loss: float | None = None,
@@ -499,8 +501,8 @@ def adabelief(
 def yogi(
     param: np.ndarray,
     grad: np.ndarray,
-    exp_avg: np.ndarray,
-    exp_avg_sq: np.ndarray,
+    exp_avg: np.ndarray | BlockFloat8,
+    exp_avg_sq: np.ndarray | BlockFloat8,
     *,
     step: int,
     loss: float | None = None,
@@ -529,8 +531,8 @@ def yogi(
 def laprop(
     param: np.ndarray,
     grad: np.ndarray,
-    exp_avg_sq: np.ndarray,
-    exp_avg: np.ndarray,
+    exp_avg_sq: np.ndarray | BlockFloat8,
+    exp_avg: np.ndarray | BlockFloat8,
     *,
     step: int,
     loss: float | None = None,
@@ -560,8 +562,8 @@ def laprop(
 def adopt(
     param: np.ndarray,
     grad: np.ndarray,
-    exp_avg: np.ndarray,
-    exp_avg_sq: np.ndarray,
+    exp_avg: np.ndarray | BlockFloat8,
+    exp_avg_sq: np.ndarray | BlockFloat8,
     *,
     step: int,
     loss: float | None = None,
@@ -590,8 +592,8 @@ def adopt(
 def grams(
     param: np.ndarray,
     grad: np.ndarray,
-    exp_avg: np.ndarray,
-    exp_avg_sq: np.ndarray,
+    exp_avg: np.ndarray | BlockFloat8,
+    exp_avg_sq: np.ndarray | BlockFloat8,
     *,
     step: int,
     loss: float | None = None,
@@ -620,9 +622,9 @@ def grams(
 def ademamix(
     param: np.ndarray,
     grad: np.ndarray,
-    exp_avg: np.ndarray,
-    exp_avg_slow: np.ndarray,
-    exp_avg_sq: np.ndarray,
+    exp_avg: np.ndarray | BlockFloat8,
+    exp_avg_slow: np.ndarray | BlockFloat8,
+    exp_avg_sq: np.ndarray | BlockFloat8,
     *,
     step: int,
     loss: float | None = None,
@@ -654,10 +656,10 @@ def ademamix(
 def adan(
     param: np.ndarray,
     grad: np.ndarray,
-    exp_avg: np.ndarray,
-    exp_avg_diff: np.ndarray,
-    exp_avg_sq: np.ndarray,
-    prev: np.ndarray,
+    exp_avg: np.ndarray | BlockFloat8,
+    exp_avg_diff: np.ndarray | BlockFloat8,
+    exp_avg_sq: np.ndarray | BlockFloat8,
+    prev: np.ndarray | BlockFloat8,
     *,
     step: int,
     loss: float | None = None,
@@ -687,8 +689,8 @@ def adan(
 def sophia(
     param: np.ndarray,
     grad: np.ndarray,
-    exp_avg: np.ndarray,
-    hessian: np.ndarray,
+    exp_avg: np.ndarray | BlockFloat8,
+    hessian: np.ndarray | BlockFloat8,
     *,
     step: int,
     loss: float | None = None,
@@ -745,7 +747,7 @@ def signsgd(
 def signum(
     param: np.ndarray,
     grad: np.ndarray,
-    exp_avg: np.ndarray,
+    exp_avg: np.ndarray | BlockFloat8,
     *,
     step: int,
     loss: float | None = None,
@@ -772,7 +774,7 @@ def signum(
 def lion(
     param: np.ndarray,
     grad: np.ndarray,
-    exp_avg: np.ndarray,
+    exp_avg: np.ndarray | BlockFloat8,
     *,
     step: int,
     loss: float | None = None,
@@ -799,9 +801,9 @@ def lion(
 def rprop(
     param: np.ndarray,
     grad: np.ndarray,
-    prev: np.ndarray,
-    step_size: np.ndarray,
-    prev_step: np.ndarray | None = None,
+    prev: np.ndarray | BlockFloat8,
+    step_size: np.ndarray | BlockFloat8,
+    prev_step: np.ndarray | BlockFloat8 | None = None,
     *,
     step: int,
     loss: float | None = None,
@@ -831,9 +833,9 @@ def rprop(
 def deltabardelta(
     param: np.ndarray,
     grad: np.ndarray,
-    gain: np.ndarray,
-    prev: np.ndarray,
-    momentum_buffer: np.ndarray | None = None,
+    gain: np.ndarray | BlockFloat8,
+    prev: np.ndarray | BlockFloat8,
+    momentum_buffer: np.ndarray | BlockFloat8 | None = None,
     *,
     step: int,
     loss: float | None = None,
@@ -865,7 +867,7 @@ def deltabardelta(
 def asgd(
     param: np.ndarray,
     grad: np.ndarray,
-    ax: np.ndarray,
+    ax: np.ndarray | BlockFloat8,
     *,
     step: int,
     loss: float | None = None,
@@ -896,7 +898,7 @@ def asgd(
 def schedulefreesgd(
     param: np.ndarray,
     grad: np.ndarray,
-    z: np.ndarray,
+    z: np.ndarray | BlockFloat8,
     *,
     step: int,
     loss: float | None = None,
@@ -928,8 +930,8 @@ def schedulefreesgd(
 def schedulefreeadamw(
     param: np.ndarray,
     grad: np.ndarray,
-    z: np.ndarray,
-    exp_avg_sq: np.ndarray,
+    z: np.ndarray | BlockFloat8,
+    exp_avg_sq: np.ndarray | BlockFloat8,
     *,
     step: int,
     loss: float | None = None,
@@ -962,7 +964,7 @@ def schedulefreeadamw(
 def lars(
     param: np.ndarray,
     grad: np.ndarray,
-    momentum_buffer: np.ndarray,
+    momentum_buffer: np.ndarray | BlockFloat8,
     *,
     step: int,
     loss: float | None = None,
@@ -996,8 +998,8 @@ def lars(
 def lamb(
     param: np.ndarray,
     grad: np.ndarray,
-    exp_avg: np.ndarray,
-    exp_avg_sq: np.ndarray,
+    exp_avg: np.ndarray | BlockFloat8,
+    exp_avg_sq: np.ndarray | BlockFloat8,
     *,
     step: int,
     loss: float | None = None,
@@ -1027,8 +1029,8 @@ def lamb(
 def stableadamw(
     param: np.ndarray,
     grad: np.ndarray,
-    exp_avg: np.ndarray,
-    exp_avg_sq: np.ndarray,
+    exp_avg: np.ndarray | BlockFloat8,
+    exp_avg_sq: np.ndarray | BlockFloat8,
     *,
     step: int,
     loss: float | None = None,
@@ -1056,9 +1058,9 @@ def stableadamw(
 def mars(
     param: np.ndarray,
     grad: np.ndarray,
-    exp_avg: np.ndarray,
-    exp_avg_sq: np.ndarray,
-    last_grad: np.ndarray,
+    exp_avg: np.ndarray | BlockFloat8,
+    exp_avg_sq: np.ndarray | BlockFloat8,
+    last_grad: np.ndarray | BlockFloat8,
     *,
     step: int,
     loss: float | None = None,
@@ -1088,10 +1090,10 @@ def mars(
 def prodigy(
     param: np.ndarray,
     grad: np.ndarray,
-    exp_avg: np.ndarray,
-    exp_avg_sq: np.ndarray,
-    s: np.ndarray,
-    p0: np.ndarray,
+    exp_avg: np.ndarray | BlockFloat8,
+    exp_avg_sq: np.ndarray | BlockFloat8,
+    s: np.ndarray | BlockFloat8,
+    p0: np.ndarray | BlockFloat8,
     *,
     step: int,
     loss: float | None = None,
@@ -1128,9 +1130,9 @@ def prodigy(
 def dadaptadam(
     param: np.ndarray,
     grad: np.ndarray,
-    exp_avg: np.ndarray,
-    exp_avg_sq: np.ndarray,
-    s: np.ndarray,
+    exp_avg: np.ndarray | BlockFloat8,
+    exp_avg_sq: np.ndarray | BlockFloat8,
+    s: np.ndarray | BlockFloat8,
     *,
     step: int,
     loss: float | None = None,
