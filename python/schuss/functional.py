@@ -23,11 +23,12 @@ from schuss.checks import check_int, check_remembered
 from schuss.engine.backend import Numpy
 from schuss.engine.codes import BlockFloat8, behind
 from schuss.engine.declare import REQUIRED, Pair
-from schuss.engine.groups import Group, Parameter, arrays_of, require_room
+from schuss.engine.groups import Form, Group, Parameter, arrays_of, require_room
 from schuss.engine.guard import shorten
 from schuss.engine.optimizer import Optimizer, signature
-from schuss.engine.scalars import Options
+from schuss.engine.scalars import TRAITS, Options
 from schuss.engine.step import Recipe
+from schuss.engine.structure import described
 
 # The options of an optimizer that a single call has, too.
 STATELESS = ("grad_scale", "zero_grad", "stochastic_rounding", "seed", "subnormals", "backend")
@@ -85,6 +86,7 @@ def make_call(
     param, grad, *kept = arrays
     if given != form.states:
         raise TypeError(f"{name}: state {given} given; these options take {form.states}")
+    require_codes(form, kept)
     p = parameter(param, grad, kept, form.states)
     names = [*arrays_of(p.state), *p.beside]
     recipe = Recipe(
@@ -107,6 +109,22 @@ def make_call(
     start = [] if follows else list(rule.shared.values())
     remembers = (*rule.memory, *shared)
     return Call(plan, recipe.backend, form.states, remembers, start, group["bounds"])
+
+
+def require_codes(form: Form, kept: Sequence[Any]) -> None:
+    """Raises where codes are not those that the class would make."""
+    for key, a, trait in zip(form.states, kept, TRAITS[form.kernel], strict=False):
+        codes = behind(a)[0]
+        if isinstance(codes, np.ndarray) and (
+            isinstance(a, BlockFloat8) != (codes.dtype in (np.int8, np.uint8))
+        ):
+            raise TypeError(f"{key}: {described(codes)}; pass a BlockFloat8, or floating-point")
+        if not isinstance(a, BlockFloat8):
+            continue
+        if trait.alone:
+            raise TypeError(f"{key}: no mean or sum that codes hold; pass an array")
+        if a.signed == trait.positive:
+            raise TypeError(f"{key}: codes of the other sign; pass signed={not a.signed}")
 
 
 def first_call(*given: Any) -> Call:
@@ -153,10 +171,12 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:
             lr = None
         known = vars(calls).setdefault("by_options", {})
         try:
-            coded = tuple(isinstance(a, BlockFloat8) for a in kept)
-            key = (given, coded, *options.items())
+            kinds = tuple(
+                [(a.codes.dtype,) if isinstance(a, BlockFloat8) else a.dtype for a in kept]
+            )
+            key = (given, kinds, *options.items())
             call = known.get(key)
-        except TypeError:  # an option that has no hash, such as bounds that are arrays
+        except (TypeError, AttributeError):  # no hash, as of bounds that are arrays; or no array
             key, call = None, None
         if call is None or call.plan.busy:  # by a callable of the call at hand
             arrays = (param, grad, *kept)
