@@ -139,7 +139,7 @@ class Remainder(Narrow):
 
     def decoded(self) -> np.ndarray:
         """A copy of the numbers, in float32."""
-        return join(np.asarray(self.x), self.remainder)
+        return np.asarray(join(np.asarray(self.x), self.remainder))  # of no dimension, too
 
     def held(self, values: Any) -> list[tuple[np.ndarray, np.ndarray]]:
         wanted = np.broadcast_to(np.asarray(values, np.float32), self.x.shape)

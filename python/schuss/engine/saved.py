@@ -250,7 +250,10 @@ class Reader:
             if not isinstance(theirs, Mapping):
                 self.wrong.append(f"{p.name!r}: {type(theirs).__name__}, wanted a mapping")
                 continue
-            theirs = {key: saved_form(value) for key, value in theirs.items()}
+            theirs = {
+                key: saved_form(v) if getattr(v, "shape", None) == p.x.shape else v
+                for key, v in theirs.items()
+            }
             if not self.strict:
                 self.bring_to_our_form(p, theirs)
             for key in theirs:
