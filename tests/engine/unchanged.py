@@ -14,14 +14,15 @@ from schuss.engine.optimizer import Optimizer
 def snapshot(opt: Optimizer) -> Any:
     """Everything that an error must leave as it was."""
     arrays = [(x.tobytes(), x.shape, x.dtype) for g in opt.param_groups for x in g["params"]]
+    saved = opt.state_dict()
     state = {
         name: {key: v.tobytes() if isinstance(v, np.ndarray) else v for key, v in s.items()}
-        for name, s in opt.state.items()
+        for name, s in saved["state"].items()
     }
     groups = [(repr(g), g["param_names"]) for g in opt.param_groups]
     bound = [p.g.tobytes() for p in opt._parameters if p.g is not None]
     options = {name: getattr(opt, name) for name in opt.options}
-    counters = opt.iterations, opt.skipped_steps, opt.grad_norm, opt.state_dict()["shared"]
+    counters = opt.iterations, opt.skipped_steps, opt.grad_norm, saved["shared"]
     return arrays, bound, state, groups, counters, options
 
 
