@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from importlib.metadata import requires
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import schuss
 from schuss.engine.declare import REQUIRED
+from schuss.lab import catalogue, demo
 from schuss.lab import command as cli
-from schuss.lab import demo
 from schuss.rules import RULES, matrix
 
 
@@ -61,6 +62,20 @@ def test_rules(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[2].split() == ["NAG", "momentum_buffer", "20", "Nesterov", "1983"]
     assert lines[4].split()[1:4] == ["square_avg", "[momentum_buffer]", "[grad_avg]"]
     assert lines[4].split()[4:7] == ["20", "to", "36"]
+    _, costs = "\n".join(lines).split("\nbytes of state ")
+    forms, *lines = costs.splitlines()
+    assert forms.split() == [*catalogue.FORMS]
+    assert [line.split()[0] for line in lines[: len(RULES)]] == [r.__name__ for r in RULES]
+    assert lines[4].split()[1:] == ["4", "to", "12", "2", "to", "6", "1.02", "to", "3.05"]
+
+
+@pytest.mark.parametrize("form", catalogue.FORMS)
+@pytest.mark.parametrize("rule", RULES)
+def test_bytes_of_state(rule: type[schuss.Optimizer], form: str) -> None:
+    """What the list says is what an optimizer has."""
+    x = np.zeros(640, np.float32)
+    opt = rule(x, state_dtype=form)
+    assert opt.nbytes == x.size * catalogue.kept(rule.kernel(rule.defaults()), form)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -70,6 +85,12 @@ def test_one_rule(capsys: pytest.CaptureFixture[str], rule: type[schuss.Optimize
     assert text.startswith(f"schuss.{rule.__name__}\n\n{inspect.getdoc(rule)}")
     assert "Options of every rule: see Optimizer." in " ".join(text.split())  # everything else, too
     assert all(f"\n{kernel} " in text for kernel in rule.states)
+    for kernel in rule.states:
+        sizes = r"\s+".join(f"{catalogue.kept(kernel, form):.3g}" for form in catalogue.FORMS)
+        found = re.search(rf"^{kernel}\s+{sizes}$", text, re.MULTILINE)
+        assert (found is not None) == any(rule.states.values())
+        for a in catalogue.stored(rule, kernel):
+            assert re.search(rf"^{a.state}\s+{a.name}\s+{a.words}$", text, re.MULTILINE)
     assert all(re.search(rf"\bnumber {name}\b", text) for name in (*rule.memory, *rule.shared))
     table = text.split("\npreset ")[1].split("\nAs the default: ")[0]
     head, *rows = (line.split() for line in table.splitlines())

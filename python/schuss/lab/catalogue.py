@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from schuss import Optimizer, reference
-from schuss.engine.declare import REQUIRED
+from schuss.engine.declare import BLOCKFLOAT8, REQUIRED
 from schuss.lab import options
+from schuss.reference.storage import CODED, Trait, trait_names, traits
 from schuss.rules import RULES, matrix
 
 # The only text on rules that stands in no class.
@@ -21,8 +23,26 @@ one of the texts that this project began with: an article that leads from linear
 and Eve (article), a tutorial with numbers (tutorial), the notes of a course (course)."""
 
 
+# Bytes of an element of state, by state_dtype; float16 is as bfloat16.
+FORMS = {"float32": 4.0, "bfloat16": 2.0, BLOCKFLOAT8: 1 + 1 / CODED}
+
 # What rules have in common.
 BASES: tuple[type[Optimizer], ...] = (Optimizer, matrix.MatrixRule)
+
+
+class Stored(NamedTuple):
+    """A state array, and how it is stored in less than float32."""
+
+    state: str
+    name: str  # of the trait
+    trait: Trait
+
+    @property
+    def words(self) -> str:
+        """What the trait says."""
+        words = ["by dither" if self.trait.dithered else "to nearest"]
+        words += ["never negative"] * self.trait.positive + ["not in 8 bits"] * self.trait.alone
+        return ", ".join(words)
 
 
 class Row(NamedTuple):
@@ -58,16 +78,55 @@ def moved(rule: type[Optimizer], kernel: str) -> int:
     return 4 * (1 + 2 * (1 + len(rule.states[kernel])) + len(measured(rule, kernel)))
 
 
+def kept(kernel: str, form: str) -> float:
+    """The bytes of state of an element, where `state_dtype` is one form for all of it."""
+    wide = FORMS["float32"] if form == BLOCKFLOAT8 else FORMS[form]
+    return sum(wide if trait.alone else FORMS[form] for trait in traits(getattr(reference, kernel)))
+
+
+def ranging(rule: type[Optimizer], number: Callable[[str], float]) -> str:
+    """A number of the rule's usual kernel, and the largest that options make of it."""
+    least = f"{number(rule.kernel(rule.defaults())):.3g}"
+    most = f"{max(map(number, rule.states)):.3g}"
+    return least if least == most else f"{least} to {most}"
+
+
+def with_options(own: Iterable[str], every: Iterable[str]) -> str:
+    """Some texts, and in brackets those of all that aren't among them."""
+    names = dict.fromkeys(own)
+    return " ".join([", ".join(names) or "none", *(f"[{n}]" for n in every if n not in names)])
+
+
 def row(rule: type[Optimizer]) -> Row:
     """A rule's row in the list."""
-    own = usual(rule)
     every = dict.fromkeys(state for states in rule.states.values() for state in states)
-    names = ", ".join(own) or "none"
-    names += "".join(f" [{state}]" for state in every if state not in own)
-    least = moved(rule, rule.kernel(rule.defaults()))
-    most = max(moved(rule, kernel) for kernel in rule.states)
-    bytes_moved = f"{least}" if least == most else f"{least} to {most}"
-    return Row(rule.__name__, names, bytes_moved, source(rule))
+    names = with_options(usual(rule), every)
+    return Row(rule.__name__, names, ranging(rule, lambda k: moved(rule, k)), source(rule))
+
+
+def stored(rule: type[Optimizer], kernel: str) -> list[Stored]:
+    """How the state arrays of a kernel are stored in less than float32."""
+    own = getattr(reference, kernel)
+    return list(map(Stored, rule.states[kernel], trait_names(own), traits(own)))
+
+
+class StateRow(NamedTuple):
+    """What a rule's state takes."""
+
+    rule: str
+    state: str  # each array with its trait
+    float32: str  # bytes an element, by state_dtype
+    bfloat16: str
+    blockfloat8: str
+
+
+def state_row(rule: type[Optimizer]) -> StateRow:
+    """A rule's row in the list of what state takes."""
+    texts = {k: [f"{a.state} {a.name}" for a in stored(rule, k)] for k in rule.states}
+    every = dict.fromkeys(text for own in texts.values() for text in own)
+    names = with_options(texts[rule.kernel(rule.defaults())], every)
+    bytes_kept = (ranging(rule, functools.partial(kept, form=form)) for form in FORMS)
+    return StateRow(rule.__name__, names, *bytes_kept)
 
 
 def source(rule: type[Optimizer]) -> str:
@@ -105,6 +164,12 @@ def listed() -> Iterator[str]:
     yield ""
     yield "bytes: read and written for a float32 element and step. `schuss rules adam` tells the"
     yield "rest of a rule, `schuss rules optimizer` what all have in common."
+    yield ""
+    costs = [(r.rule, r.float32, r.bfloat16, r.blockfloat8) for r in map(state_row, RULES)]
+    yield from table([("bytes of state", *FORMS), *costs])
+    yield ""
+    yield "For each element, by state_dtype; float16 is as bfloat16, and a float64 element has the"
+    yield "double of float32's. blockfloat8 leaves in float32 what is no mean or sum of gradients."
     yield ""
     yield from table([MatrixRow("for matrices", "state", "source"), *map(matrix_row, matrix.RULES)])
     yield ""
@@ -159,6 +224,18 @@ def kernels(rule: type[Optimizer]) -> Iterator[str]:
     for numbers, of in ((rule.memory, "each array"), (rule.shared, "all arrays")):
         for name, start in numbers.items():
             yield f"and the number {name} of {of}, {start:g} at the start"
+    if any(rule.states.values()):
+        yield from ("", *states(rule))
+
+
+def states(rule: type[Optimizer]) -> Iterator[str]:
+    """How each state array is stored in less than float32, and what those of a kernel take."""
+    every = dict.fromkeys(a for kernel in rule.states for a in stored(rule, kernel))
+    head = ("state", "trait", "stored in less than float32")
+    yield from table([head, *((a.state, a.name, a.words) for a in every)])
+    yield ""
+    rows = [[k, *(f"{kept(k, form):.3g}" for form in FORMS)] for k in rule.states]
+    yield from table([["bytes of state", *FORMS], *rows])
 
 
 def described(rule: type[Optimizer]) -> Iterator[str]:

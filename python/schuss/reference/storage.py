@@ -31,11 +31,15 @@ Exact = Annotated["Array", Trait(alone=True)]
 Point = Annotated["Array", Trait(dithered=True, alone=True)]
 
 
-def traits(rule: Any) -> tuple[Trait, ...]:
-    """Those of a rule's state arrays, in order."""
+def trait_names(rule: Any) -> tuple[str, ...]:
+    """The annotations of a rule's state arrays, in order."""
     code = rule.__code__
-    names = code.co_varnames[2 : code.co_argcount]
-    return tuple(globals()[rule.__annotations__[name]].__metadata__[0] for name in names)
+    return tuple(rule.__annotations__[name] for name in code.co_varnames[2 : code.co_argcount])
+
+
+def traits(rule: Any) -> tuple[Trait, ...]:
+    """What they mean."""
+    return tuple(globals()[name].__metadata__[0] for name in trait_names(rule))
 
 
 # ---- Dither: what is rounded by chance
