@@ -295,7 +295,7 @@ template <class T> [[gnu::noinline]] void blocks(const span& a, std::ptrdiff_t f
     blocks<T>(copies.copy, 0, whole, rule, of, around);
     return copies.put_back(a, around.c.zero_grad != 0);
   }
-  const std::ptrdiff_t size = how == cleared ? last - first : block;
+  const std::ptrdiff_t size = how == cleared && !opens ? last - first : block;
   factors<T> by = around.by;
   if (around.prepares) by.scale = T(1);
 

@@ -462,6 +462,21 @@ def test_functional(rule: type[Optimizer], backend: str, rng: np.random.Generato
             assert all(map(same_bits, behind(opt.state[0][s]), behind(a)))
 
 
+@pytest.mark.parametrize("state_dtype", ["float16", "bfloat16"])
+def test_narrow_state_beside_gradients_that_are_zeroed(state_dtype: str) -> None:
+    """The rule's loop zeroes them, and state that it doesn't take is opened by the block."""
+    ends = []
+    for backend in ("compiled", "numpy"):
+        x = np.linspace(-1, 1, 9001, dtype=np.float32)
+        opt = rules.AdamW(x, state_dtype=state_dtype, zero_grad=True, backend=backend)
+        for _ in range(3):
+            g = np.linspace(1, 2, 9001, dtype=np.float32)
+            opt.step(g)
+            assert not g.any()
+        ends.append(x)
+    assert same_bits(*ends)
+
+
 def test_subnormal_state_becomes_zero() -> None:
     """Without it the first moment would stick at four units of the smallest subnormal for ever."""
     x = np.ones(100, np.float32)
