@@ -14,6 +14,7 @@ enum class kind : unsigned char {
   none,
   float32,
   float64,
+  outer,  // a product that isn't stored: each element is multiplied out where it is read
   float16,
   bfloat16,
   remainder,  // 16 bits: what a float32 is more than the bfloat16 beside it
@@ -43,6 +44,14 @@ enum trait : unsigned char {
   peak = positive,
   exact = alone,
   point = alone | dithered
+};
+
+// The data of a stream of kind `outer`, in the compute type. Matrices lie behind one another, each
+// as `height` lines of `width` elements; an element is the factor of its line times that of its
+// place in its matrix' lines.
+struct outer {
+  const void *lines, *columns;
+  std::ptrdiff_t height, width;
 };
 
 constexpr int most_states = 4;    // state arrays of one rule
@@ -92,12 +101,15 @@ struct scalars {
   double zero_grad;   // not 0: g = 0 when all is done
   double stochastic;  // not 0: x is rounded stochastically to its 16 bits
   double key;         // of this step's dither: a whole number below 2^32
+  double share;       // of the squares of this step in the factors of a span that has some
+  double floor;       // below which the mean of its rows isn't a divisor
   double rule_scalars[most_scalars];
 };
 
 // One array of parameters with its gradient and its state.
 struct span {
   stream x, g, state[most_states];
+  stream row, column;       // factors of a second moment that isn't stored (factors.hpp)
   stream master;            // what x is rounded from, in the compute type
   stream average;           // the running mean of x
   stream low, high;         // bounds of each element, which are numbers of x's kind
@@ -143,6 +155,12 @@ using squares = bool (*)(const stream& g, std::ptrdiff_t first, std::ptrdiff_t l
 using scaled_check = bool (*)(const span&, std::ptrdiff_t first, std::ptrdiff_t last,
                               const scalars&);
 
+// Adds the squares of the gradient as the rule is to see it, of a span whose state is `outer`, from
+// element `first` to `last`, whole lines of one matrix: writes the sum of each line, and of each
+// place in them.
+using square_lines = void (*)(const span&, std::ptrdiff_t first, std::ptrdiff_t last,
+                              const scalars&, double* lines, double* columns);
+
 // Copies n elements of one stream to another one, both of float32 or narrower; rounds to nearest.
 using conversion = void (*)(const stream& from, const stream& to, std::ptrdiff_t n);
 
@@ -153,6 +171,7 @@ struct table {
   int size;
   squares add_squares;
   scaled_check scales_finite;
+  square_lines add_lines;
   conversion convert;
   void (*divide)(const float* a, const float* b, std::ptrdiff_t n, float* quotients);
 };

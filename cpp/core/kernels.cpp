@@ -8,6 +8,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "factored.hpp"
 #include "kernel.hpp"
 #include "rules.hpp"
 #include "stages.hpp"
@@ -119,10 +120,11 @@ void divide(const float* a, const float* b, std::ptrdiff_t n, float* quotients) 
 
 // The one exported symbol, named after the instruction set: schuss_kernels_avx2.
 #define SCHUSS_EXPORT(isa) SCHUSS_TABLE(isa)
-#define SCHUSS_TABLE(isa)                  \
-  extern const table schuss_kernels_##isa; \
-  const table schuss_kernels_##isa = {     \
-      #isa, rules, sizeof(rules) / sizeof(rule), add_squares, scales_finite, convert, divide};
+#define SCHUSS_TABLE(isa)                                                                       \
+  extern const table schuss_kernels_##isa;                                                      \
+  const table schuss_kernels_##isa = {#isa,        rules,         sizeof(rules) / sizeof(rule), \
+                                      add_squares, scales_finite, add_lines,                    \
+                                      convert,     divide};
 SCHUSS_EXPORT(SCHUSS_ISA)
 
 }  // namespace schuss

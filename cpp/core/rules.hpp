@@ -412,6 +412,15 @@ template <class T> struct lamb {
   }
 };
 
+template <class T> struct adafactor {
+  T beta2, w2, least, step;
+  static constexpr trait states[] = {second};
+  T operator()(T, T g, T& v) const {
+    v = beta2 * v + (w2 * g) * g;
+    return step * (g / sqrt(maximum(v, least)));
+  }
+};
+
 template <class T> struct mars {
   T ahead, shrink, w1, beta2, w2, step, denom, eps;
   static constexpr trait states[] = {mean, second, exact};
@@ -498,6 +507,7 @@ template <class T> struct dadapt_adam {
   rule(schedule_free_adam)         \
   rule(lars)                       \
   rule(lamb)                       \
+  rule(adafactor)                  \
   rule(mars)                       \
   rule(prodigy)                    \
   rule(dadapt_adam)

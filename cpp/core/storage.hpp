@@ -271,9 +271,32 @@ template <class T> SCHUSS_INLINE void store(const stream& s, std::ptrdiff_t i, p
   });
 }
 
+// Writes n elements from i on of a stream of kind `outer`.
+template <class T>
+[[gnu::noinline]] T* multiply(const stream& s, std::ptrdiff_t i, std::ptrdiff_t n, T* buffer) {
+  const outer& of = *static_cast<const outer*>(s.data);
+  std::ptrdiff_t line = i / of.width, column = i % of.width;
+  for (std::ptrdiff_t k = 0; k < n; ++line, column = 0) {
+    const T factor = static_cast<const T*>(of.lines)[line];
+    const T* from = static_cast<const T*>(of.columns) + line / of.height * of.width + column;
+    const std::ptrdiff_t end = n - k < of.width - column ? n : k + of.width - column;
+    for (; k + pack<T>::size <= end; k += pack<T>::size, from += pack<T>::size)
+      (pack<T>(factor) * pack<T>::from(from)).to(buffer + k);
+    if (k == end) continue;
+    T rest[pack<T>::size] = {};
+    const auto left = static_cast<std::size_t>(end - k) * sizeof(T);
+    __builtin_memcpy(rest, from, left);
+    (pack<T>(factor) * pack<T>::from(rest)).to(rest);
+    __builtin_memcpy(buffer + k, rest, left);
+    k = end;
+  }
+  return buffer;
+}
+
 // Brings n elements, whole packs, from i on to a buffer of the compute type.
 template <class T>
 SCHUSS_INLINE T* open(const stream& s, std::ptrdiff_t i, std::ptrdiff_t n, T* buffer) {
+  if (s.kind == kind::outer) return multiply(s, i, n, buffer);
   of_kind<T>(s.kind, [&](auto as) {
     if constexpr (has_codes(as.value)) {
       for (std::ptrdiff_t k = 0, next; k < n; k = next) {
@@ -300,6 +323,7 @@ SCHUSS_INLINE void close(const stream& s, std::ptrdiff_t i, std::ptrdiff_t n, co
 template <class T> [[gnu::noinline]] void close(const stream& s, std::ptrdiff_t i, std::ptrdiff_t n,
                                                 T* buffer, trait how, const chance& from, int state,
                                                 std::ptrdiff_t size) {
+  if (s.kind == kind::outer) return;
   [[maybe_unused]] const bool by_chance = (how & dithered) != 0;
   if constexpr (std::is_same_v<T, float>) {
     words at = from.of(state, i);
@@ -323,7 +347,8 @@ template <class T> [[gnu::noinline]] void close(const stream& s, std::ptrdiff_t 
 // Elements from i on in the compute type: where they are, or n of them, whole packs, in a buffer.
 template <class T>
 SCHUSS_INLINE const T* opened(const stream& s, std::ptrdiff_t i, std::ptrdiff_t n, T* buffer) {
-  return std::is_same_v<T, double> || !narrow(s.kind) ? at<T>(s, i) : open(s, i, n, buffer);
+  const bool wide = s.kind != kind::outer && (std::is_same_v<T, double> || !narrow(s.kind));
+  return wide ? at<T>(s, i) : open(s, i, n, buffer);
 }
 
 // The last n elements of an array in copies with room for so many more, up to a block of codes:
@@ -339,6 +364,7 @@ class rest {
     const auto take = [&](stream& s) {
       char* const room = rooms_[next++];
       if (!is(s)) return;
+      if (s.kind == kind::outer) return multiply_rest(s, room);
       __builtin_memset(room, 0, static_cast<std::size_t>(padded * s.width));
       copy_bytes(room, static_cast<char*>(s.data) + from_ * s.width, n_ * s.width);
       s.data = room;
@@ -353,7 +379,8 @@ class rest {
   // Brings what a step writes, of the gradient where it says so, to the array that was copied.
   [[gnu::noinline]] void put_back(const span& a, bool gradient) const {
     const auto put = [this](const stream& s, const stream& from) {
-      if (is(s)) copy_bytes(static_cast<char*>(s.data) + from_ * s.width, from.data, n_ * s.width);
+      if (is(s) && s.kind != kind::outer)
+        copy_bytes(static_cast<char*>(s.data) + from_ * s.width, from.data, n_ * s.width);
     };
     put(a.x, copy.x), put(a.master, copy.master), put(a.average, copy.average);
     if (gradient) put(a.g, copy.g);
@@ -363,6 +390,17 @@ class rest {
   span copy;
 
  private:
+  // What isn't stored has no more to read from here on.
+  void multiply_rest(stream& s, void* room) const {
+    __builtin_memset(room, 0, sizeof rooms_[0]);
+    if (copy.x.kind == kind::float64) {
+      multiply(s, from_, n_, static_cast<double*>(room));
+      s = {room, kind::float64, sizeof(double), nullptr};
+    } else {
+      multiply(s, from_, n_, static_cast<float*>(room));
+      s = {room, kind::float32, sizeof(float), nullptr};
+    }
+  }
   static void copy_bytes(void* to, const void* from, std::ptrdiff_t bytes) {
     __builtin_memcpy(to, from, static_cast<std::size_t>(bytes));
   }

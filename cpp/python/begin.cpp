@@ -152,13 +152,13 @@ void plan::begin_sets() {
   const std::vector<member>& members = registry_.members();
   for (const std::size_t i : active_) {
     const member& m = members[i];
-    key own{kinds_[m.group], m.decays, m.count, m.memory};
+    key own{kinds_[m.group], m.decays, m.count, m.memory, m.rule_case};
     std::size_t number = keyed_.size() - 1;  // neighbours mostly share one
     if (keyed_.empty() || keyed_[number].shared != own) {
       number = numbers.emplace(own, keyed_.size()).first->second;
       if (number == keyed_.size()) {
         set_of_scalars s{};
-        s.part = call(recipe_->part, py::int_(m.group), py::bool_(m.decays));
+        s.part = call(recipe_->part, py::int_(m.group), py::bool_(m.decays), py::int_(m.rule_case));
         s.f = s.part.attr("f");
         s.names = s.part.attr("names");
         s.adapt = s.part.attr("adapt");

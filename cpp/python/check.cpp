@@ -7,6 +7,8 @@ namespace schuss {
 
 namespace {
 
+bool is(const stream& s) { return s.kind != kind::none; }
+
 bool is_nan(kind k, std::uint16_t bits) {
   return (bits & 0x7fff) > (k == kind::float16 ? 0x7c00 : 0x7f80);
 }
@@ -21,6 +23,18 @@ bool same_memory(const member& m, PyObject* other) {
   return py::isinstance<py::array>(other) && fields(other)->data == fields(m.x)->data &&
          has_shape(other, m.shape) && kind_of(other) == m.type &&
          (fields(other)->flags & fields(m.x)->flags & (c_order | f_order)) != 0;
+}
+
+// Factors of a member's matrices, which are its last two axes; where these aren't the last ones in
+// memory there are no others.
+void fit_factors(factors& f, const span& a, const member& m) {
+  const std::size_t axes = m.shape.size();
+  const py::ssize_t rows = m.shape[axes - 2], columns = m.shape[axes - 1];
+  const bool across = (fields(m.x)->flags & c_order) == 0;
+  if (across && axes > 2)
+    wrong_value(m.labels[0], "in Fortran order, with more axes than a matrix has");
+  const py::ssize_t matrices = size_of(shape_t(m.shape.begin(), m.shape.end() - 2));
+  f.fit(a, matrices, across ? columns : rows, across ? rows : columns, across);
 }
 
 }  // namespace
@@ -45,6 +59,7 @@ void plan::check() {
 bool plan::fill() {
   filled_ = has_copies_ = false;
   spans_.clear();
+  factors_.resize(registry_.factored() ? active_.size() : 0);
   seen_.clear();
   seen_gradients_.clear();
   for (std::size_t k = 0; k < active_.size(); ++k) {
@@ -71,6 +86,10 @@ bool plan::fill() {
         a.width += place.width;
       }
       seen_.emplace_back(beside.array, beside.shape);
+    }
+    if (is(a.row)) {
+      fit_factors(factors_[k], a, m);
+      a.state[0] = {&factors_[k].product, kind::outer, 0, nullptr};
     }
     if (a.master.kind == kind::remainder) a.master.beside = a.x.data;
     has_copies_ = has_copies_ || a.master.kind != kind::none || a.average.kind != kind::none;
@@ -129,7 +148,7 @@ void plan::require_gradients_apart() const {
 void plan::explain() {
   for (std::size_t k = 0; k < active_.size(); ++k) {
     member& m = registry_.members()[active_[k]];
-    m.require_unchanged(m.x, m.type, aligned | writeable, m.labels[0]);
+    m.require_unchanged(m.x, m.type, aligned | writeable, m.shape, m.labels[0]);
     for (std::size_t s = 0; s < m.keeps.size(); ++s) {
       const kept& beside = m.keeps[s];
       m.require_unchanged(beside, m.labels[s + 2]);

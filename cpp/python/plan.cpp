@@ -60,10 +60,10 @@ void plan::require_unbarred() const {
 
 void plan::add(std::vector<std::string> labels, py::object x,
                const std::vector<std::pair<std::string, py::object>>& keeps, py::object g,
-               std::size_t group, bool decays, std::vector<double> memory) {
+               std::size_t group, bool decays, std::vector<double> memory, int rule_case) {
   require_idle();
   registry_.add(std::move(labels), std::move(x), keeps, std::move(g), group, decays,
-                std::move(memory));
+                std::move(memory), rule_case);
   let_go();
   keyed_right_ = filled_ = false;
 }
@@ -227,6 +227,7 @@ plan::outcome plan::attempt(const py::object& grads, const py::object& lr, const
   if (!recipe_->propagates)
     if (const std::size_t k = overflowing(length); k < active_.size())
       return leave_undone(py::int_(k), grad_scale.is_none());
+  if (registry_.factored()) factor();
   if (recipe_->wanted != 0 && !active_.empty()) {
     const std::vector<sums_of_array> sums = measured();
     if (recipe_->totals) {
@@ -334,6 +335,13 @@ void plan::require_copyable() {
                             " is wanted");
     copies_.push_back(
         {fields(array)->data, fields(value)->data, static_cast<std::size_t>(array.nbytes())});
+  }
+  if (!recipe_->backend.is_none()) return;
+  for (std::size_t k = 0; k < factors_.size(); ++k) {
+    const factors& f = factors_[k];
+    if (spans_[k].size == 0 || spans_[k].row.kind == kind::none) continue;
+    copies_.push_back({spans_[k].row.data, f.row.data(), f.row.size()});
+    copies_.push_back({spans_[k].column.data, f.column.data(), f.column.size()});
   }
 }
 

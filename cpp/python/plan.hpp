@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 
+#include "../core/factors.hpp"
 #include "recipe.hpp"
 #include "tree.hpp"
 
@@ -29,7 +30,7 @@ class plan {
 
   void add(std::vector<std::string> labels, py::object x,
            const std::vector<std::pair<std::string, py::object>>& keeps, py::object g,
-           std::size_t group, bool decays, std::vector<double> memory);
+           std::size_t group, bool decays, std::vector<double> memory, int rule_case);
   void keep_first(std::size_t size);
   void rebind(const std::vector<py::object>& arrays);
   void require_disjoint();
@@ -147,12 +148,14 @@ class plan {
   // measure
   scaled_norm norm_of_gradients();
   std::size_t overflowing(double length);
+  void factor();
   std::vector<sums_of_array> measured();
   py::object as_python(const sums_of_array& sums, std::ptrdiff_t elements) const;
   py::list stepping_groups(const std::vector<sums_of_array>& sums) const;
 
   // scalars
   void compute_scalars(double scale, const py::dict& shared);
+  void read_factors(scalars& c, const py::dict& rule) const;
   void remember(set_of_scalars& s, const py::dict& rule) const;
   void spread();
   void adapt_scalars(const std::vector<sums_of_array>& sums);
@@ -209,6 +212,7 @@ class plan {
   bool has_copies_ = false;  // a span has a master or an average
   bool spread_ = false;      // each span has a set of its own
   std::vector<span> spans_;
+  std::vector<factors> factors_;                 // of each span, where any has some
   std::vector<sighting> seen_, seen_gradients_;  // of each active member x and what is kept
   std::vector<double> sums_, measurements_;      // room for those of the chunks
 };

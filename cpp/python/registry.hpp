@@ -33,6 +33,8 @@ inline const std::map<std::string, std::pair<stream* (*)(span&, std::size_t), bo
     {"state", {[](span& a, std::size_t s) { return &a.state[s]; }, true}},
     {"codes", {[](span& a, std::size_t s) { return &a.state[s]; }, true}},
     {"scales", {[](span& a, std::size_t s) { return &a.state[s]; }, true}},
+    {"row_var", {[](span& a, std::size_t) { return &a.row; }, true}},
+    {"col_var", {[](span& a, std::size_t) { return &a.column; }, true}},
     {"master", {[](span& a, std::size_t) { return &a.master; }, true}},
     {"average", {[](span& a, std::size_t) { return &a.average; }, true}},
     {"low", {[](span& a, std::size_t) { return &a.low; }, false}},
@@ -44,6 +46,15 @@ constexpr py::ssize_t elements_of_a_scale = 64;
 
 inline int flags_of(const kept& k) { return k.written ? aligned | writeable : aligned; }
 
+// The shape of an array beside a parameter: its own, or that of a factor, which has one element for
+// each row of its matrices, the last two axes, or for each column.
+inline shape_t shape_beside(shape_t of, const std::string& role) {
+  if (role != "row_var" && role != "col_var") return of;
+  if (of.size() < 2) throw py::value_error(role + ": of an array that is no matrix");
+  of[of.size() - (role == "row_var" ? 1 : 2)] = 1;
+  return of;
+}
+
 // One parameter with its gradient and its state.
 struct member {
   std::vector<std::string> labels;  // how messages name x, g and each array beside them
@@ -52,10 +63,11 @@ struct member {
   py::object g;             // bound, or None
   shape_t shape;
   kind type;
-  std::size_t states = 0;       // arrays that are the rule's
+  std::size_t states = 0;       // arrays that the rule sees
   py::ssize_t position, chunk;  // elements and chunks of the members before it
   std::size_t group;
   bool decays;                             // whether its group's weight decay is for it, too
+  int rule_case;                           // which of those that its rule tells apart
   std::vector<double> memory;              // numbers that its rule keeps beside the arrays
   std::int64_t count = 0;                  // finished steps of this array
   py::object gradient_class = py::none();  // of a gradient that was checked and found good
@@ -77,7 +89,7 @@ struct member {
   void require_like(py::handle a, const std::string& label, const std::string& role) const {
     const bool written = role != "gradient";
     require_array(a, label, written);
-    if (!has_shape(a, shape))
+    if (const shape_t wanted = shape_beside(shape, role); !has_shape(a, wanted))
       wrong_value(label, "shape " + shape_text(shape_of(a)) + ", but " + labels[0] + " has shape " +
                              shape_text(shape));
     if (!goes_with(kind_of(a), type)) {
@@ -132,7 +144,8 @@ struct member {
     const auto [place, written] = places.at(role);
     const bool scales = role == "scales";
     const shape_t own =
-        scales ? shape_t{(size_of(shape) + elements_of_a_scale - 1) / elements_of_a_scale} : shape;
+        scales ? shape_t{(size_of(shape) + elements_of_a_scale - 1) / elements_of_a_scale}
+               : shape_beside(shape, role);
     const std::optional<kind> found = kind_of(a, role);
     kept k{py::reinterpret_borrow<py::array>(a),
            role,
@@ -154,18 +167,19 @@ struct member {
 
   // An array that is registered already, and may have been changed since.
   void require_unchanged(const kept& k, const std::string& label) const {
-    if (!is_code(k.type)) return require_unchanged(k.array, k.type, flags_of(k), label);
+    if (!is_code(k.type)) return require_unchanged(k.array, k.type, flags_of(k), k.shape, label);
     if (kind_of(k.array, k.role) != k.type)
       wrong_value(label, description(k.array) + ": codes of another type than they were made in");
     require_codes(k, label);
   }
-  void require_unchanged(py::handle a, kind own, int flags, const std::string& label) const {
-    if (fits(a, flags) && kind_of(a) == own) return;
+  void require_unchanged(py::handle a, kind own, int flags, const shape_t& wanted,
+                         const std::string& label) const {
+    if (fits(a, flags, wanted) && kind_of(a) == own) return;
     require_array(a, label, (flags & writeable) != 0);
     if ((flags & writeable) != 0) require_writeable(a, label);
-    if (!has_shape(a, shape))
+    if (!has_shape(a, wanted))
       wrong_value(label, "shape " + shape_text(shape_of(a)) + " is no longer the registered " +
-                             shape_text(shape) + "; restore it, or rebind arrays of that shape");
+                             shape_text(wanted) + "; restore it, or rebind arrays of that shape");
     wrong_value(label, "dtype " + dtype_text(a) +
                            " or its memory order is no longer the registered one; restore it, or "
                            "rebind arrays of that kind");
@@ -176,8 +190,8 @@ struct member {
 static_assert(std::is_nothrow_move_constructible_v<member>);
 
 // What the arrays that share a set of scalars have in common: the settings' number, whether they
-// decay, their count, their memory.
-using key = std::tuple<std::size_t, bool, std::int64_t, std::vector<double>>;
+// decay, their count, their memory, the case of the rule.
+using key = std::tuple<std::size_t, bool, std::int64_t, std::vector<double>, int>;
 
 class registry {
  public:
@@ -185,7 +199,7 @@ class registry {
   // can't be.
   void add(std::vector<std::string> labels, py::object x,
            const std::vector<std::pair<std::string, py::object>>& keeps, py::object g,
-           std::size_t group, bool decays, std::vector<double> memory) {
+           std::size_t group, bool decays, std::vector<double> memory, int rule_case) {
     if (labels.size() != keeps.size() + 2)
       throw py::value_error("labels: one for x, g and each array beside them");
     require_parameter(x, labels[0]);
@@ -200,6 +214,7 @@ class registry {
     m.group = group;
     m.decays = decays;
     m.memory = std::move(memory);
+    m.rule_case = rule_case;
     for (std::size_t s = 0; s < keeps.size(); ++s) {
       const auto& [role, a] = keeps[s];
       const bool codes = role == "codes", scales = role == "scales";
@@ -207,7 +222,8 @@ class registry {
       if (scales != before || (codes && s + 1 == keeps.size()))
         throw py::value_error("keeps: codes, and then their scales");
       m.keeps.push_back(m.checked(a, role, scales ? m.states - 1 : m.states, m.labels[s + 2]));
-      if (codes || role == "state") ++m.states;
+      if (codes || role == "state" || role == "row_var") ++m.states;  // the rule sees a product
+      factored_ = factored_ || role == "row_var";
     }
     if (m.states > most_states) throw py::value_error("state: too many arrays");
     if (!m.g.is_none()) m.require_like(m.g, m.labels[1], "gradient");
@@ -331,6 +347,7 @@ class registry {
   std::vector<member>& members() { return members_; }
   const std::vector<member>& members() const { return members_; }
   std::ptrdiff_t elements() const { return elements_; }
+  bool factored() const { return factored_; }  // whether a member ever had factors
   std::size_t all_chunks() const { return static_cast<std::size_t>(chunks_); }
 
  private:
@@ -345,6 +362,7 @@ class registry {
   std::vector<const char*> addresses_;  // theirs, in order
   std::size_t known_ = 0;               // how many members these are of
   py::ssize_t elements_ = 0, chunks_ = 0;
+  bool factored_ = false;
 };
 
 }  // namespace schuss

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <iterator>
 #include <limits>
 
 namespace schuss {
@@ -46,6 +47,21 @@ std::size_t plan::overflowing(double length) {
   std::size_t found = 0;
   freely([&] { found = first_overflow(kernels(), spans_, sets_); });
   return found;
+}
+
+// What the factors of second moments become, for what is measured and for the step.
+void plan::factor() {
+  check();
+  if (recipe_->backend.is_none())
+    return freely([&] { schuss::factor(kernels(), spans_, sets_, factors_); });
+  const py::object own = recipe_->backend.attr("factor");
+  for (std::size_t k = 0; k < active_.size(); ++k) {
+    if (spans_[k].row.kind == kind::none) continue;
+    const scalars& c = sets_[spans_[k].set];
+    auto becomes =
+        own(active_[k], gradients_[k], described(k), c.share, c.floor).cast<arrays_and_values>();
+    std::move(becomes.begin(), becomes.end(), std::back_inserter(computed_));
+  }
 }
 
 // What a step with these scalars would do to each array, as sums.
@@ -131,6 +147,7 @@ void plan::compute_scalars(double scale, const py::dict& shared) {
       const py::dict rule = required_dict(call(s.f, s.own_h, t, memory));
       if (PyDict_Size(rule.ptr()) == s.entries) {
         read_rule(sets_[i], s.names, rule);
+        read_factors(sets_[i], rule);
         remember(s, rule);
         sets_[i].scale = std::copysign(scale, sets_[i].scale);
         sets_[i].key = recipe_->key_of(std::get<2>(s.shared) + 1);
@@ -142,6 +159,7 @@ void plan::compute_scalars(double scale, const py::dict& shared) {
     const py::dict rule = required_dict(py::reinterpret_borrow<py::object>(member(0)));
     read_part(sets_[i], s.names, rule, py::reinterpret_borrow<py::dict>(member(1)));
     sets_[i].key = recipe_->key_of(std::get<2>(s.shared) + 1);
+    read_factors(sets_[i], rule);
     remember(s, rule);
     s.steady = member(2) == Py_True;
     s.entries = PyDict_Size(rule.ptr());
@@ -150,6 +168,15 @@ void plan::compute_scalars(double scale, const py::dict& shared) {
   }
   if (!std::exchange(spread_, false)) return;
   for (std::size_t k = 0; k < spans_.size() && k < set_of_.size(); ++k) spans_[k].set = set_of_[k];
+}
+
+// The numbers by which factors go, which are not of the kernel.
+void plan::read_factors(scalars& c, const py::dict& rule) const {
+  if (!registry_.factored()) return;
+  static const auto& share = *new py::object(interned("share"));
+  static const auto& floor = *new py::object(interned("floor"));
+  if (PyDict_Contains(rule.ptr(), share.ptr()) == 1) c.share = number(rule[share]);
+  if (PyDict_Contains(rule.ptr(), floor.ptr()) == 1) c.floor = number(rule[floor]);
 }
 
 // What a rule remembers beside the arrays of a set, as it is after the step.

@@ -70,6 +70,7 @@ def make_call(
     name: str,
     options: dict[str, Any],
     given: tuple[str, ...],
+    case: int,
     arrays: Sequence[Any],
 ) -> Call:
     """Reads the options; raises where one can't be. The plan is made of the first call's arrays."""
@@ -84,6 +85,8 @@ def make_call(
     form = group.settings.form
     follows = form.reads_loss or form.sums
     param, grad, *kept = arrays
+    if isinstance(param, np.ndarray) and rule.factors(param):
+        raise TypeError(f"{name}: of {param.ndim} axes the class keeps factors; use the class")
     if given != form.states:
         raise TypeError(f"{name}: state {given} given; these options take {form.states}")
     require_codes(form, kept)
@@ -103,7 +106,7 @@ def make_call(
     )
     plan = _core.Plan()
     memory = [0.0] * len(rule.memory)
-    plan.add(["param", "grad", *names], param, p.keeps(), grad, 0, True, memory)
+    plan.add(["param", "grad", *names], param, p.keeps(), grad, 0, True, memory, case)
     plan.serve(None, lambda: recipe, None)
     shared = tuple(rule.shared) if follows else ()
     start = [] if follows else list(rule.shared.values())
@@ -149,6 +152,7 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:
     every_state = max(rule.states.values(), key=len)
     remembered_names = (*rule.memory, *rule.shared)
     declared = rule.hyperparameters["lr"]
+    case_of = None if rule.case is Optimizer.case else rule.case
     calls = local()
 
     def step_once(
@@ -169,18 +173,19 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:
             lr = declared.check(options.pop("lr"))
         else:
             lr = None
+        case = case_of(param) if case_of and isinstance(param, np.ndarray) else 0
         known = vars(calls).setdefault("by_options", {})
         try:
             kinds = tuple(
                 [(a.codes.dtype,) if isinstance(a, BlockFloat8) else a.dtype for a in kept]
             )
-            key = (given, kinds, *options.items())
+            key = (given, kinds, case, *options.items())
             call = known.get(key)
         except (TypeError, AttributeError):  # no hash, as of bounds that are arrays; or no array
             key, call = None, None
         if call is None or call.plan.busy:  # by a callable of the call at hand
             arrays = (param, grad, *kept)
-            call = first_call(rule, name, options, given, arrays)
+            call = first_call(rule, name, options, given, case, arrays)
             if key is not None and key not in known:
                 if len(known) == MOST:
                     known.clear()

@@ -240,10 +240,14 @@ def torch_state_dict(optimizer: Optimizer) -> dict[str, Any]:
             if without != own["params"]:
                 raise ValueError(f"no_decay: {without}; PyTorch needs them in a group of their own")
             h = {**h, "weight_decay": 0.0}
-        group, kept, early = example(torch, theirs, arguments(rule, theirs, h))
+        given = arguments(rule, theirs, h)
+        axes = [np.ndim(optimizer._parameters[optimizer._names[name]].x) for name in own["params"]]
+        examples = {n: example(torch, theirs, given, n) for n in {1, *axes}}
+        group = examples[1][0]
         ids = list(range(first, first + len(own["params"])))
         groups.append({**group, "params": ids})
-        for i, name in zip(ids, own["params"], strict=True):
+        for i, name, n in zip(ids, own["params"], axes, strict=True):
+            _, kept, early = examples[n]
             mine = decoded(saved["state"][name])
             if mine.keys() - {"step"} != kept.keys() - {"step"}:
                 found = f"{name!r} has {sorted(mine)}"
@@ -339,12 +343,12 @@ def refuse(theirs: type[Any], name: str, value: Any, known: set[Any]) -> None:
 
 
 def example(
-    torch: Any, theirs: type[Any], given: Mapping[str, Any]
+    torch: Any, theirs: type[Any], given: Mapping[str, Any], axes: int
 ) -> tuple[dict[str, Any], dict[str, Any], bool]:
-    """A group as PyTorch's class writes it down, the state that it keeps after a step, and whether
-    it keeps it before, too.
+    """A group as PyTorch's class writes it down, the state that it keeps after a step of an array
+    of so many axes, and whether it keeps it before, too.
     """
-    x = torch.zeros(1, dtype=torch.float32, device="cpu")
+    x = torch.zeros((1,) * axes, dtype=torch.float32, device="cpu")
     x.grad = torch.zeros_like(x)
     optimizer = theirs([x], **given)
     early = bool(optimizer.state)

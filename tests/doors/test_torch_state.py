@@ -43,6 +43,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "RAdam": [{"lr": 0.2}, {"lr": 0.2, "decay_mode": "decoupled"}],
     "Rprop": [{}, {"etas": (0.4, 1.3), "step_sizes": (1e-3, 0.1)}],
     "ASGD": [{}, {"lambd": 0.1, "alpha": 0.5, "t0": 2.0}],
+    # Its eps of None is that of the parameter's type, ours of the type that is computed in.
+    "Adafactor": [{"lr": 0.2, "eps": (1e-3, 0.1)}, {"eps": (1e-3, 0.5), "d": 1.5}],
 }
 PYTORCHS = {"Momentum": "SGD", "NAG": "SGD", "NAdamW": "NAdam"}
 CASES = [(getattr(schuss, name), o) for name, several in VARIANTS.items() for o in several]
@@ -98,7 +100,7 @@ class Theirs:
         takes = inspect.signature(cls).parameters
         options = {**rule.defaults(), "lr": 0.02, **options}
         given = {k: v for k, v in options.items() if k in takes and not isinstance(v, str)}
-        if options["decay_mode"] == "decoupled" and cls.__name__ != "AdamW":
+        if options["decay_mode"] == "decoupled" and "decoupled_weight_decay" in takes:
             given["decoupled_weight_decay"] = True
         self.x = {n: tensor(x).requires_grad_() for n, x in start.items()}
         split = groups(rule, self.x, options["lr"])

@@ -164,18 +164,21 @@ def values_of(h: Any) -> list[Any]:  # noqa: PLR0911  one for each kind of decla
     if isinstance(h, Whole):
         return [0, 2**40 + 1]
     if isinstance(h, Several):
-        others = [tuple(0.5 * v for v in h.default), (0.0,) * len(h.default), (0.9, 1.7)]
+        halved = tuple(None if v is None else 0.5 * v for v in h.default)
+        others = [halved, (0.0,) * len(h.default), (0.9, 1.7)]
         return [h.default, *(v for v in others if allowed(h, v))]
     assert isinstance(h, Bounded)
     low = max(h.interval.low, 0.0)
     among = dict.fromkeys([h.default, low, low + 0.37])
     values = [v for v in among if v is None or v in h.interval]
+    low = min(low, h.interval.high - 0.5)
     return [*values, Ramp(low)] if isinstance(h, Scheduled) else values
 
 
-def allowed(h: Several, value: tuple[float, ...]) -> bool:
+def allowed(h: Several, value: tuple[Any, ...]) -> bool:
     same = len(value) == len(h.parts)
-    return same and all(v in part.interval for part, v in zip(h.parts, value, strict=True))
+    parts = zip(h.parts, value, strict=True)
+    return same and all(v == part.default or v in part.interval for part, v in parts)
 
 
 class Ramp(NamedTuple):
@@ -202,6 +205,8 @@ SURROUNDINGS: dict[str, list[Any]] = {
     "layout": ["few"],
     "steps": [STEPS],
 }
+# How the arrays lie of rules that keep factors of matrices.
+SHAPES = ["vectors", "tall", "wide", "fortran", "several"]
 OUTSIDE = ("isa", "threads")  # what must not change a bit, and so doesn't enter the reference's run
 
 
@@ -210,6 +215,7 @@ FACTORS = {
     rule: SURROUNDINGS
     | {name: values_of(h) for name, h in rule.hyperparameters.items()}
     | {name: values_of(o.declared) for name, o in rule.options.items() if name not in DONE}
+    | {"shape": SHAPES if rule.factors(np.empty((1, 1))) else SHAPES[:1]}
     for rule in rules.RULES
 }
 
@@ -230,6 +236,21 @@ def valid(rule: type[Optimizer], row: Mapping[str, Any]) -> bool:
     except ValueError:
         return False
     return True
+
+
+def shaped(a: np.ndarray, shape: str) -> np.ndarray:
+    """As much of an array as makes whole matrices."""
+    if shape == "vectors":
+        return a
+    *several, rows, columns = {
+        "tall": (-1, 17),
+        "wide": (3, -1),
+        "fortran": (-1, 19),
+        "several": (-1, 5, 7),
+    }[shape]
+    size = abs(rows * columns)
+    matrices = a[: a.size // size * size].reshape(*several, rows, columns)
+    return matrices.T if shape == "fortran" else matrices
 
 
 def gradient_dtype(row: Mapping[str, Any]) -> str:
@@ -299,19 +320,21 @@ def run(rule: type[Optimizer], row: Mapping[str, Any], backend: str) -> End:
     options = {name: row[name] for name in (*rule.hyperparameters, *rule.options) if name in row}
     steps = gradients(row["layout"], gradient_dtype(row), row["wild"])
     buffers = [np.zeros_like(g) for g in steps[0]]
-    bound = buffers if row["bound"] else None
-    opt = rule(arrays.views, grads=bound, backend=backend, **options)
+    given = [shaped(b, row["shape"]) for b in buffers]
+    bound = given if row["bound"] else None
+    params = [shaped(x, row["shape"]) for x in arrays.views]
+    opt = rule(params, grads=bound, backend=backend, **options)
     left = []
     for t, step in enumerate(steps[: row["steps"]]):
         for buffer, g in zip(buffers, step, strict=True):
             buffer[:] = g
-        given: list[np.ndarray | None] = list(buffers)
+        some: list[np.ndarray | None] = list(given)
         if row["absent"] and t > 2:
-            given[t % len(given)] = None
+            some[t % len(some)] = None
         if isinstance(opt, rules.Sophia) and t % 3 == 0:
-            opt.update_hessian(given)
+            opt.update_hessian(some)
         try:
-            stepped = opt.step(None if row["bound"] else given, loss=losses(t))
+            stepped = opt.step(None if row["bound"] else some, loss=losses(t))
             assert stepped or row["nonfinite"] == "skip"
         except FloatingPointError:
             assert row["nonfinite"] == "raise"
@@ -381,16 +404,18 @@ def options_for(rule: type[Optimizer], kernel: str) -> dict[str, Any]:
 @pytest.mark.parametrize(("rule", "kernel"), KERNELS, ids=lambda v: getattr(v, "__name__", v))
 def test_sizes_and_offsets(rule: type[Optimizer], kernel: str, dtype: str, layout: str) -> None:
     row = options_for(rule, kernel) | {"dtype": dtype, "layout": layout, "steps": 8}
-    for isa, n in TEAMS if layout == "tails" else [(isa, 1) for isa in ISAS]:
-        compare(rule, row | {"isa": isa, "threads": n})
+    teams = TEAMS if layout == "tails" else [(isa, 1) for isa in ISAS]
+    for shape, (isa, n) in itertools.product(FACTORS[rule]["shape"], teams):
+        compare(rule, row | {"shape": shape, "isa": isa, "threads": n})
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize(("rule", "kernel"), KERNELS, ids=lambda v: getattr(v, "__name__", v))
 def test_above_a_million(rule: type[Optimizer], kernel: str, dtype: str) -> None:
     row = options_for(rule, kernel) | {"dtype": dtype, "layout": "mixed", "steps": 8}
-    for isa, n in [*((isa, 2) for isa in ISAS), (ISAS[0], 5)]:
-        compare(rule, row | {"isa": isa, "threads": n})
+    teams = [*((isa, 2) for isa in ISAS), (ISAS[0], 5)]
+    for shape, (isa, n) in itertools.product(FACTORS[rule]["shape"], teams):
+        compare(rule, row | {"shape": shape, "isa": isa, "threads": n})
 
 
 @pytest.mark.parametrize("rule", rules.RULES)

@@ -153,6 +153,23 @@ def cautious(lr: float, plus1: bool) -> Any:
     return update
 
 
+def adafactor(lr: float, decay: float, eps1: float, eps2: float, d: float, wd: float) -> Any:
+    s: dict[Any, Any] = {}
+
+    def update(xs: Arrays, gs: Arrays, t: int) -> Arrays:
+        out = []
+        for i, (x, g) in enumerate(zip(xs, gs, strict=True)):
+            w = float(t) ** decay
+            s[i] = (1 - w) * s.get(i, 0.0) + w * g * g
+            u = g / np.sqrt(np.maximum(s[i], eps1**2))
+            rate = max(eps2, float(norm(x)) / math.sqrt(x.size)) * min(lr, 1 / math.sqrt(t))
+            u = u / max(1.0, norm(u) / math.sqrt(u.size) / d)
+            out.append(x * (1 - lr * wd) - rate * u)
+        return out
+
+    return update
+
+
 LAMB = (0.1, 0.9, 0.999, 1e-6, 0.01)
 CASES: list[tuple[type[Optimizer], dict[str, Any], Callable[[], Update]]] = [
     (schuss.LARS, {"lr": 0.5}, lambda: lars(0.5, 1e-3, 0.9, 0.0, True)),
@@ -164,6 +181,12 @@ CASES: list[tuple[type[Optimizer], dict[str, Any], Callable[[], Update]]] = [
     ),
     (schuss.LAMB, {"lr": 0.1}, lambda: lamb(*LAMB)),
     (schuss.StableAdamW, {"lr": 0.1}, lambda: stable(0.1, 0.9, 0.99, 1e-6, 0.01)),
+    # Matrices are in tests/rules/test_factored.py.
+    (
+        schuss.Adafactor,
+        {"lr": 0.3, "weight_decay": 0.1, "d": 1.5},
+        lambda: adafactor(0.3, -0.8, 2.0**-52, 1e-3, 1.5, 0.1),
+    ),
     (schuss.MARS, {}, lambda: mars(3e-3, 0.95, 0.99, 1e-8, 0.025, copy=False)),
     (schuss.MARS, {"preset": "timm"}, lambda: mars(3e-3, 0.9, 0.99, 1e-8, 0.025, copy=True)),
     (

@@ -74,6 +74,9 @@ RANGES: dict[str, Any] = {
     "beta3": (0.9, 0.999),
     "d0": (1e-6, 1e-2),
     "d_coef": (0.5, 2.0),
+    "beta2_decay": (-0.9, -0.5),
+    "Adafactor.eps": ((1e-10, 1e-3), (1e-4, 1e-1)),
+    "d": (1.0, 3.0),
     "l1_regularization_strength": (1e-2, 0.5),
     "l2_regularization_strength": (1e-2, 0.5),
     "l2_shrinkage_regularization_strength": (1e-3, 0.1),
@@ -92,6 +95,7 @@ class Row(NamedTuple):
     ours_too: dict[str, Any]  # what ours has to be told, beside the preset
     theirs_too: dict[str, Any]  # what theirs has to be told to be this rule
     bound: float
+    shape: tuple[int, ...]
     switches: dict[str, tuple[Any, ...]]
 
     @property
@@ -121,15 +125,17 @@ def row(
     ours_too: dict[str, Any] | None = None,
     theirs_too: dict[str, Any] | None = None,
     bound: float = 1e-12,
+    shape: tuple[int, ...] = (SIZE,),
     **switches: tuple[Any, ...],
 ) -> Row:
-    return Row(rule, theirs, numbers, states, ours_too or {}, theirs_too or {}, bound, switches)
+    told = ours_too or {}, theirs_too or {}
+    return Row(rule, theirs, numbers, states, *told, bound, shape, switches)
 
 
 def random_number(rng: np.random.Generator, ends: Any) -> Any:
     """A number in its range, or several."""
-    drawn = np.exp(rng.uniform(*np.log(ends).T))
-    return drawn.tolist()
+    drawn = np.exp(rng.uniform(*np.sort(np.log(np.abs(ends)).T, axis=0)))
+    return np.copysign(drawn, np.asarray(ends)[..., 0]).tolist()
 
 
 class Library(NamedTuple):
@@ -329,6 +335,16 @@ TORCH = Library(
         ),
         row("Rprop", "Rprop", "lr etas? step_sizes?", maximize=OFF_ON),
         row("ASGD", "ASGD", "lr lambd? alpha t0? weight_decay?", maximize=OFF_ON),
+        *(
+            row(
+                "Adafactor",
+                "Adafactor",
+                "lr beta2_decay? eps? d? weight_decay?",
+                shape=shape,
+                maximize=OFF_ON,
+            )
+            for shape in ((SIZE,), (8, 5), (2, 5, 4))
+        ),
     ),
 )
 
@@ -621,8 +637,9 @@ def test_sixty_steps(library: Library, row: Row, home: Any, seed: int) -> None:
         if "lr" in options and not ours.hyperparameters["lr"].fixed:
             lr = lr * rng.uniform(0.5, 1.0, STEPS)
         told = {"preset": preset} | row.ours_too | rest
-        g = gradients(rng)
-        start = beginning(rng, next(our_steps(ours, told, lr, np.zeros(SIZE), g))[0])
+        g = gradients(rng).reshape(STEPS, *row.shape)
+        first, _ = next(our_steps(ours, told, lr, np.zeros(row.shape), g))
+        start = beginning(rng, first).reshape(row.shape)
         try:
             compare(
                 our_steps(ours, told, lr, start.copy(), g),
@@ -657,8 +674,8 @@ def test_defaults(library: Library, row: Row, home: Any) -> None:
         shared = {name: ours[name] for name in row.hyperparameters}
         for word, value in library.told(row.theirs, shared).items():
             want = left_out.get(word, 0.0) if has[word] is None else has[word]
-            if value is None:
-                assert has[word] is None, (preset, word)
+            if value is None or isinstance(value, tuple):
+                assert has[word] == value, (preset, word)
             elif want is REQUIRED:
                 assert value is REQUIRED, (preset, word)
             else:

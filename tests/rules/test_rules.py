@@ -13,7 +13,7 @@ import pytest
 from ml_dtypes import bfloat16
 
 import schuss
-from schuss.engine.declare import Backend, Bounded
+from schuss.engine.declare import Backend, Bounded, Several
 from schuss.engine.optimizer import Optimizer
 from schuss.rules import RULES, matrix
 
@@ -340,7 +340,7 @@ def test_a_large_gradient_does_not_stay(rule: type[Optimizer], backend: Backend)
 
 
 # docs/exactness.md: whose v is infinite after a first gradient of 1e20, and who waits only.
-INFINITE = UNWEIGHTED | {schuss.ADOPT, schuss.StableAdamW, schuss.Adadelta}
+INFINITE = UNWEIGHTED | {schuss.ADOPT, schuss.StableAdamW, schuss.Adadelta, schuss.Adafactor}
 WAITING = {schuss.AdEMAMix, schuss.Adan, schuss.LaProp}
 
 
@@ -402,6 +402,8 @@ def test_docstrings_say_where_eps_0_gives_nan(rule: type[Optimizer]) -> None:
         for name, declared in rule.hyperparameters.items()
         if name.startswith("eps") and isinstance(declared, Bounded) and 0.0 in declared.interval
     }
+    if isinstance(declared := rule.hyperparameters.get("eps"), Several):
+        zeros["eps"] = (0.0,) * len(declared.parts)
     x = np.ones((3, 4))
     opt = rule(x, **zeros)
     for _ in range(12):

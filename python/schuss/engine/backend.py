@@ -24,6 +24,7 @@ class Numpy:
 
     def __init__(self, parameters: Sequence[Parameter]) -> None:
         self.parameters = parameters
+        self.estimates: dict[int, np.ndarray] = {}  # of the step at hand
 
     def norm(self, gradients: list[Any]) -> tuple[float, int, bool]:
         return reference.norm(gradients)
@@ -33,12 +34,28 @@ class Numpy:
         _, _, stages = read(scalars)
         return reference.scales_finite(np.asarray(self.parameters[number].x), g, stages)
 
+    def factor(
+        self, number: int, g: np.ndarray, scalars: Any, share: float, floor: float
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The two factors of an array, each with what it becomes: the rule sees their product."""
+        p = self.parameters[number]
+        x, (row, column), (*_, stages) = np.asarray(p.x), p.state.values(), read(scalars)
+        master = p.beside.get("master")
+        new = reference.factors(x, np.asarray(g), row, column, stages, share=share, master=master)
+        self.estimates[number] = reference.estimate(x, *new, floor)
+        return list(zip((row, column), new, strict=True))
+
+    def state(self, number: int) -> list[np.ndarray]:
+        """The arrays that an array's rule sees."""
+        found = self.estimates.get(number)
+        return list(self.parameters[number].state.values()) if found is None else [found]
+
     def measure(self, number: int, g: np.ndarray, scalars: Any, wanted: int) -> list[float]:
         """What the step would do to an array: all sums, of which only the wanted ones count."""
         p = self.parameters[number]
         rule, numbers, stages = read(scalars)
         own = getattr(reference, f"{rule.__name__}_measures", None)
-        arrays = np.asarray(p.x), np.asarray(g), list(p.state.values())
+        arrays = np.asarray(p.x), np.asarray(g), self.state(number)
         master = p.beside.get("master")
         sums = reference.measure(rule, *arrays, numbers, stages, own=own, master=master)
         bits = (1, 2, 4, 8, 16, 16)
@@ -59,7 +76,9 @@ class Numpy:
             codes = isinstance(a, BlockFloat8)
             return BlockFloat8.of(copied(a.codes), copied(a.scales)) if codes else copied(a)
 
-        x, state = copied(p.x), [stored(a) for a in p.state.values()]
+        estimate = self.estimates.pop(number, None)
+        x = copied(p.x)
+        state = [stored(a) for a in p.state.values()] if estimate is None else [estimate]
         beside: Any = {k: a if k in ("low", "high") else copied(a) for k, a in p.beside.items()}
         given = copied(g) if stages.zero_grad else np.asarray(g)
         reference.step(rule, x, given, state, numbers, stages, position=p.position, **beside)

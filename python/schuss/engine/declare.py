@@ -179,7 +179,7 @@ class Several(Hyperparameter):
 
     is_number = True
 
-    def __init__(self, *intervals: str, default: tuple[float, ...]) -> None:
+    def __init__(self, *intervals: str, default: tuple[float | None, ...]) -> None:
         super().__init__(default)
         self.intervals = " and ".join(intervals)
         each = intervals if len(intervals) > 1 else intervals * len(default)
@@ -452,7 +452,7 @@ def number(interval: str, *, default: float | None) -> Any:
     return Scheduled(interval, default=default)
 
 
-def numbers(*intervals: str, default: tuple[float, ...]) -> Any:
+def numbers(*intervals: str, default: tuple[float | None, ...]) -> Any:
     return Several(*intervals, default=default)
 
 

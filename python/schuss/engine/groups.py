@@ -21,6 +21,7 @@ from schuss.reference.storage import computing, weight, within
 from schuss.reference.sums import WANTED
 
 SCALES = ".scales"  # what the scales of codes are called, behind the codes' name
+FACTORS = ("row_var", "col_var")  # state in the place of a state array: see Rule.factors
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Parameter:
     position: int  # elements of the parameters before it
     memory: list[float] = field(default_factory=list)  # at the start: numbers beside the arrays
     starting: tuple[str, ...] = ()  # state that starts at the parameter
+    case: int = 0  # of its rule
     matrices: dict[str, np.ndarray] = field(default_factory=dict)  # state that no kernel sees
     converted: np.ndarray | None = None  # room for a gradient of another type or order
     kind: str = field(init=False)  # what an array in its place has to be
@@ -87,9 +89,10 @@ class Parameter:
     def keeps(self) -> list[tuple[str, np.ndarray]]:
         """All arrays beside x and its gradient, each with its role in a step."""
         state: list[tuple[str, np.ndarray]] = []
-        for a in self.state.values():
+        for key, a in self.state.items():
+            own = key if key in FACTORS else "state"
             codes = isinstance(a, BlockFloat8)
-            state += [("codes", a.codes), ("scales", a.scales)] if codes else [("state", a)]
+            state += [("codes", a.codes), ("scales", a.scales)] if codes else [(own, a)]
         return [*state, *self.beside.items()]
 
     def labels(self) -> list[str]:

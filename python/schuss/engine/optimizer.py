@@ -51,6 +51,7 @@ from schuss.engine.declare import (
     whole,
 )
 from schuss.engine.groups import (
+    FACTORS,
     Averaging,
     Group,
     Parameter,
@@ -319,7 +320,7 @@ class Optimizer(Rule, Declared):
         before = len(self._parameters) - len(parameters)
         try:
             for p in parameters:
-                self._plan.add(p.labels(), p.x, p.keeps(), p.g, p.group, p.decays, p.memory)
+                self._plan.add(p.labels(), p.x, p.keeps(), p.g, p.group, p.decays, p.memory, p.case)
             self._plan.require_disjoint()
         except BaseException:
             self._plan.keep_first(before)
@@ -575,6 +576,7 @@ class Optimizer(Rule, Declared):
                     before[-1].position + before[-1].x.size if before else 0,
                     list(self.memory.values()),
                     self.starting,
+                    made[number].rule.case(x),
                 )
             )
             made[number].members.append(added[-1])
@@ -608,6 +610,8 @@ class Optimizer(Rule, Declared):
         traits = dict(zip(group.settings.states, TRAITS[group.settings.kernel], strict=True))
         chosen = self.state_dtype
         check_state_dtype(chosen, traits, label("params", name), x.dtype)
+        if group.rule.factors(x):
+            return self._factors(x, name)
         start = group.settings.rule.initial(group)
         state: dict[str, Any] = {}
         for place, (key, trait) in enumerate(traits.items(), start=FREE):
@@ -622,6 +626,17 @@ class Optimizer(Rule, Declared):
             if start.get(key):
                 state[key][...] = start[key]
         return state
+
+    def _factors(self, x: np.ndarray, name: str) -> dict[str, np.ndarray]:
+        """The two factors of a state array: one element for each row, and for each column."""
+        if x.ndim > 2 and not x.flags.c_contiguous:
+            of = label("params", name)
+            raise ValueError(f"{of}: {x.ndim} axes in Fortran order; pass it in C order")
+        shapes = (*x.shape[:-1], 1), (*x.shape[:-2], 1, x.shape[-1])
+        return {
+            key: self._zeros(x, computing_type(x), place, shape)
+            for place, (key, shape) in enumerate(zip(FACTORS, shapes, strict=True), start=FREE)
+        }
 
     def _zeros(
         self, x: np.ndarray, dtype: Any, place: int, shape: tuple[int, ...] | None = None

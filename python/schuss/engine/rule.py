@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
+
 from schuss.engine.declare import Hyperparameter, Option
 from schuss.reference.sums import Sums
 
@@ -71,6 +73,26 @@ class Rule(metaclass=RuleType):
         memory, too.
         """
         raise NotImplementedError
+
+    @staticmethod
+    def factors(x: np.ndarray) -> bool:
+        """Whether the rule's only state array is the product of two small ones for this array.
+
+        They are `row_var` and `col_var`, the means of the squared gradient over the rows and the
+        columns of the last two axes. A step brings them forward first, by two more scalars: the
+        `share` of the new squares, and the `floor` of the mean of `row_var`, which divides it.
+        """
+        return False
+
+    @staticmethod
+    def case(x: np.ndarray) -> int:
+        """Which of the rule's cases this array is, where arrays of a group need other scalars."""
+        return 0
+
+    @staticmethod
+    def in_case(h: Values, case: int) -> Values:
+        """The hyperparameters, as `scalars` and `adapt` see them for arrays of a case."""
+        return h
 
     @staticmethod
     def reads_loss(h: Values) -> bool:

@@ -10,6 +10,7 @@ from schuss import _core, reference
 from schuss.checks import Interval
 from schuss.engine.declare import DecayMode, Number, Pair
 from schuss.engine.groups import Settings
+from schuss.engine.rule import Rule
 from schuss.reference.storage import traits
 from schuss.reference.sums import WANTED, Sums
 
@@ -63,7 +64,7 @@ DECAYS: dict[str, Callable[[Mapping[str, Any], float, float], dict[str, float]]]
 class Part:
     """From the hyperparameters of a group to the scalars of its arrays, step by step."""
 
-    def __init__(self, settings: Settings, decays: bool, options: Options) -> None:
+    def __init__(self, settings: Settings, decays: bool, options: Options, case: int) -> None:
         rule = settings.rule
         self.rule = rule
         self.f: Callable[..., dict[str, float]] = rule.scalars
@@ -73,6 +74,8 @@ class Part:
         self.names = NAMES[settings.kernel]
         self.lr = settings.values["lr"]
         self.decays = decays
+        self.in_case = None if rule.in_case is Rule.in_case else rule.in_case
+        self.case = case
         mode = settings.values["decay_mode"]
         self.decayed = DECAYS.get(mode)
         self.follows_peak = mode in ("decoupled_unscaled", "corrected")
@@ -94,8 +97,8 @@ class Part:
         self.maximizes = settings.values["maximize"]
 
     def __call__(
-        self, h: dict[str, Any], t: int, scale: float, memory: Mapping[str, float]
-    ) -> tuple[dict[str, float], dict[str, float], bool, dict[str, Any]]:
+        self, h: Mapping[str, Any], t: int, scale: float, memory: Mapping[str, float]
+    ) -> tuple[dict[str, float], dict[str, float], bool, Mapping[str, Any]]:
         """The scalars of an array's step t, counted from 1: the rule's, and the stages' not idle.
 
         A rule whose rate is not the group's lr says so as its `decay_rate`; and it may have a
@@ -104,6 +107,8 @@ class Part:
         """
         if not self.decays:
             h = {**h, "weight_decay": 0.0}
+        if self.in_case:
+            h = self.in_case(h, self.case)
         own = self.f(h, t, memory)
         lr = own.get("decay_rate", h["lr"])
         stages = {**self.constant, "scale": -scale if self.maximizes else scale}

@@ -40,7 +40,7 @@ class Recipe:
     direct: Callable[..., Any] | None = None  # from gradients to directions
     convert: Callable[..., Any] | None = None  # a gradient of another type or order
     sums: type[Sums] = Sums
-    parts: dict[tuple[int, bool], Part] = field(default_factory=dict)
+    parts: dict[tuple[int, bool, int], Part] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         settings: list[Settings] = [group.settings for group in self.groups]
@@ -59,10 +59,10 @@ class Recipe:
         self.zero_grad = self.options.zero_grad
         self.key = seed_key(self.options.seed)
 
-    def part(self, group: int, decays: bool) -> Part:
+    def part(self, group: int, decays: bool, case: int) -> Part:
         """What computes the scalars of a group's arrays: one for all groups of the same form."""
         settings = self.groups[group].settings
-        key = id(settings.form), decays
+        key = id(settings.form), decays, case
         if key not in self.parts:
-            self.parts[key] = Part(settings, decays, self.options)
+            self.parts[key] = Part(settings, decays, self.options, case)
         return self.parts[key]

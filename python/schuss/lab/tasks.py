@@ -71,6 +71,7 @@ RATES = {
     "LARS": Rates(3, 3, 1),
     "LAMB": Rates(0.01, 0.03, 0.01),
     "StableAdamW": Rates(0.01, 0.1, 0.3),
+    "Adafactor": Rates(0.1, 1, 10),
     "MARS": Rates(0.03, 0.01, 0.1),
     "Prodigy": Rates(0.3, 3, 1),
     "DAdaptAdam": Rates(0.3, 1, 1),

@@ -3,6 +3,7 @@
 rules      what happens to one element, a few lines a rule
 stages     the order of a step: what stands around the rule
 sums       the first sweep over the arrays, which writes nothing
+factored   second moments of matrices as two factors
 elements   selections that rules and stages share
 storage    rounding to 16 bits
 """
@@ -10,6 +11,8 @@ storage    rounding to 16 bits
 from schuss.reference.elements import clamp as clamp
 from schuss.reference.elements import maximum as maximum
 from schuss.reference.elements import sign as sign
+from schuss.reference.factored import estimate as estimate
+from schuss.reference.factored import factors as factors
 from schuss.reference.rules import *  # noqa: F403
 from schuss.reference.stages import Stages as Stages
 from schuss.reference.stages import scales_finite as scales_finite

@@ -335,6 +335,11 @@ def lamb(x, g, m: Mean, v: Second, *, w1, beta2, w2, step, denom, eps, decay, ra
     return rate * (step * (m / (denom * np.sqrt(v) + eps)) + decay * x)
 
 
+def adafactor(x, g, v: Second, *, beta2, w2, least, step):
+    v[...] = beta2 * v + (w2 * g) * g
+    return step * (g / np.sqrt(maximum(v, least)))
+
+
 def mars(x, g, m: Mean, v: Second, p: Exact, *, ahead, shrink, w1, beta2, w2, step, denom, eps):
     c = shrink * (g + ahead * (g - p))
     p[...] = g

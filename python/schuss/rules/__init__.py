@@ -15,6 +15,7 @@ from schuss.rules.averages import ASGD, ScheduleFreeAdamW, ScheduleFreeSGD
 from schuss.rules.curvature import Sophia
 from schuss.rules.descent import NAG, SGD, Momentum
 from schuss.rules.eve import Eve
+from schuss.rules.factored import Adafactor
 from schuss.rules.moments import ADOPT, AdaBelief, Adan, AdEMAMix, Grams, LaProp, Yogi
 from schuss.rules.norms import LAMB, LARS, MARS, DAdaptAdam, Prodigy, StableAdamW
 from schuss.rules.sign import DeltaBarDelta, Lion, Rprop, SignSGD, Signum
@@ -30,6 +31,7 @@ __all__ = [
     "AdEMAMix",
     "AdaBelief",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
@@ -93,6 +95,7 @@ RULES: tuple[type[Optimizer], ...] = (
     LARS,
     LAMB,
     StableAdamW,
+    Adafactor,
     MARS,
     Prodigy,
     DAdaptAdam,

@@ -129,6 +129,6 @@ class Mean(Recipe):
 
     betas: Sequence[float] = ()
 
-    def part(self, group: int, decays: bool) -> Any:
+    def part(self, group: int, decays: bool, case: int) -> Any:
         beta = self.betas[group]
         return Fixed("sgd", {"lr": beta - 1.0}, {"keep": beta})
