@@ -26,8 +26,8 @@ enum class kind : unsigned char {
 struct stream {
   void* data;
   schuss::kind kind;
-  std::ptrdiff_t width;  // bytes of an element
-  void* beside;          // of a remainder the bfloat16 numbers, of codes the scales; else nothing
+  std::ptrdiff_t width;    // bytes of an element
+  void* beside = nullptr;  // of a remainder the bfloat16 numbers, of codes the scales; else nothing
 };
 
 // What a rule says of a state array: how it is rounded to what is narrower than the compute type.

@@ -103,9 +103,9 @@ constexpr rule rules[] = {
 // The quotient as the rules take it, for the proof that it is rounded right.
 void divide(const float* a, const float* b, std::ptrdiff_t n, float* quotients) {
   span pairs{};
-  pairs.x = {quotients, kind::float32, sizeof(float), nullptr};
-  pairs.g = {const_cast<float*>(a), kind::float32, sizeof(float), nullptr};
-  pairs.low = {const_cast<float*>(b), kind::float32, sizeof(float), nullptr};
+  pairs.x = {quotients, kind::float32, sizeof(float)};
+  pairs.g = {const_cast<float*>(a), kind::float32, sizeof(float)};
+  pairs.low = {const_cast<float*>(b), kind::float32, sizeof(float)};
   const auto take = [](const span& s, std::ptrdiff_t first, std::ptrdiff_t last) {
     for (std::ptrdiff_t i = first; i < last; i += pack<float>::size)
       store<float>(s.x, i, load<float>(s.g, i) / load<float>(s.low, i));

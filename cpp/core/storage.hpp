@@ -110,10 +110,13 @@ template <kind k> struct code {
     return (integers)fabs(pack<float>::from(numbers)).v;
   }
   static integers top_of(const float* numbers) {
-    integers top{};
-    for (std::ptrdiff_t i = 0; i < coded; i += pack<float>::size)
-      top = larger(top, size_of(numbers + i));
-    return top;
+    constexpr std::ptrdiff_t size = pack<float>::size;
+    integers top{}, other{};
+    for (const float* const end = numbers + coded; numbers != end; numbers += 4 * size) {
+      top = larger(top, larger(size_of(numbers), size_of(numbers + size)));
+      other = larger(other, larger(size_of(numbers + 2 * size), size_of(numbers + 3 * size)));
+    }
+    return larger(top, other);
   }
 
   // Stores the scale of a block's numbers and returns it as one to encode them with; `top` has the
@@ -395,10 +398,10 @@ class rest {
     __builtin_memset(room, 0, sizeof rooms_[0]);
     if (copy.x.kind == kind::float64) {
       multiply(s, from_, n_, static_cast<double*>(room));
-      s = {room, kind::float64, sizeof(double), nullptr};
+      s = {room, kind::float64, sizeof(double)};
     } else {
       multiply(s, from_, n_, static_cast<float*>(room));
-      s = {room, kind::float32, sizeof(float), nullptr};
+      s = {room, kind::float32, sizeof(float)};
     }
   }
   static void copy_bytes(void* to, const void* from, std::ptrdiff_t bytes) {
@@ -430,7 +433,7 @@ template <class T> [[gnu::noinline]] T least_from(double bound, kind k) {
     return static_cast<decltype(bits)>((bits >> (8 * sizeof bits - 1)) != 0 ? bits - 1 : bits + 1);
   };
   float least = static_cast<float>(bound);
-  stream wide{&least, kind::float32, sizeof least, nullptr};
+  stream wide{&least, kind::float32, sizeof least};
   std::uint32_t word;
   __builtin_memcpy(&word, &least, sizeof word);
   if (least < bound) word = above(word);
@@ -438,8 +441,8 @@ template <class T> [[gnu::noinline]] T least_from(double bound, kind k) {
   if (!narrow(k)) return least;
   float found;
   std::uint16_t half = 0;
-  const stream narrowed{&half, k, sizeof half, nullptr};
-  const stream widened{&found, kind::float32, sizeof found, nullptr};
+  const stream narrowed{&half, k, sizeof half};
+  const stream widened{&found, kind::float32, sizeof found};
   convert(wide, narrowed, 1);
   convert(narrowed, widened, 1);
   if (found < least) {

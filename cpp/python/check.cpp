@@ -89,7 +89,7 @@ bool plan::fill() {
     }
     if (is(a.row)) {
       fit_factors(factors_[k], a, m);
-      a.state[0] = {&factors_[k].product, kind::outer, 0, nullptr};
+      a.state[0] = {&factors_[k].product, kind::outer, 0};
     }
     if (a.master.kind == kind::remainder) a.master.beside = a.x.data;
     has_copies_ = has_copies_ || a.master.kind != kind::none || a.average.kind != kind::none;
@@ -195,8 +195,8 @@ void plan::check_masters() const {
       std::uint16_t rounded = 0;
       const std::uint16_t there = static_cast<const std::uint16_t*>(a.x.data)[i];
       float exact = static_cast<const float*>(a.master.data)[i];
-      kernels().convert({&exact, kind::float32, sizeof exact, nullptr},
-                        {&rounded, a.x.kind, sizeof rounded, nullptr}, 1);
+      kernels().convert({&exact, kind::float32, sizeof exact}, {&rounded, a.x.kind, sizeof rounded},
+                        1);
       if (rounded == there || is_nan(a.x.kind, there)) continue;
       wrong_value(m.labels[0],
                   std::string("no longer what its master was rounded to: it was written to from "

@@ -99,7 +99,7 @@ inline void recognize(py::handle a) {
 
 inline stream stream_of(py::handle a, kind k) {
   constexpr std::ptrdiff_t widths[] = {0, 4, 8, 0, 2, 2, 2, 1, 1};
-  return {fields(a)->data, k, widths[static_cast<int>(k)], nullptr};
+  return {fields(a)->data, k, widths[static_cast<int>(k)]};
 }
 inline stream stream_of(py::handle a) { return stream_of(a, *kind_of(a)); }
 

@@ -18,17 +18,17 @@ kind half_named(const std::string& name) {
 
 py::array_t<float> widen(const std::string& from,
                          const py::array_t<std::uint16_t, py::array::c_style>& in) {
-  const stream bits{const_cast<std::uint16_t*>(in.data()), half_named(from), 2, nullptr};
+  const stream bits{const_cast<std::uint16_t*>(in.data()), half_named(from), 2};
   py::array_t<float> out(in.size());
-  kernels().convert(bits, {out.mutable_data(), kind::float32, sizeof(float), nullptr}, in.size());
+  kernels().convert(bits, {out.mutable_data(), kind::float32, sizeof(float)}, in.size());
   return out;
 }
 
 py::array_t<std::uint16_t> narrow(const std::string& to,
                                   const py::array_t<float, py::array::c_style>& in) {
   py::array_t<std::uint16_t> out(in.size());
-  const stream bits{out.mutable_data(), half_named(to), 2, nullptr};
-  const stream wide{const_cast<float*>(in.data()), kind::float32, sizeof(float), nullptr};
+  const stream bits{out.mutable_data(), half_named(to), 2};
+  const stream wide{const_cast<float*>(in.data()), kind::float32, sizeof(float)};
   kernels().convert(wide, bits, in.size());
   return out;
 }
