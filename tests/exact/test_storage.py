@@ -1,6 +1,6 @@
 """Storage in 16 bits: conversions by way of every instruction set, and stochastic rounding.
 
-    python tests/test_storage.py
+    python tests/exact/test_storage.py
 
 proves, for every instruction set that this processor has, that all 2^16 numbers of float16 and of
 bfloat16 are widened and all 2^32 of float32 narrowed to the bits of NumPy and ml_dtypes, a NaN to
@@ -9,6 +9,7 @@ any NaN. Under pytest a sample of the narrowings stands for all.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Iterator
@@ -157,6 +158,7 @@ def above(number: np.generic) -> np.generic:
     return next_one
 
 
+LARGEST = {"float16": 65504.0, "bfloat16": 2.0**128 - 2.0**120}
 NUMBERS = {  # what random values lie just above: normal, and in the subnormal range
     "float16": [1.0, -1.5, 333.0, 65472.0, 2.0**-14, 1e-5, 6e-8, -3e-5, 0.0, -0.0, 1023 * 2.0**-24],
     "bfloat16": [1.0, -1.5, 333.0, 3.3e38, 1e-30, 2.0**-126, -1e-39, 1e-40, 0.0, -0.0],
@@ -178,7 +180,7 @@ def test_unbiased_and_monotone(kind: str, number: float) -> None:
         up = got == np.array(high).view(np.uint16)
         assert (up | (got == np.array(low).view(np.uint16))).all()
         assert abs(up.sum() - N * exact) <= SIGMA * np.sqrt(N * exact * (1 - exact))
-        assert up.sum() >= before  # the random numbers are the same: each rounds up once, and stays
+        assert up.sum() >= before  # the dither is the same: each rounds up once, and stays
         before = up.sum()
 
 
@@ -210,14 +212,20 @@ def test_odd_subnormal_values_stay() -> None:
     assert (rounded(exact.astype(np.float32), "float16") == exact).all()
 
 
-def test_beyond_the_largest() -> None:
-    """Between float16's largest number and 2^16 infinity is the neighbour; above, all there is."""
-    values = np.full(N, 65520, np.float32)
-    up = np.isinf(rounded(values, "float16"))
-    assert abs(up.sum() - N / 2) <= SIGMA * np.sqrt(N / 4)
-    assert np.isinf(rounded(np.full(N, 65536, np.float32), "float16")).all()
-    largest = np.finfo(np.float32).max
-    assert np.isinf(rounded(np.full(N, -largest, np.float32), "bfloat16")).sum() > N - 100
+@pytest.mark.parametrize("kind", TYPES)
+def test_what_is_finite_stays_finite(kind: str) -> None:
+    """Above the largest number there is nothing to round up to."""
+    largest = np.float32(TYPES[kind].type(LARGEST[kind]))
+    bits = largest.view(np.uint32) + np.arange(N, dtype=np.uint32)
+    values = np.minimum(bits, np.uint32(0x7F7FFFFF)).view(np.float32)  # from it on
+    for sign in (1, -1):
+        for seed in range(3):
+            assert (rounded(sign * values, kind, seed).astype(np.float32) == sign * largest).all()
+    most = np.full(N, np.finfo(np.float32).max)
+    assert (rounded(most, kind).astype(np.float32) == largest).all()
+    found = rounded(np.full(N, np.nextafter(largest, np.float32(0))), kind).view(np.uint16)
+    highest = np.array(largest).astype(TYPES[kind]).view(np.uint16)
+    assert set(np.unique(found)) <= {highest.item(), highest.item() - 1}
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -226,21 +234,62 @@ def test_not_finite(kind: str, value: float) -> None:
     assert differing(copies(kind, value), np.full(N, value, TYPES[kind])) == 0
 
 
+def spacing(kind: str) -> float:
+    """Of the numbers in [1, 2)."""
+    return 2.0**-10 if kind == "float16" else 2.0**-7
+
+
 @pytest.mark.parametrize("kind", TYPES)
-def test_random_bits_of_seed_step_and_position(kind: str) -> None:
-    """Other seeds, steps and positions round other elements up, as independent coins would."""
-    values = np.full(N, 1 + 2**-12 if kind == "float16" else 1 + 2**-9, np.float32)  # 1/4 up
-    one = rounded(values, kind) > 1
-    others = [
-        rounded(values, kind, seed=2) > 1,
-        rounded(values, kind, steps_before=1) > 1,
-        np.roll(one, 1),
-        np.roll(one, 256),
-    ]
-    both, sigma = N / 16, np.sqrt(N / 16 * 15 / 16)
-    for other in others:
-        assert abs((one & other).sum() - both) <= SIGMA * sigma
-    assert (one == (rounded(values, kind) > 1)).all()
+def test_seeds_and_steps_round_others_up(kind: str) -> None:
+    """The same again with the same seed; with another, or a step later, other elements."""
+    for share in (1 / 4, 1 / 2):
+        values = np.full(N, 1 + share * spacing(kind), np.float32)
+        one = rounded(values, kind) > 1
+        assert (one == (rounded(values, kind) > 1)).all()
+        others = [rounded(values, kind, seed=seed) > 1 for seed in (0, 2, 3, 2**40 + 1)]
+        others += [rounded(values, kind, steps_before=n) > 1 for n in (1, 2, 3)]
+        for a, b in itertools.combinations([one, *others], 2):
+            assert (a != b).mean() > 0.01
+        assert len({other.tobytes() for other in others}) == len(others)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("share", [1 / 64, 3 / 16, 1 / 2, 13 / 16])
+def test_neighbours_balance(kind: str, share: float) -> None:
+    """Of any elements side by side the share that is rounded up is right to a few of them.
+
+    And they aren't all alike, nor in the order of a short period.
+    """
+    values = np.full(N, 1 + share * spacing(kind), np.float32)
+    up = (rounded(values, kind) > 1).astype(int)
+    sums = np.concatenate([[0], np.cumsum(up)])
+    for size in (16, 64, 256, 4096):
+        assert np.abs(sums[size:] - sums[:-size] - size * share).max() < 6
+    for period in range(1, 9):
+        assert (up[period:] != up[:-period]).mean() > 0.01
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("share", [1 / 64, 1 / 8, 3 / 8, 1 / 2, 7 / 8])
+@pytest.mark.parametrize("seed", [0, 1, 77])
+def test_steps_balance(kind: str, share: float, seed: int) -> None:
+    """After n steps by a share of the spacing each element has moved by n shares, or nearly.
+
+    Independent random numbers would be off by sqrt(n*share*(1 - share)): 12 after 600 halves.
+    """
+    n, size = 600, 512
+    x = np.full(size, 4096.0 if kind == "float16" else 512.0, TYPES[kind])
+    gap = 4.0
+    start = x.astype(float)
+    opt = schuss.SGD(x, lr=1.0, stochastic_rounding=True, seed=seed)
+    g = np.full(size, -share * gap, np.float32)
+    for step in range(1, n + 1):
+        opt.step(g)
+        if (start + step * share * gap)[0] >= 1.9 * start[0]:  # the spacing is another soon
+            break
+    moved = (x.astype(float) - start) / gap
+    assert np.abs(moved - step * share).max() < 4
+    assert abs(moved.mean() - step * share) < 0.5
 
 
 @pytest.mark.parametrize("kind", TYPES)

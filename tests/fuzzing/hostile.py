@@ -231,7 +231,7 @@ class Scene:
             "zero_grad": [True],
             "convert": [True],
             "ema": [0.5],
-            "master": [True],
+            "master": [True, "remainder"],
             "missing": ["skip"],
             "cautious": ["mean"],
             "weight_decay": [0.125],

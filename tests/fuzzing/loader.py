@@ -73,6 +73,9 @@ TRAININGS: list[Callable[[], Training]] = [
     lambda: Training(schuss.Prodigy, dtype=float, bounds=(-5.0, 5.0)),
     lambda: Training(schuss.Adam, dtype=ml_dtypes.bfloat16, master=True, amsgrad=True),
     lambda: Training(schuss.ScheduleFreeSGD, clip_norm=1.0),
+    lambda: Training(
+        schuss.AdamW, dtype=ml_dtypes.bfloat16, master="remainder", state_dtype="blockfloat8"
+    ),
 ]
 
 

@@ -34,7 +34,7 @@ SHAPES = [(3, 5), (7,), (), (0, 2), (33,)]
 
 OPTIONS: dict[str, list[Any]] = {
     "ema": [0.5, 0.99],
-    "master": [True],
+    "master": [True, "remainder"],
     "nonfinite": ["skip"],
     "clip_norm": [0.1, 10.0],
     "zero_grad": [True],
@@ -44,7 +44,7 @@ OPTIONS: dict[str, list[Any]] = {
     "l2": [0.1],
     "bounds": [(-1.0, 1.0)],
     "stochastic_rounding": [True],
-    "state_dtype": ["bfloat16", "float16"],
+    "state_dtype": ["bfloat16", "float16", "blockfloat8", {"exp_avg": "blockfloat8"}],
     "missing": ["skip"],
     "subnormals": ["keep"],
 }
