@@ -273,6 +273,7 @@ def test_state_dir(form: str, order: str, tmp_path: Path) -> None:
         train(each, params_of(each), 1)
     assert all_bits(mapped) == all_bits(opt)
     mapped.flush()
+    assert not list((tmp_path / "run").glob("*-*.npy"))  # of arrays that are not mapped
     del mapped, each
     gc.collect()
     other, fresh = made(steps=0, order=order, **FORMS[form])
