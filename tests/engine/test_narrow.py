@@ -221,17 +221,23 @@ def test_schedule_free(form: str, order: str, rule: Any) -> None:
     train(opt, own)
 
 
-def test_lookahead_form() -> None:
-    """SGD whose gradients are taken at the point ahead, with momentum in 8 bits."""
-    own = {"w": np.ones(200, F4)}
-    ends = []
-    for form in ("float32", "blockfloat8"):
-        x = {"w": own["w"].copy()}
-        opt = schuss.SGD(x, lr=0.02, momentum=0.9, nesterov=True, state_dtype=form)
-        for _ in range(60):
-            opt.step({"w": x["w"] * np.linspace(0.5, 2, 200, dtype=F4)})
-        ends.append(x["w"])
-    assert np.abs(ends[0] - ends[1]).max() < 0.02
+@forms
+@orders
+def test_lookahead(form: str, order: str) -> None:
+    """The point looked ahead to is that of the numbers that codes and remainders stand for."""
+    opt, own = made(schuss.NAG, order=order, lr=0.01, nesterov="lookahead", **FORMS[form])
+    before = all_bits(opt)
+    ahead = opt.lookahead()  # type: ignore[attr-defined]
+    out = {name: np.empty_like(x) for name, x in own.items()}
+    assert opt.lookahead(out) is out  # type: ignore[attr-defined]
+    for name, x in own.items():
+        state = opt.state[name]
+        w = np.asarray(state.get("master", x))
+        b = np.asarray(state["momentum_buffer"])
+        want = (w - F4(0.9 * 0.01) * b).astype(x.dtype)
+        assert ahead[name].tobytes() == out[name].tobytes() == want.tobytes()
+        assert not (want == x).all() or not x.size
+    assert all_bits(opt) == before
 
 
 # ---- State in dictionaries, files, copies
@@ -545,6 +551,7 @@ def test_live_remainders() -> None:
 
 SPOIL: dict[str, Callable[[Any, Any], None]] = {
     "frozen codes": lambda m, own: m.codes.setflags(write=False),
+    "resized codes": lambda m, own: m.codes.resize((9, 14), refcheck=False),
     "frozen scales": lambda m, own: m.scales.setflags(write=False),
     "resized scales": lambda m, own: m.scales.resize(2, refcheck=False),
     "frozen remainder": lambda m, own: own.setflags(write=False),
