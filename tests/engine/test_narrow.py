@@ -549,6 +549,19 @@ def test_live_remainders() -> None:
     train(opt, own)
 
 
+@pytest.mark.parametrize("name", ["exp_avg", "master"])
+def test_what_is_frozen_in_part_is_not_written(name: str) -> None:
+    opt, own = made(**FORMS["both"])
+    numbers = opt.state["w"][name]
+    frozen = numbers.scales if name == "exp_avg" else own["w"]
+    for part in (frozen, numbers.codes if name == "exp_avg" else numbers.remainder):
+        part.flags.writeable = False
+        with Unchanged(opt, ValueError, "values: "):
+            numbers[...] = 3.0
+        part.flags.writeable = True
+    numbers[...] = 3.0
+
+
 SPOIL: dict[str, Callable[[Any, Any], None]] = {
     "frozen codes": lambda m, own: m.codes.setflags(write=False),
     "resized codes": lambda m, own: m.codes.resize((9, 14), refcheck=False),
@@ -661,14 +674,21 @@ def test_functional_codes_of_the_other_sign(backend: Any) -> None:
 # ---- PyTorch
 
 
-def test_torch_state_dict_decodes() -> None:
+@orders
+def test_torch_state_dict_decodes(order: str) -> None:
     pytest.importorskip("torch", reason="PyTorch is not installed: nothing to compare with")
-    opt, _ = made(state_dtype="blockfloat8")
+    opt, _ = made(order=order, state_dtype="blockfloat8")
     with pytest.warns(UserWarning, match="8 bits"):
         saved = schuss.torch_state_dict(opt)
     for i, p in enumerate(opt._parameters):
         for name in ("exp_avg", "exp_avg_sq"):
             assert (saved["state"][i][name].numpy() == np.asarray(p.state[name])).all()
-    other, _ = made(steps=0, state_dtype="blockfloat8")
-    other.load_state_dict(saved)
-    assert_close(opt, other)
+    for there in ("C", "F"):
+        other, _ = made(steps=0, order=there, state_dtype="blockfloat8")
+        other.load_state_dict(saved)
+        assert_close(opt, other)
+    coded, _ = made(master="remainder")
+    with pytest.raises(ValueError, match="master: 'remainder' is not in PyTorch's"):
+        schuss.torch_state_dict(coded)
+    coded.load_state_dict(saved)  # and takes the float32 moments
+    assert_close(opt, coded)

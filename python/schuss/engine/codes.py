@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from schuss.engine.memory import write
 from schuss.reference.storage import CODED, decode, encode, join, split
 
 if TYPE_CHECKING:
@@ -34,8 +35,10 @@ class Narrow:
     def __setitem__(self, key: Any, values: Any) -> None:
         numbers = self.decoded()
         numbers[key] = values
-        for array, held in self.held(numbers):
-            array[...] = held
+        pairs = self.held(numbers)
+        if not all(array.flags.writeable for array, _ in pairs):
+            raise ValueError("values: what they are to be written to is read-only")
+        write(pairs)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
