@@ -22,10 +22,10 @@ import numpy as np
 from schuss.checks import shown
 from schuss.engine.codes import BlockFloat8
 from schuss.engine.declare import user_level
-from schuss.engine.groups import SCALES, Group, Parameter, arrays_of, saved_form
+from schuss.engine.groups import SCALES, Group, Parameter, arrays_of, numbers_of, saved_form
 from schuss.engine.saved import FORMATS, KEYS
 from schuss.engine.structure import listing
-from schuss.reference.storage import decode, is_narrow
+from schuss.reference.storage import is_narrow
 from schuss.rules import RULES
 
 if TYPE_CHECKING:
@@ -231,6 +231,7 @@ def torch_state_dict(optimizer: Optimizer) -> dict[str, Any]:
         if value and any(is_narrow(p.x.dtype) for p in optimizer._parameters):
             raise ValueError(f"{option}: {value!r} is not in PyTorch's {type(optimizer).__name__}")
     rule, theirs = counterpart(torch, type(optimizer))
+    shapes = {p.name: p.x.shape for p in optimizer._parameters}
     state: dict[int, dict[str, Any]] = {}
     groups = []
     first = 0
@@ -248,7 +249,7 @@ def torch_state_dict(optimizer: Optimizer) -> dict[str, Any]:
         groups.append({**group, "params": ids})
         for i, name, n in zip(ids, own["params"], axes, strict=True):
             _, kept, early = examples[n]
-            mine = decoded(saved["state"][name])
+            mine = decoded(saved["state"][name], shapes[name])
             if mine.keys() - {"step"} != kept.keys() - {"step"}:
                 found = f"{name!r} has {sorted(mine)}"
                 raise ValueError(f"state: {found}; PyTorch's {theirs.__name__} {sorted(kept)}")
@@ -266,10 +267,10 @@ def torch_state_dict(optimizer: Optimizer) -> dict[str, Any]:
     return {"state": state, "param_groups": groups}
 
 
-def decoded(state: Mapping[str, Any]) -> dict[str, Any]:
+def decoded(state: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
     """A parameter's saved state as PyTorch's has it: numbers in place of codes, and no mean."""
     return {
-        key: decode(v, state[f"{key}{SCALES}"]) if f"{key}{SCALES}" in state else v
+        key: numbers_of(v, state[beside], shape) if (beside := f"{key}{SCALES}") in state else v
         for key, v in state.items()
         if key != "ema" and not key.endswith(SCALES)
     }

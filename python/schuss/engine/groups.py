@@ -17,7 +17,7 @@ from schuss.engine.declare import REQUIRED, present_word
 from schuss.engine.guard import shorten
 from schuss.engine.rule import Rule
 from schuss.engine.structure import described, label
-from schuss.reference.storage import computing, weight, within
+from schuss.reference.storage import computing, decode, weight, within
 from schuss.reference.sums import WANTED
 
 SCALES = ".scales"  # what the scales of codes are called, behind the codes' name
@@ -119,6 +119,11 @@ def saved_form(a: Any) -> Any:
     coded = isinstance(a, np.ndarray) and a.dtype in (np.int8, np.uint8)
     turned = coded and a.flags.f_contiguous and not a.flags.c_contiguous
     return a.ravel(order="K") if turned else a
+
+
+def numbers_of(codes: np.ndarray, scales: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The numbers of codes in their saved form, in the shape of their parameter."""
+    return decode(codes, scales).reshape(shape, order="C" if codes.shape == shape else "F")
 
 
 class Swapped(NamedTuple):

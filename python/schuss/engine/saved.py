@@ -22,13 +22,13 @@ from schuss.engine.groups import (
     Settings,
     Swapped,
     is_same,
+    numbers_of,
     saved_form,
 )
 from schuss.engine.memory import address, write
 from schuss.engine.observers import load, saved
 from schuss.engine.rule import HOOKS, is_ours
 from schuss.engine.structure import described, is_floating, label, listing
-from schuss.reference.storage import decode
 
 # Formats of other libraries: what recognizes a state dictionary, and what makes ours of it for an
 # optimizer. Whoever knows one adds it here.
@@ -289,8 +289,7 @@ class Reader:
             if are_codes(value, scales, own.shape):
                 if coded and described(value) == described(saved_form(own.codes)):
                     continue
-                order: Any = "C" if value.shape == own.shape else "F"
-                value = decode(value, scales).reshape(own.shape, order=order)
+                value = numbers_of(value, scales, own.shape)
             elif not coded:
                 continue
             elif scales is not None or not has_numbers(value, own.shape):
