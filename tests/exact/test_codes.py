@@ -427,7 +427,7 @@ def test_second_moments_decay(form: str, rng: np.random.Generator) -> None:
             opt.step(np.zeros(n, F4))
         found.append(np.asarray(opt.state[0]["square_avg"], float))
     ratio = found[0] / found[1]
-    assert abs(ratio.mean() - 1) < (DECAY if form == "blockfloat8" else 0.01)
+    assert abs(ratio.mean() - 1) < (DECAY if form == "blockfloat8" else 0.03)
     assert (ratio > 0.5).all()
     assert (ratio < 2).all()
 
