@@ -32,7 +32,8 @@ struct stream {
 
 // What a rule says of a state array: how it is rounded to what is narrower than the compute type.
 // By chance, the dither of elements.hpp, where a step may change it by less than the spacing of
-// such a type; without it that would be lost, and a second moment never decay.
+// 16 bits; without it that would be lost, and a second moment never decay. In 8 bits that is so of
+// all but peaks.
 enum trait : unsigned char {
   dithered = 1,
   positive = 2,  // never negative

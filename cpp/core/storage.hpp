@@ -327,7 +327,8 @@ template <class T> [[gnu::noinline]] void close(const stream& s, std::ptrdiff_t 
                                                 T* buffer, trait how, const chance& from, int state,
                                                 std::ptrdiff_t size) {
   if (s.kind == kind::outer) return;
-  [[maybe_unused]] const bool by_chance = (how & dithered) != 0;
+  [[maybe_unused]] const bool by_chance =
+      has_codes(s.kind) ? how != peak : (how & dithered) != 0;
   if constexpr (std::is_same_v<T, float>) {
     words at = from.of(state, i);
     const auto put = [&](auto as, auto chance) {

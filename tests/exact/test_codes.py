@@ -453,15 +453,11 @@ def test_quiet_neighbours_of_an_active_element(octaves: int, rng: np.random.Gene
     assert np.abs(ratio[:, 1:].mean(axis=1) - 1).max() < DECAY  # of each block
 
 
-FREEZES = "to nearest, codes stay where a step changes them by less than half a spacing"
-
-
-@pytest.mark.xfail(reason=FREEZES)
 def test_quiet_first_moments() -> None:
     """Elements without gradients come to rest beside an active one, as float32's do.
 
-    A first moment that sticks at a few of the smallest codes would move them for ever, the faster
-    the further their second moment has decayed.
+    To nearest a first moment would stick at a few of the smallest codes and move them for ever, the
+    faster the further their second moment has decayed: 139 lr on average, where a dither gives 1.
     """
     n, lr = 16 * CODED, 1e-3
     noise = np.random.default_rng(0).standard_normal(n).astype(F4)
@@ -477,7 +473,6 @@ def test_quiet_first_moments() -> None:
     assert np.abs(ends[0] - ends[1]).mean() < 3  # of a move of 30; 141 to nearest
 
 
-@pytest.mark.xfail(reason=FREEZES)
 @pytest.mark.parametrize("momentum", [0.9, 0.99])
 def test_momentum_comes_to_rest(momentum: float) -> None:
     g = np.random.default_rng(0).standard_normal(4 * CODED).astype(F4)

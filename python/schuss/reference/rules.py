@@ -9,7 +9,7 @@ infinite once stays so.
 
 The annotation of a state array says how it is stored in less than it is computed in:
 
-    Mean     to nearest
+    Mean     to nearest; in 8 bits by dither
     Slow     by dither: its change in a step may be less than the spacing of 16 bits
     Second   by dither, and it is never negative
     Peak     to nearest, and it is never negative

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Trait(NamedTuple):
     """How a rule's state array is stored in less than it is computed in."""
 
-    dithered: bool = False  # by chance: a step may change it by less than the spacing
+    dithered: bool = False  # by chance: a step may change it by less than the spacing of 16 bits
     positive: bool = False  # never negative
     alone: bool = False  # no mean or sum of what is small: not in 8 bits
 
@@ -193,7 +193,7 @@ def widened(s: Any, number: Any) -> Array:
 def put(s: Any, new: Array, trait: Trait, chance: Callable[[], Words]) -> None:
     """Stores new values in a state array, as its trait says."""
     if hasattr(s, "codes"):
-        random = chance() if trait.dithered else None
+        random = None if trait.positive and not trait.dithered else chance()
         s.codes[...], s.scales[...] = encode(new, s.codes.dtype == np.uint8, random)
     else:
         s[...] = rounded(new, s.dtype, chance if trait.dithered else None)
