@@ -196,7 +196,8 @@ template <kind k> struct code {
 
 // ---- Any kind
 
-// bits(x) = (bits(w) << 16) + c: w is x rounded to nearest, halves away from 0. A NaN stays one.
+// bits(x) = (bits(w) << 16) + c: w is x rounded to nearest, halves away from 0. A NaN is the one of
+// all bits, and its remainder 0.
 SCHUSS_INLINE pack<float> join_remainder(const void* w, const void* c) {
   using shorts = vector<std::int16_t, register_bytes / 2>;
   shorts found;
@@ -204,9 +205,9 @@ SCHUSS_INLINE pack<float> join_remainder(const void* w, const void* c) {
   return (vector<float>)((words_of(w) << 16) + (words) __builtin_convertvector(found, integers));
 }
 SCHUSS_INLINE void split_remainder(pack<float> x, void* w, void* c) {
-  const words u = (words)x.v;
-  put_upper((u + 0x8000) | (words)(x != x).v, w);
-  put_words(u & 0xffff, c);
+  const words u = (words)x.v, none = (words)(x != x).v;
+  put_upper((u + 0x8000) | none, w);
+  put_words(u & ~none & 0xffff, c);
 }
 
 // The pack of elements from i on that are stored in a kind, and back: to nearest, or by a dither.

@@ -163,14 +163,11 @@ def blocks(flat: NDArray[Any]) -> NDArray[Any]:
 def split(x: Array) -> tuple[NDArray[np.uint16], NDArray[np.int16]]:
     """The bits of the bfloat16 next to float32 numbers, halves away from 0, and what is left.
 
-    bits(x) = (bits(w) << 16) + c. A NaN gives one, whose bits needn't be the same.
+    bits(x) = (bits(w) << 16) + c. A NaN is the one of all bits, and its remainder 0.
     """
-    bits = x.view(np.uint32)
-    upper = (bits + np.uint32(0x8000)) >> np.uint32(16)
-    return (
-        np.where(np.isnan(x), 0xFFFF, upper).astype(np.uint16),
-        bits.astype(np.uint16).view(np.int16),
-    )
+    bits, none = x.view(np.uint32), np.isnan(x)
+    upper = np.where(none, 0xFFFF, (bits + np.uint32(0x8000)) >> np.uint32(16))
+    return upper.astype(np.uint16), np.where(none, 0, bits).astype(np.uint16).view(np.int16)
 
 
 def join(w: NDArray[Any], remainder: NDArray[np.int16]) -> Array:
