@@ -228,6 +228,25 @@ def test_values_in_any_memory_order() -> None:
 
 
 @signs
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_blocks_that_are_not_written_stay(
+    positive: bool, order: Any, rng: np.random.Generator
+) -> None:
+    """Although some of them would get another scale where what they hold is encoded anew."""
+    x = exponents(rng, positive)[900 * CODED :][: 200 * CODED - 4].reshape(7, -1, order=order)
+    own = schuss.BlockFloat8(x, signed=not positive)
+    before = own.codes.ravel(order="K").copy(), own.scales.copy()
+    assert (encode(own.decoded(), positive)[1] != own.scales).any()
+    own[...] = own.decoded()
+    assert same_bits(own.codes.ravel(order="K"), before[0])
+    assert same_bits(own.scales, before[1])
+    own[0, 0] = 3e30
+    assert not same_bits(own.scales[:1], before[1][:1])
+    assert same_bits(own.codes.ravel(order="K")[CODED:], before[0][CODED:])
+    assert same_bits(own.scales[1:], before[1][1:])
+
+
+@signs
 def test_dither_of_codes_is_unbiased(positive: bool, rng: np.random.Generator) -> None:
     """The errors, in units of their spacing, add up to nothing."""
     x = np.clip(exponents(rng, positive), -MOST, MOST)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from schuss.engine.memory import write
-from schuss.reference.storage import CODED, decode, encode, join, split
+from schuss.reference.storage import CODED, blocks, decode, encode, join, split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,7 +111,11 @@ class BlockFloat8(Narrow):
         order: Any = "C" if self.codes.flags.c_contiguous else "F"
         numbers = require_sign(np.array(wanted, order=order), self.signed)
         codes, scales = encode(numbers, not self.signed)
-        return [(self.codes, codes), (self.scales, scales)]
+        # Blocks of the numbers that are there stay: encoded anew they may get another scale.
+        stays = (blocks(numbers.ravel("K")) == blocks(self.decoded().ravel("K"))).all(axis=1)
+        scales[stays] = self.scales[stays]
+        stays = np.repeat(stays, CODED)[: codes.size].reshape(self.shape, order=order)
+        return [(self.codes, np.where(stays, self.codes, codes)), (self.scales, scales)]
 
 
 def require_sign(values: np.ndarray, signed: bool) -> np.ndarray:
