@@ -417,6 +417,15 @@ def test_negative_numbers_have_no_unsigned_code() -> None:
         opt.load_state_dict(saved, strict=False)
 
 
+def test_a_mask_is_not_ignored() -> None:
+    opt, _ = made(state_dtype="blockfloat8")
+    wide, _ = made()
+    saved = wide.state_dict()
+    saved["state"]["w"]["exp_avg"] = np.ma.array(saved["state"]["w"]["exp_avg"], mask=True)
+    with Unchanged(opt, ValueError, "'w' exp_avg: "):
+        opt.load_state_dict(saved, strict=False)
+
+
 @forms
 def test_read_only_state_takes_nothing(form: str) -> None:
     opt, _ = made(**FORMS[form])

@@ -145,16 +145,21 @@ def owner(a: Any) -> int:
     return id(a)
 
 
+def is_array(value: Any) -> bool:
+    """Whether this is an array, and has no mask, which would be ignored."""
+    return isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray)
+
+
 def has_numbers(value: Any, shape: tuple[int, ...]) -> bool:
     """Whether this is an array of floating-point numbers of a shape."""
-    return isinstance(value, np.ndarray) and is_floating(value.dtype) and value.shape == shape
+    return is_array(value) and is_floating(value.dtype) and bool(value.shape == shape)
 
 
 def are_codes(codes: Any, scales: Any, shape: tuple[int, ...]) -> bool:
     """Whether these are the arrays of a BlockFloat8 of a shape, in their saved form."""
     return (
-        isinstance(codes, np.ndarray)
-        and isinstance(scales, np.ndarray)
+        is_array(codes)
+        and is_array(scales)
         and codes.dtype in (np.int8, np.uint8)
         and codes.shape in (shape, (math.prod(shape),))
         and (scales.dtype, scales.shape) == (np.uint8, (blocks_of(codes.size),))
@@ -310,11 +315,11 @@ class Reader:
 
     def array(self, name: str, own: np.ndarray, value: Any) -> list[tuple[np.ndarray, Any]]:
         """An array of the optimizer's with the saved one, where that fits."""
-        plain = isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray)
-        if plain and (value.dtype.str, own.dtype.name) == ("|V2", "bfloat16"):
+        good = is_array(value)
+        if good and (value.dtype.str, own.dtype.name) == ("|V2", "bfloat16"):
             value = value.view(own.dtype)  # NumPy's files don't know its name
-        same = plain and value.dtype == own.dtype
-        if not (plain and value.shape == own.shape and (same or self.casts(value, own))):
+        same = good and value.dtype == own.dtype
+        if not (good and value.shape == own.shape and (same or self.casts(value, own))):
             self.wrong.append(f"{name}: {described(value)}, wanted {described(own)}")
             return []
         if not same:
