@@ -540,6 +540,18 @@ def test_live_codes(order: str) -> None:
     assert opt._parameters[0].state["exp_avg"] is m
 
 
+def test_the_master_while_a_mean_stands_in_the_parameter() -> None:
+    """It is that of the weights, which are kept, and so is what is written to it."""
+    opt, own = made(master="remainder", ema=0.9)
+    want = np.asarray(opt.state["w"]["master"])
+    with opt.averaged():
+        assert np.asarray(opt.state["w"]["master"]).tobytes() == want.tobytes()
+        opt.state["w"]["master"][2, 3] = 1.2345678
+    want[2, 3] = 1.2345678
+    assert np.asarray(opt.state["w"]["master"]).tobytes() == want.tobytes()
+    assert own["w"][2, 3] == BF16.type(1.2345678)
+
+
 def test_live_remainders() -> None:
     opt, own = made(master="remainder")
     state = opt.state["w"]

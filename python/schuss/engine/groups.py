@@ -57,13 +57,15 @@ class Parameter:
         state = {key: saved_form(a) for key, a in arrays_of(self.state).items()}
         return state | self.matrices | beside
 
-    @property
-    def shown(self) -> dict[str, Any]:
-        """The same as numbers: codes and their scales are one, and so are x and its remainder."""
+    def shown(self, x: np.ndarray) -> dict[str, Any]:
+        """The same as numbers: codes and their scales are one, and so are x and its remainder.
+
+        x   the parameter, or what is kept of it while something else stands in its place
+        """
         own = {key: a for key, a in self.saved.items() if key not in self.state}
         shown = self.state | {k: a for k, a in own.items() if not k.endswith(SCALES)}
         if shown.pop("remainder", None) is not None:
-            shown["master"] = Remainder(self.x, self.beside["master"])
+            shown["master"] = Remainder(x, self.beside["master"])
         return shown
 
     @property

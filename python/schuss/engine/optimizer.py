@@ -938,7 +938,9 @@ class Optimizer(Rule, Declared):
 
     def _state_of(self, number: int) -> dict[str, Any]:
         """The state of one parameter."""
-        return self._counters_of(number) | self._parameters[number].shown
+        p = self._parameters[number]
+        kept = (x for first in self._swapped[:1] for q, x in first.weights if q is p)
+        return self._counters_of(number) | p.shown(next(kept, p.x))
 
     def _counters_of(self, number: int) -> dict[str, Any]:
         """What belongs to a parameter beside arrays."""
