@@ -116,7 +116,7 @@ struct span {
   stream low, high;         // bounds of each element, which are numbers of x's kind
   std::ptrdiff_t size;      // elements
   std::ptrdiff_t width;     // bytes of an element in all of them
-  std::ptrdiff_t position;  // elements of the arrays before it, for the random numbers
+  std::ptrdiff_t position;  // elements of the arrays before it, for the dither
   std::ptrdiff_t chunk;     // chunks of the arrays before it, for the norm
   std::size_t set;          // number of its set of scalars
 };

@@ -67,8 +67,8 @@ SCHUSS_INLINE pack<float> dithered_float16(pack<float> x, words random) {
 //
 // The scale is the exponent of the block's largest magnitude, a power of two that is next to it or
 // above. A code k is the float with the bits base + (k << 19), less that with the bits base: 16
-// steps an octave, and below the last octave the same step down to 0. Unsigned it has 16 octaves;
-// signed 8, and a sign. Of a block with a NaN or an infinity all elements are read as NaN.
+// steps an octave, of which the last one goes down to 0. Unsigned it has 16 octaves; signed 8, and
+// a sign. Of a block with a NaN or an infinity all elements are read as NaN.
 constexpr std::ptrdiff_t coded = 64;
 constexpr bool has_codes(kind k) { return k == kind::signed8 || k == kind::unsigned8; }
 
@@ -328,8 +328,7 @@ template <class T> [[gnu::noinline]] void close(const stream& s, std::ptrdiff_t 
                                                 T* buffer, trait how, const chance& from, int state,
                                                 std::ptrdiff_t size) {
   if (s.kind == kind::outer) return;
-  [[maybe_unused]] const bool by_chance =
-      has_codes(s.kind) ? how != peak : (how & dithered) != 0;
+  [[maybe_unused]] const bool by_chance = has_codes(s.kind) ? how != peak : (how & dithered) != 0;
   if constexpr (std::is_same_v<T, float>) {
     words at = from.of(state, i);
     const auto put = [&](auto as, auto chance) {
