@@ -61,7 +61,7 @@ FORMS = {
     "float32": Form(FLOAT32, FLOAT32, {}, 28),
     "moments bfloat16": Form(FLOAT32, FLOAT32, {"state_dtype": "bfloat16"}, 20),
     "moments blockfloat8": Form(FLOAT32, FLOAT32, {"state_dtype": "blockfloat8"}, 12 + coded(2)),
-    "weight bfloat16, master": Form(BFLOAT16, BFLOAT16, {"master": True}, 30),
+    "weight bfloat16, master": Form(BFLOAT16, BFLOAT16, {"master": True}, 28),
     "weight bfloat16, remainder": Form(BFLOAT16, BFLOAT16, {"master": "remainder"}, 26),
     "the same, moments bfloat16": Form(
         BFLOAT16, BFLOAT16, {"master": "remainder", "state_dtype": "bfloat16"}, 18
