@@ -78,6 +78,18 @@ def test_bytes_of_state(rule: type[schuss.Optimizer], form: str) -> None:
     assert opt.nbytes == x.size * catalogue.kept(rule.kernel(rule.defaults()), form)
 
 
+def test_how_state_is_stored() -> None:
+    every = [a for rule in RULES for k in rule.states for a in catalogue.stored(rule, k)]
+    assert {a.name: a.words for a in every} == {
+        "Mean": "to nearest, in 8 bits by dither",
+        "Slow": "by dither",
+        "Second": "by dither, never negative",
+        "Peak": "to nearest, never negative",
+        "Exact": "to nearest, not in 8 bits",
+        "Point": "by dither, not in 8 bits",
+    }
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_one_rule(capsys: pytest.CaptureFixture[str], rule: type[schuss.Optimizer]) -> None:
     """Its docstring, what each preset changes, and the state of each kernel."""

@@ -40,8 +40,10 @@ class Stored(NamedTuple):
     @property
     def words(self) -> str:
         """What the trait says."""
-        words = ["by dither" if self.trait.dithered else "to nearest"]
-        words += ["never negative"] * self.trait.positive + ["not in 8 bits"] * self.trait.alone
+        dithered, positive, alone = self.trait
+        words = ["by dither" if dithered else "to nearest"]
+        words += ["in 8 bits by dither"] * (not (dithered or positive or alone))
+        words += ["never negative"] * positive + ["not in 8 bits"] * alone
         return ", ".join(words)
 
 
