@@ -64,8 +64,8 @@ class BlockFloat8(Narrow):
     codes    int8 where signed, else uint8, in the shape and memory order of values (live)
     scales   uint8, one for each block (live)
 
-    The numbers of a block have 16 steps an octave, 8 octaves below its largest one if they are
-    signed, else 16, and equal steps below these; a NaN or an infinity makes NaN of its whole block.
+    The numbers of a block have 16 steps an octave, 7 octaves below its largest one if they are
+    signed, else 15, and equal steps below these; a NaN or an infinity makes NaN of its whole block.
     Raises ValueError where a number is negative and not signed. See reference.storage.
     """
 

@@ -126,8 +126,8 @@ def encode(x: Array, positive: bool, random: Words | None = None) -> tuple[Any, 
 
     The scale is the exponent of the block's largest magnitude, one more where its first three bits
     are ones. A code k is the float with the bits base + (k << 19), less that with the bits base:
-    unsigned 16 octaves, signed 8, and below the last one the same step down to 0. What is positive
-    and no subnormal number, which is 0 here, has a code of 1 at least.
+    unsigned 16 octaves, signed 8, of which the last one goes down to 0. What is positive and no
+    subnormal number, which is 0 here, has a code of 1 at least where there is no sign.
     """
     order: Any = "C" if x.flags.c_contiguous else "F"
     flat = blocks(x.ravel(order="K"))
