@@ -170,7 +170,7 @@ def arrays(p: Parameter, values: Mapping[str, Any], cast: bool = False) -> dict[
     for key, value in values.items():
         own = p.state[key]
         if isinstance(own, BlockFloat8):
-            (_, codes), (_, scales) = own.held(array(value, np.empty(0, np.float32)))
+            (_, codes), (_, scales) = own.with_values(array(value, np.empty(0, np.float32)))
             found |= {key: saved_form(codes), f"{key}{SCALES}": scales}
         else:
             found[key] = value.astype(own.dtype) if cast else array(value, own)

@@ -538,6 +538,8 @@ def test_live_codes(order: str) -> None:
     with Unchanged(opt, ValueError, "broadcast"):
         v[...] = np.zeros(4)
     assert opt._parameters[0].state["exp_avg"] is m
+    with pytest.raises(TypeError, match="unsized"):
+        len(opt.state["s"]["exp_avg"])
 
 
 def test_the_master_while_a_mean_stands_in_the_parameter() -> None:
@@ -561,6 +563,7 @@ def test_live_remainders() -> None:
     assert found.dtype == F4
     assert found.astype(BF16).tobytes() == own["w"].tobytes()
     assert (w[1:3] == found[1:3]).all()
+    assert (w.shape, w.size, len(w)) == ((9, 15), 135, 9)
     assert repr(w).startswith("Remainder(array(")
     w[2, 3] = np.float32(1.2345678)
     assert float(np.asarray(w)[2, 3]) == np.float32(1.2345678)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,21 +22,35 @@ class Narrow:
     What is written is brought to the nearest numbers that can be held.
     """
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the numbers."""
+        raise NotImplementedError
+
+    @property
+    def size(self) -> int:
+        """How many numbers there are."""
+        return math.prod(self.shape)
+
     def decoded(self) -> np.ndarray:
         """A copy of the numbers, in float32."""
         raise NotImplementedError
 
-    def held(self, values: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Each array behind the numbers, and what it is for these values."""
+    def encoded(self, numbers: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Each array behind the numbers, and what it is for others that lie as `decoded` does."""
         raise NotImplementedError
+
+    def with_values(self, values: Any, key: Any = ...) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Each array behind the numbers, and what it is once values are written at an index."""
+        numbers = self.decoded()
+        numbers[key] = values
+        return self.encoded(numbers)
 
     def __getitem__(self, key: Any) -> Any:
         return self.decoded()[key]
 
     def __setitem__(self, key: Any, values: Any) -> None:
-        numbers = self.decoded()
-        numbers[key] = values
-        pairs = self.held(numbers)
+        pairs = self.with_values(values, key)
         if not all(array.flags.writeable for array, _ in pairs):
             raise ValueError("values: what they are to be written to is read-only")
         write(pairs)
@@ -46,7 +61,9 @@ class Narrow:
         return self.decoded().astype(dtype or np.float32, copy=False)
 
     def __len__(self) -> int:
-        return len(self.decoded())
+        if not self.shape:
+            raise TypeError("len() of unsized object")
+        return self.shape[0]
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.decoded())
@@ -89,13 +106,7 @@ class BlockFloat8(Narrow):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the numbers."""
         return self.codes.shape
-
-    @property
-    def size(self) -> int:
-        """How many numbers there are."""
-        return self.codes.size
 
     @property
     def nbytes(self) -> int:
@@ -103,14 +114,11 @@ class BlockFloat8(Narrow):
         return self.codes.nbytes + self.scales.nbytes
 
     def decoded(self) -> np.ndarray:
-        """A copy of the numbers, in float32."""
         return decode(self.codes, self.scales)
 
-    def held(self, values: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-        wanted = np.broadcast_to(np.asarray(values, np.float32), self.shape)
+    def encoded(self, numbers: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         order: Any = "C" if self.codes.flags.c_contiguous else "F"
-        numbers = require_sign(np.array(wanted, order=order), self.signed)
-        codes, scales = encode(numbers, not self.signed)
+        codes, scales = encode(require_sign(numbers, self.signed), not self.signed)
         # Blocks of the numbers that are there stay: encoded anew they may get another scale.
         stays = (blocks(numbers.ravel("K")) == blocks(self.decoded().ravel("K"))).all(axis=1)
         scales[stays] = self.scales[stays]
@@ -144,11 +152,13 @@ class Remainder(Narrow):
     def __init__(self, x: np.ndarray, remainder: np.ndarray) -> None:
         self.x, self.remainder = x, remainder
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.x.shape
+
     def decoded(self) -> np.ndarray:
-        """A copy of the numbers, in float32."""
         return np.asarray(join(np.asarray(self.x), self.remainder))  # of no dimension, too
 
-    def held(self, values: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-        wanted = np.broadcast_to(np.asarray(values, np.float32), self.x.shape)
-        upper, lower = split(np.array(wanted, order="K"))
+    def encoded(self, numbers: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        upper, lower = split(numbers)
         return [(np.asarray(self.x).view(np.uint16), upper), (self.remainder, lower)]

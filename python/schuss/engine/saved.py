@@ -279,7 +279,7 @@ class Reader:
         start = self.opt.initial(self.opt.param_groups[p.group])
         for name, a in p.state.items():
             if isinstance(a, BlockFloat8) and key in (name, f"{name}{SCALES}"):
-                (_, codes), (_, scales) = a.held(start.get(name, 0.0))
+                (_, codes), (_, scales) = a.with_values(start.get(name, 0.0))
                 return [(own, saved_form(codes) if key == name else scales)]
         anew = (value for a, value in p.anew(p.x) if a is own)
         return [(own, next(anew, start.get(key, 0.0)))]
@@ -307,7 +307,7 @@ class Reader:
                 theirs[key] = value.astype(own.dtype)
                 continue
             try:
-                (_, codes), (_, scales) = own.held(value)
+                (_, codes), (_, scales) = own.with_values(value)
             except ValueError as error:
                 self.wrong.append(f"{name}: {error}")
             else:
