@@ -221,11 +221,12 @@ def test_schedule_free(form: str, order: str, rule: Any) -> None:
     train(opt, own)
 
 
-@forms
+@pytest.mark.parametrize("form", [*FORMS, "bfloat16"])
 @orders
 def test_lookahead(form: str, order: str) -> None:
     """The point looked ahead to is that of the numbers that codes and remainders stand for."""
-    opt, own = made(schuss.NAG, order=order, lr=0.01, nesterov="lookahead", **FORMS[form])
+    options = FORMS.get(form, {"state_dtype": form})
+    opt, own = made(schuss.NAG, order=order, lr=0.01, nesterov="lookahead", **options)
     before = all_bits(opt)
     ahead = opt.lookahead()  # type: ignore[attr-defined]
     out = {name: np.empty_like(x) for name, x in own.items()}
@@ -233,7 +234,7 @@ def test_lookahead(form: str, order: str) -> None:
     for name, x in own.items():
         state = opt.state[name]
         w = np.asarray(state.get("master", x))
-        b = np.asarray(state["momentum_buffer"])
+        b = np.asarray(state["momentum_buffer"], F4)
         want = (w - F4(0.9 * 0.01) * b).astype(x.dtype)
         assert ahead[name].tobytes() == out[name].tobytes() == want.tobytes()
         assert not (want == x).all() or not x.size

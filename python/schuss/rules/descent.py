@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 from schuss import _core
-from schuss.engine.codes import BlockFloat8
 from schuss.engine.declare import REQUIRED, DecayMode, Number, choice, number
 from schuss.engine.optimizer import Optimizer
 from schuss.engine.rule import Numbers, Values
 from schuss.engine.structure import described, label
+from schuss.reference.storage import computing, widened
 
 
 class SGD(Optimizer):
@@ -117,9 +117,8 @@ class SGD(Optimizer):
             k = own["momentum"] if own["lookahead_coef"] is None else own["lookahead_coef"]
             if own["lr_in_buffer"] is not True:
                 k *= own["lr"]
-            if isinstance(b, BlockFloat8):
-                b = b.decoded()
-            target[...] = p.weight - b.dtype.type(k) * b
+            number = computing(p.x.dtype)
+            target[...] = p.weight - number(k) * widened(b, number)
 
 
 class Momentum(SGD):
