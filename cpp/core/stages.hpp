@@ -42,10 +42,13 @@ template <class T> struct factors {
 
 // Whether a rule's state array is rounded by chance where it is stored in this kind.
 template <class T, kind S, class Rule, std::size_t s> constexpr bool by_chance() {
-  if constexpr (std::is_same_v<T, float> && narrow(S))
+  if constexpr (std::is_same_v<T, float> && narrow(S)) {
+    // Without asking for its size clang does not know the array.
+    static_assert(s < sizeof(Rule::states) / sizeof(trait));
     return (Rule::states[s] & dithered) != 0;
-  else
+  } else {
     return false;
+  }
 }
 
 // Stores a pack of it, and goes on to the next one's dither.
