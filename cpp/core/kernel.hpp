@@ -181,6 +181,9 @@ struct table {
 // blocks of 256 it costs 2 to 8 % of a step more.
 constexpr std::ptrdiff_t block = 512;
 
+// Elements of an array, from its start, whose codes share a scale.
+constexpr std::ptrdiff_t coded = 64;
+
 // Where threads may cut an array: a multiple of every pack, and of a page in every type.
 constexpr std::ptrdiff_t chunk = 4096;
 

@@ -45,7 +45,7 @@ template <class T, kind S, class Rule, std::size_t s> constexpr bool by_chance()
   if constexpr (std::is_same_v<T, float> && narrow(S)) {
     // Without asking for its size clang does not know the array.
     static_assert(s < sizeof(Rule::states) / sizeof(trait));
-    return (Rule::states[s] & dithered) != 0;
+    return by_chance(Rule::states[s], S);
   } else {
     return false;
   }

@@ -69,7 +69,6 @@ SCHUSS_INLINE pack<float> dithered_float16(pack<float> x, words random) {
 // above. A code k is the float with the bits base + (k << 19), less that with the bits base: 16
 // steps an octave, of which the last one goes down to 0. Unsigned it has 16 octaves; signed 8, and
 // a sign. Of a block with a NaN or an infinity all elements are read as NaN.
-constexpr std::ptrdiff_t coded = 64;
 constexpr bool has_codes(kind k) { return k == kind::signed8 || k == kind::unsigned8; }
 
 template <kind k> struct code {
@@ -85,10 +84,6 @@ template <kind k> struct code {
   }
   static integers all(std::int32_t one) { return integers() + one; }
 
-  SCHUSS_INLINE static pack<float> load(const void* codes, std::ptrdiff_t i, std::int32_t scale) {
-    return decoded(upper_bytes(static_cast<const std::uint8_t*>(codes) + i), base(scale),
-                   offset(scale));
-  }
   static pack<float> offset(std::int32_t scale) {
     return (vector<float>)all(scale == nothing ? -1 : base(scale));
   }
@@ -147,13 +142,10 @@ template <kind k> struct code {
   }
 
   // The codes of a pack, with a block's base; `at` is its dither.
-  template <bool by_chance>
   SCHUSS_INLINE static words encoded(const float* numbers, integers base, words at) {
     const integers bits = size_of(numbers);
     const pack<float> sum = pack<float>((vector<float>)bits) + pack<float>((vector<float>)base);
-    const integers k8 = by_chance
-                            ? ((integers)sum.v - base + (integers)(at >> (32 - steps))) >> steps
-                            : ((integers)sum.v + (all(1 << (steps - 1)) - base)) >> steps;
+    const integers k8 = ((integers)sum.v - base + (integers)(at >> (32 - steps))) >> steps;
     if constexpr (negative)
       return (words)negated(k8, (integers)pack<float>::from(numbers).v);
     else
@@ -170,10 +162,10 @@ template <kind k> struct code {
   }
 
   // Stores n numbers, whole blocks, of which those from `valid` on are not the array's; `at` is the
-  // dither of the first pack. All scales come first: each takes some time to be found.
-  template <bool by_chance>
+  // dither of the first pack, and grows by `next`. All scales come first: each takes some time to
+  // be found.
   SCHUSS_INLINE static void close(float* numbers, std::ptrdiff_t n, std::ptrdiff_t valid,
-                                  std::uint8_t* codes, std::uint8_t* scales, words at) {
+                                  std::uint8_t* codes, std::uint8_t* scales, words at, words next) {
     constexpr std::ptrdiff_t size = pack<float>::size;
     std::int32_t zeros[block / coded];
     for (std::ptrdiff_t i = 0; i < n; i += coded)
@@ -182,11 +174,11 @@ template <kind k> struct code {
     for (std::ptrdiff_t i = 0; i < n; i += coded) {
       const integers zero = all(zeros[i / coded]);
       for (std::ptrdiff_t from = i; from < i + coded; from += 4 * size) {
-        const words next = words() + between_packs, two = next + next;
-        const words four[] = {encoded<by_chance>(numbers + from, zero, at),
-                              encoded<by_chance>(numbers + from + size, zero, at + next),
-                              encoded<by_chance>(numbers + from + 2 * size, zero, at + two),
-                              encoded<by_chance>(numbers + from + 3 * size, zero, at + two + next)};
+        const words two = next + next;
+        const words four[] = {encoded(numbers + from, zero, at),
+                              encoded(numbers + from + size, zero, at + next),
+                              encoded(numbers + from + 2 * size, zero, at + two),
+                              encoded(numbers + from + 3 * size, zero, at + two + next)};
         put_bytes<negative>(four, codes + from);
         at += two + two;
       }
@@ -211,8 +203,10 @@ SCHUSS_INLINE void split_remainder(pack<float> x, void* w, void* c) {
 }
 
 // The pack of elements from i on that are stored in a kind, and back: to nearest, or by a dither.
+// Codes go by the block.
 template <class T, kind k>
 SCHUSS_INLINE pack<T> load(const void* data, std::ptrdiff_t i, const void* beside = nullptr) {
+  static_assert(!has_codes(k));
   if constexpr (k == kind::bfloat16)
     return widen_bfloat16(static_cast<const std::uint16_t*>(data) + i);
   else if constexpr (k == kind::float16)
@@ -220,15 +214,13 @@ SCHUSS_INLINE pack<T> load(const void* data, std::ptrdiff_t i, const void* besid
   else if constexpr (k == kind::remainder)
     return join_remainder(static_cast<const std::uint16_t*>(beside) + i,
                           static_cast<const std::uint16_t*>(data) + i);
-  else if constexpr (has_codes(k))
-    return code<k>::load(data, i, static_cast<const std::uint8_t*>(beside)[i / coded]);
   else
     return pack<T>::from(static_cast<const T*>(data) + i);
 }
 
 template <class T, kind k>
 SCHUSS_INLINE void store(void* data, std::ptrdiff_t i, pack<T> from, void* beside = nullptr) {
-  static_assert(!has_codes(k), "codes are stored by the block");
+  static_assert(!has_codes(k));
   if constexpr (k == kind::bfloat16)
     narrow_bfloat16(from, static_cast<std::uint16_t*>(data) + i);
   else if constexpr (k == kind::float16)
@@ -249,30 +241,32 @@ SCHUSS_INLINE void store(void* data, std::ptrdiff_t i, pack<float> from, words r
     narrow_float16(dithered_float16(from, random), to);
 }
 
-// Calls work(kind_is<k>()) for a stream's kind, where the compute type is float32.
+// Calls work(kind_is<k>()) for a stream's kind, where the compute type is float32: one that is
+// loaded and stored by the pack, or any.
 template <kind k> struct kind_is {
   static constexpr kind value = k;
 };
-template <class T, class Work> SCHUSS_INLINE auto of_kind(kind k, const Work& work) {
+template <class T, class Work> SCHUSS_INLINE auto of_pack_kind(kind k, const Work& work) {
   if constexpr (std::is_same_v<T, float>) {
     if (k == kind::bfloat16) return work(kind_is<kind::bfloat16>());
     if (k == kind::float16) return work(kind_is<kind::float16>());
     if (k == kind::remainder) return work(kind_is<kind::remainder>());
-    if (k == kind::signed8) return work(kind_is<kind::signed8>());
-    if (k == kind::unsigned8) return work(kind_is<kind::unsigned8>());
   }
   return work(kind_is<kind::none>());
 }
-
-template <class T> SCHUSS_INLINE pack<T> load(const stream& s, std::ptrdiff_t i) {
-  return of_kind<T>(s.kind, [&](auto as) { return load<T, as.value>(s.data, i, s.beside); });
+template <class T, class Work> SCHUSS_INLINE auto of_kind(kind k, const Work& work) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (k == kind::signed8) return work(kind_is<kind::signed8>());
+    if (k == kind::unsigned8) return work(kind_is<kind::unsigned8>());
+  }
+  return of_pack_kind<T>(k, work);
 }
 
-// Not to codes.
+template <class T> SCHUSS_INLINE pack<T> load(const stream& s, std::ptrdiff_t i) {
+  return of_pack_kind<T>(s.kind, [&](auto as) { return load<T, as.value>(s.data, i, s.beside); });
+}
 template <class T> SCHUSS_INLINE void store(const stream& s, std::ptrdiff_t i, pack<T> from) {
-  of_kind<T>(s.kind, [&](auto as) {
-    if constexpr (!has_codes(as.value)) store<T, as.value>(s.data, i, from, s.beside);
-  });
+  of_pack_kind<T>(s.kind, [&](auto as) { store<T, as.value>(s.data, i, from, s.beside); });
 }
 
 // Writes n elements from i on of a stream of kind `outer`.
@@ -297,17 +291,16 @@ template <class T>
   return buffer;
 }
 
-// Brings n elements, whole packs, from i on to a buffer of the compute type.
+// Brings n elements, whole packs, from i on, where a block of codes begins, to a buffer of the
+// compute type.
 template <class T>
 SCHUSS_INLINE T* open(const stream& s, std::ptrdiff_t i, std::ptrdiff_t n, T* buffer) {
   if (s.kind == kind::outer) return multiply(s, i, n, buffer);
   of_kind<T>(s.kind, [&](auto as) {
     if constexpr (has_codes(as.value)) {
-      for (std::ptrdiff_t k = 0, next; k < n; k = next) {
-        next = k - (i + k) % coded + coded < n ? k - (i + k) % coded + coded : n;
-        code<as.value>::open(at_byte(s.data, i + k), *at_byte(s.beside, (i + k) / coded), next - k,
-                             buffer + k);
-      }
+      for (std::ptrdiff_t k = 0; k < n; k += coded)
+        code<as.value>::open(at_byte(s.data, i + k), *at_byte(s.beside, (i + k) / coded),
+                             n - k < coded ? n - k : coded, buffer + k);
     } else {
       for (std::ptrdiff_t k = 0; k < n; k += pack<T>::size)
         load<T, as.value>(s.data, i + k, s.beside).to(buffer + k);
@@ -323,26 +316,29 @@ SCHUSS_INLINE void close(const stream& s, std::ptrdiff_t i, std::ptrdiff_t n, co
     store<T>(s, i + k, pack<T>::from(buffer + k));
 }
 
-// The same for a state array of so many elements, or for the parameter, as its trait says.
+// Whether what has a trait is rounded by chance where it is stored in a kind.
+constexpr bool by_chance(trait how, kind k) {
+  return has_codes(k) ? how != peak : narrow(k) && (how & dithered) != 0;
+}
+
+// The same for a state array of so many elements, or for the parameter, as its trait says. A code
+// that is the nearest has the dither that is a half.
 template <class T> [[gnu::noinline]] void close(const stream& s, std::ptrdiff_t i, std::ptrdiff_t n,
                                                 T* buffer, trait how, const chance& from, int state,
                                                 std::ptrdiff_t size) {
   if (s.kind == kind::outer) return;
-  [[maybe_unused]] const bool by_chance = has_codes(s.kind) ? how != peak : (how & dithered) != 0;
   if constexpr (std::is_same_v<T, float>) {
-    words at = from.of(state, i);
-    const auto put = [&](auto as, auto chance) {
-      if constexpr (has_codes(as.value)) {
-        code<as.value>::template close<chance.value>(buffer, n, size - i, at_byte(s.data, i),
-                                                     at_byte(s.beside, i / coded), at);
-      } else if constexpr (chance.value) {
-        for (std::ptrdiff_t k = 0; k < n; k += pack<T>::size, at += between_packs)
-          store<as.value>(s.data, i + k, pack<T>::from(buffer + k), at);
-      }
-    };
-    if (has_codes(s.kind) || by_chance)
+    const bool chances = by_chance(how, s.kind);
+    words at = chances ? from.of(state, i) : words() + 0x80000000;
+    const words next = words() + (chances ? between_packs : 0);
+    if (chances || has_codes(s.kind))
       return of_kind<T>(s.kind, [&](auto as) {
-        by_chance ? put(as, std::true_type()) : put(as, std::false_type());
+        if constexpr (has_codes(as.value))
+          code<as.value>::close(buffer, n, size - i, at_byte(s.data, i),
+                                at_byte(s.beside, i / coded), at, next);
+        else
+          for (std::ptrdiff_t k = 0; k < n; k += pack<T>::size, at += next)
+            store<as.value>(s.data, i + k, pack<T>::from(buffer + k), at);
       });
   }
   close(s, i, n, buffer);

@@ -7,8 +7,6 @@ namespace schuss {
 
 namespace {
 
-bool is(const stream& s) { return s.kind != kind::none; }
-
 bool is_nan(kind k, std::uint16_t bits) {
   return (bits & 0x7fff) > (k == kind::float16 ? 0x7c00 : 0x7f80);
 }
@@ -87,7 +85,7 @@ bool plan::fill() {
       }
       seen_.emplace_back(beside.array, beside.shape);
     }
-    if (is(a.row)) {
+    if (a.row.kind != kind::none) {
       fit_factors(factors_[k], a, m);
       a.state[0] = {&factors_[k].product, kind::outer, 0};
     }

@@ -86,7 +86,7 @@ inline std::optional<kind> kind_of(py::handle a, const std::string& role) {
     return kind::remainder;
   return kind_of(a);
 }
-inline bool is_code(kind k) { return k >= kind::remainder; }
+inline bool in_whole_numbers(kind k) { return k >= kind::remainder; }
 
 // Recognizes the dtype of an array that is of none of the known kinds; Python may run.
 inline void recognize(py::handle a) {

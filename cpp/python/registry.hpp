@@ -41,9 +41,6 @@ inline const std::map<std::string, std::pair<stream* (*)(span&, std::size_t), bo
     {"high", {[](span& a, std::size_t) { return &a.high; }, false}},
 };
 
-// Elements that share a scale.
-constexpr py::ssize_t elements_of_a_scale = 64;
-
 inline int flags_of(const kept& k) { return k.written ? aligned | writeable : aligned; }
 
 // The shape of an array beside a parameter: its own, or that of a factor, which has one element for
@@ -113,7 +110,7 @@ struct member {
     }
   }
 
-  // An array of codes: as Python makes them.
+  // An array of whole numbers, which are codes, scales or remainders: as Python makes it.
   void require_codes(const kept& k, const std::string& label) const {
     if (k.type == kind::none || type == kind::float64 ||
         (k.type == kind::remainder && type != kind::bfloat16))
@@ -144,8 +141,7 @@ struct member {
     const auto [place, written] = places.at(role);
     const bool scales = role == "scales";
     const shape_t own =
-        scales ? shape_t{(size_of(shape) + elements_of_a_scale - 1) / elements_of_a_scale}
-               : shape_beside(shape, role);
+        scales ? shape_t{(size_of(shape) + coded - 1) / coded} : shape_beside(shape, role);
     const std::optional<kind> found = kind_of(a, role);
     kept k{py::reinterpret_borrow<py::array>(a),
            role,
@@ -154,7 +150,7 @@ struct member {
            own,
            place,
            written};
-    if (scales || role == "codes" || is_code(k.type)) {
+    if (scales || role == "codes" || in_whole_numbers(k.type)) {
       require_codes(k, label);
       return k;
     }
@@ -167,9 +163,10 @@ struct member {
 
   // An array that is registered already, and may have been changed since.
   void require_unchanged(const kept& k, const std::string& label) const {
-    if (!is_code(k.type)) return require_unchanged(k.array, k.type, flags_of(k), k.shape, label);
+    if (!in_whole_numbers(k.type))
+      return require_unchanged(k.array, k.type, flags_of(k), k.shape, label);
     if (kind_of(k.array, k.role) != k.type)
-      wrong_value(label, description(k.array) + ": codes of another type than they were made in");
+      wrong_value(label, description(k.array) + ": of another type than it was made in");
     require_codes(k, label);
   }
   void require_unchanged(py::handle a, kind own, int flags, const shape_t& wanted,
