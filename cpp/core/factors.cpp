@@ -60,7 +60,7 @@ template <class T, class Mean> void bring(const stream& old, std::vector<char>& 
 // divided by its mean.
 template <class T> void forward(const span& a, const scalars& c, factors& f, std::ptrdiff_t matrix,
                                 const double* lines, const double* columns) {
-  const auto [height, width] = std::pair(f.product.height, f.product.width);
+  const std::ptrdiff_t height = f.product.height, width = f.product.width;
   const std::ptrdiff_t count = bands(f.product).count;
   bring<T>(f.across ? a.column : a.row, f.across ? f.column : f.row, matrix * height, height, c,
            [&](std::ptrdiff_t i) { return lines[i] / static_cast<double>(width); });
