@@ -223,6 +223,7 @@ const loop<T>& fitting(const span& a, form how, kind x, kind g, const loops<T>& 
   kind state = of.states > 0 ? a.state[0].kind : g;
   for (int s = 1; s < of.states; ++s)
     if (a.state[s].kind != state) state = own;
+  if (has_codes(state)) state = own;  // which are opened
   if (how == plain && (narrow(g) || narrow(state))) {
     const bool half = (narrow(state) ? state : g) == kind::float16;
     const loop<T>* const list = half ? of.float16 : of.bfloat16;
