@@ -129,11 +129,11 @@ def test_backends_agree(form: str, order: str, variant: str) -> None:
 
 
 def test_training_is_close_to_that_in_float32() -> None:
-    """The step of AdamW goes by a root of what 8 bits hold to 1/32."""
+    """The step of AdamW goes by a root of what 8 bits hold to 1/16, and each time by chance."""
     (_, wide), (_, coded) = (made(steps=100, state_dtype=d) for d in ("float32", "blockfloat8"))
     for name, x in wide.items():
         moved = np.abs(x - params()[name])
-        assert np.abs(x - coded[name]).max(initial=0) <= 0.1 * moved.max(initial=0)
+        assert np.abs(x - coded[name]).max(initial=0) <= 0.12 * moved.max(initial=0)
 
 
 def test_groups_with_other_rules() -> None:
