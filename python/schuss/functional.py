@@ -21,9 +21,9 @@ import numpy as np
 from schuss import _core, rules
 from schuss.checks import check_int, check_remembered
 from schuss.engine.backend import Numpy
-from schuss.engine.codes import BlockFloat8, behind
+from schuss.engine.codes import BlockFloat8, arrays_of, behind
 from schuss.engine.declare import REQUIRED, Pair
-from schuss.engine.groups import Form, Group, Parameter, arrays_of, require_room
+from schuss.engine.groups import Form, Group, Parameter, require_room
 from schuss.engine.guard import shorten
 from schuss.engine.optimizer import Optimizer, signature
 from schuss.engine.scalars import TRAITS, Options

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from schuss.checks import shown
-from schuss.engine.codes import BlockFloat8
+from schuss.engine.codes import SCALES, BlockFloat8, arrays_of, numbers_of, saved_form
 from schuss.engine.declare import user_level
-from schuss.engine.groups import SCALES, Group, Parameter, arrays_of, numbers_of, saved_form
+from schuss.engine.groups import Group, Parameter
 from schuss.engine.saved import FORMATS, KEYS
 from schuss.engine.structure import listing
 from schuss.reference.storage import is_narrow

@@ -11,9 +11,12 @@ from schuss.engine.memory import write
 from schuss.reference.storage import CODED, blocks, decode, encode, join, split
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
+
+
+SCALES = ".scales"  # what the scales of codes are called, behind the codes' name
 
 
 class Narrow:
@@ -141,6 +144,27 @@ def behind(state: Any) -> tuple[Any, ...]:
 def blocks_of(size: int) -> int:
     """How many scales so many elements have."""
     return -(-size // CODED)
+
+
+def arrays_of(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """A rule's state as arrays by name: codes, and behind them their scales."""
+    arrays: dict[str, np.ndarray] = {}
+    for key, a in state.items():
+        codes = isinstance(a, BlockFloat8)
+        arrays |= {key: a.codes, f"{key}{SCALES}": a.scales} if codes else {key: a}
+    return arrays
+
+
+def saved_form(a: Any) -> Any:
+    """An array as it is saved: codes in Fortran order lie as their blocks do, along memory."""
+    coded = isinstance(a, np.ndarray) and a.dtype in (np.int8, np.uint8)
+    turned = coded and a.flags.f_contiguous and not a.flags.c_contiguous
+    return a.ravel(order="K") if turned else a
+
+
+def numbers_of(codes: np.ndarray, scales: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The numbers of codes in their saved form, in the shape of their parameter."""
+    return decode(codes, scales).reshape(shape, order="C" if codes.shape == shape else "F")
 
 
 class Remainder(Narrow):

@@ -12,15 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from schuss.engine.codes import BlockFloat8, Remainder
+from schuss.engine.codes import SCALES, BlockFloat8, Remainder, arrays_of, saved_form
 from schuss.engine.declare import REQUIRED, present_word
 from schuss.engine.guard import shorten
 from schuss.engine.rule import Rule
 from schuss.engine.structure import described, label
-from schuss.reference.storage import computing, decode, weight, within
+from schuss.reference.storage import computing, weight, within
 from schuss.reference.sums import WANTED
 
-SCALES = ".scales"  # what the scales of codes are called, behind the codes' name
 FACTORS = ("row_var", "col_var")  # state in the place of a state array: see Rule.factors
 
 
@@ -105,27 +104,6 @@ class Parameter:
             label("grads", self.name),
             *(f'{state}["{key}"]' for key in (*arrays_of(self.state), *self.beside)),
         ]
-
-
-def arrays_of(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """A rule's state as arrays by name: codes, and behind them their scales."""
-    arrays: dict[str, np.ndarray] = {}
-    for key, a in state.items():
-        codes = isinstance(a, BlockFloat8)
-        arrays |= {key: a.codes, f"{key}{SCALES}": a.scales} if codes else {key: a}
-    return arrays
-
-
-def saved_form(a: Any) -> Any:
-    """An array as it is saved: codes in Fortran order lie as their blocks do, along memory."""
-    coded = isinstance(a, np.ndarray) and a.dtype in (np.int8, np.uint8)
-    turned = coded and a.flags.f_contiguous and not a.flags.c_contiguous
-    return a.ravel(order="K") if turned else a
-
-
-def numbers_of(codes: np.ndarray, scales: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The numbers of codes in their saved form, in the shape of their parameter."""
-    return decode(codes, scales).reshape(shape, order="C" if codes.shape == shape else "F")
 
 
 class Swapped(NamedTuple):

@@ -13,18 +13,9 @@ import numpy as np
 
 from schuss import _core
 from schuss.checks import check_int, check_remembered, shown, unpacked
-from schuss.engine.codes import BlockFloat8, blocks_of
+from schuss.engine.codes import SCALES, BlockFloat8, blocks_of, numbers_of, saved_form
 from schuss.engine.declare import Scale
-from schuss.engine.groups import (
-    SCALES,
-    Group,
-    Parameter,
-    Settings,
-    Swapped,
-    is_same,
-    numbers_of,
-    saved_form,
-)
+from schuss.engine.groups import Group, Parameter, Settings, Swapped, is_same
 from schuss.engine.memory import address, write
 from schuss.engine.observers import load, saved
 from schuss.engine.rule import HOOKS, is_ours
