@@ -24,8 +24,9 @@ constexpr std::ptrdiff_t arrays = 1000;   // of one element, for the driver
 constexpr unsigned all_sums = measured::xx | measured::gg | measured::uu | measured::agree;
 
 std::string name(kind type) {
-  constexpr const char* names[] = {"none", "float32", "float64", "float16", "bfloat16"};
-  return names[static_cast<int>(type)];
+  if (type == kind::float32) return "float32";
+  if (type == kind::float64) return "float64";
+  return type == kind::float16 ? "float16" : "bfloat16";
 }
 
 // Not the first call, which links the functions of the C library.
@@ -59,6 +60,15 @@ stream parameter(kind type) { return halves(type, 0); }
 stream gradient(kind type) { return halves(type, 1); }
 stream beside(kind type) { return halves(type, 2); }  // what a stage wants
 stream state(kind type, int s) { return halves(type, 3 + s); }
+
+// Codes of the same numbers, with their scales.
+stream codes(trait of, int s) {
+  static unsigned char numbers[most_states][n], scales[most_states][n / coded + 1];
+  const bool has_sign = (of & positive) == 0;
+  std::fill_n(numbers[s], n, has_sign ? 112 : 240);
+  std::fill_n(scales[s], n / coded + 1, 126);
+  return {numbers[s], has_sign ? kind::signed8 : kind::unsigned8, 1, scales[s]};
+}
 
 span array_of(kind type) {
   span a{};
@@ -180,6 +190,15 @@ void count_all(const table& t) {
       *std::find_if(t.rules, end, [](const rule& r) { return std::string(r.name) == "adam"; });
   for (const kind type : {kind::float32, kind::float64}) count_stages(adam, type);
   for (const kind half : {kind::float16, kind::bfloat16}) count_storage(adam, half);
+  count_step(adam, kind::float32, ", blockfloat8 state", [&](span& a, scalars&) {
+    for (int s = 0; s < adam.states; ++s) a.state[s] = codes(adam.traits[s], s);
+  });
+  count_step(adam, kind::float32, ", remainder", [](span& a, scalars&) {
+    a.x = parameter(kind::bfloat16);
+    a.master = beside(kind::bfloat16);
+    a.master.kind = kind::remainder;
+    a.master.beside = a.x.data;
+  });
   count_shared(t);
   count_driver(t, static_cast<int>(&adam - t.rules));
 }

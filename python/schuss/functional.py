@@ -48,13 +48,14 @@ class Call:
     remembers: tuple[str, ...]  # numbers that are read, and written
     shared: list[float]  # where none of these are of all arrays: what they are at the start
     bounds: tuple[float, float] | None
+    coded: bool  # whether some of its state is a BlockFloat8
 
     def take(self, param: Any, grad: Any, kept: Sequence[Any], *rest: Any) -> None:
         """The step, after which no array is kept."""
         if self.bounds is not None:
             _core.require_parameter(param, "param")
             require_room(self.bounds, param.dtype, "param")
-        arrays = [b for a in kept for b in behind(a)]
+        arrays = [b for a in kept for b in behind(a)] if self.coded else kept
         if self.numpy is None:
             self.plan.once(param, grad, arrays, *rest)
             return
@@ -111,7 +112,8 @@ def make_call(
     shared = tuple(rule.shared) if follows else ()
     start = [] if follows else list(rule.shared.values())
     remembers = (*rule.memory, *shared)
-    return Call(plan, recipe.backend, form.states, remembers, start, group["bounds"])
+    coded = any(isinstance(a, BlockFloat8) for a in kept)
+    return Call(plan, recipe.backend, form.states, remembers, start, group["bounds"], coded)
 
 
 def require_codes(form: Form, kept: Sequence[Any]) -> None:

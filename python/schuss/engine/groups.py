@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from schuss.engine.codes import SCALES, BlockFloat8, Remainder, arrays_of, saved_form
+from schuss.engine.codes import BlockFloat8, Remainder, arrays_of, saved_form
 from schuss.engine.declare import REQUIRED, present_word
 from schuss.engine.guard import shorten
 from schuss.engine.rule import Rule
@@ -61,10 +61,12 @@ class Parameter:
 
         x   the parameter, or what is kept of it while something else stands in its place
         """
-        own = {key: a for key, a in self.saved.items() if key not in self.state}
-        shown = self.state | {k: a for k, a in own.items() if not k.endswith(SCALES)}
-        if shown.pop("remainder", None) is not None:
-            shown["master"] = Remainder(x, self.beside["master"])
+        shown = {**self.state, **self.matrices}
+        for role, a in self.beside.items():
+            if role == "master":
+                shown[role] = Remainder(x, a) if a.dtype == np.int16 else a
+            elif role == "average":
+                shown["ema"] = a
         return shown
 
     @property
