@@ -32,7 +32,6 @@ from schuss.rules.adam import EpsMode
 STATELESS: tuple[str, ...]
 CALLS: dict[str, Callable[..., None]]
 
-def behind(state: Any) -> tuple[Any, ...]: ...
 def stateless(rule: type[Optimizer]) -> Callable[..., None]: ...
 '''
 

@@ -13,7 +13,6 @@ from schuss.rules.adam import EpsMode
 STATELESS: tuple[str, ...]
 CALLS: dict[str, Callable[..., None]]
 
-def behind(state: Any) -> tuple[Any, ...]: ...
 def stateless(rule: type[Optimizer]) -> Callable[..., None]: ...
 def sgd(
     param: np.ndarray,
@@ -1058,7 +1057,7 @@ def stableadamw(
 def adafactor(
     param: np.ndarray,
     grad: np.ndarray,
-    variance: np.ndarray,
+    variance: np.ndarray | BlockFloat8,
     *,
     step: int,
     loss: float | None = None,
