@@ -2,9 +2,10 @@
 
 Every form steps one array on the same float32 gradients, or on what bfloat16 makes of them, in
 turn with the others, on one thread and on two. The answer comes first: after five steps a form's
-float32 weights differ from those of float32 by at most a twentieth of the way that they have come.
-DeepSpeed's CPU Adam takes part where it is installed, in its offload form: float32 gradients,
-weights and moments, and a copy of the weights in bfloat16.
+float32 weights differ from those of float32 by at most a twentieth of the way that they have come,
+beside what their start in 16 bits was rounded off by. DeepSpeed's CPU Adam takes part where it is
+installed, in its offload form: float32 gradients, weights and moments, and a copy of the weights in
+bfloat16.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def contestants(start: np.ndarray, g: np.ndarray) -> Iterator[tuple[str, float, 
     """Each that can take part, with the bytes that it moves, its answer checked."""
     wanted = None
     made: dict[str, tuple[float, Any]] = {name: (form.moved, form) for name, form in FORMS.items()}
-    for name, (moved, make) in (made | {DEEPSPEED: (30.0, deepspeed)}).items():
+    for name, (moved, make) in (made | {DEEPSPEED: (34.0, deepspeed)}).items():
         try:
             one = make(start, g)
         except ImportError as error:
