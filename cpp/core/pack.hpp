@@ -368,7 +368,7 @@ SCHUSS_INLINE integers smaller(integers a, integers b) { return a < b ? a : b; }
 SCHUSS_INLINE std::int32_t largest(integers a) {
 #if defined(__AVX2__)
 #if defined(__AVX512F__)
-  const __m256i low = _mm512_castsi512_si256((__m512i)a);
+  const __m256i low = _mm512_maskz_extracti64x4_epi64(0xf, (__m512i)a, 0);
   const __m256i eight = _mm256_max_epi32(low, _mm512_maskz_extracti64x4_epi64(0xf, (__m512i)a, 1));
 #else
   const __m256i eight = (__m256i)a;
