@@ -373,6 +373,7 @@ def compare(rule: type[Optimizer], row: Mapping[str, Any]) -> None:
 FIXED = {n for rule in rules.RULES for n, h in rule.hyperparameters.items() if h.fixed}
 
 pytestmark = [
+    pytest.mark.timeout(1200),  # all pairs of a rule's options take minutes
     pytest.mark.usefixtures("many_threads", "any_isa"),
     pytest.mark.filterwarnings("ignore:betas. with beta2:UserWarning"),
 ]
