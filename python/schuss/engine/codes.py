@@ -148,11 +148,11 @@ def blocks_of(size: int) -> int:
 
 def arrays_of(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """A rule's state as arrays by name: codes, and behind them their scales."""
-    arrays: dict[str, np.ndarray] = {}
-    for key, a in state.items():
-        codes = isinstance(a, BlockFloat8)
-        arrays |= {key: a.codes, f"{key}{SCALES}": a.scales} if codes else {key: a}
-    return arrays
+    return {
+        f"{key}{end}": array
+        for key, a in state.items()
+        for end, array in zip(("", SCALES), behind(a), strict=False)
+    }
 
 
 def saved_form(a: Any) -> Any:
