@@ -8,6 +8,7 @@ import numpy as np
 
 from schuss.reference.stages import Stages, prepared
 from schuss.reference.storage import computing, weight
+from schuss.reference.sums import along
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,20 +68,6 @@ def estimate(x: Array, row: Array, column: Array, floor: float) -> Array:
             scaled = wide / np.where(mean < floor, floor, mean)
             found[...] = scaled.astype(found.dtype) * column
     return found
-
-
-def along(lines: Doubles) -> Doubles:
-    """The sums of lines: element i goes to lane i mod 16, in order; lanes fold 8-4-2-1."""
-    *before, size = lines.shape
-    padded = np.zeros((*before, -(-size // 16) * 16))
-    padded[..., :size] = lines
-    sixteens = padded.reshape(*before, -1, 16)
-    lanes = np.zeros((*before, 16))
-    for i in range(sixteens.shape[-2]):
-        lanes = lanes + sixteens[..., i, :]
-    for half in (8, 4, 2, 1):
-        lanes = lanes[..., :half] + lanes[..., half : 2 * half]
-    return lanes[..., 0]
 
 
 def across(lines: Doubles) -> Doubles:

@@ -45,17 +45,23 @@ def traits(rule: Any) -> tuple[Trait, ...]:
 # ---- Dither: what is rounded by chance
 
 
-def lattice(size: int, position: int, key: int, array: int) -> Words:
+def lattice(places: NDArray[np.uint64], key: int, array: int) -> Words:
     """32 bits for each of an array's elements, in a step with this key.
 
-    position   number of the first element among those of all arrays
-    array      number of the state array, or -1 for the parameter
+    places   their numbers among those of all arrays
+    array    number of the state array, or -1 for the parameter
     """
-    places = np.arange(size, dtype=np.uint64) + np.uint64(position)
     start = (key + (array + 1) * 0x6A09E667) % 2**32
     return ((places * np.uint64(0x85EBCA6B) + np.uint64(start)) & np.uint64(2**32 - 1)).astype(
         np.uint32
     )
+
+
+def numbered(size: int, position: int | NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The numbers of an array's elements: from that of the first on, or of each row's first."""
+    firsts = np.array(position, np.uint64, ndmin=1)
+    each = size // max(1, firsts.size)
+    return np.add.outer(firsts, np.arange(each, dtype=np.uint64)).ravel()
 
 
 def in_order(bits: Words, x: Array) -> Words:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from schuss.reference.stages import Stages, prepared
-from schuss.reference.storage import computing, weight, widened
+from schuss.reference.stages import Stages, in_type, opened, update
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[np.floating]
+    Doubles = NDArray[np.float64]
 
 
 class Sums(NamedTuple):
@@ -42,81 +43,128 @@ def measure(
     *,
     own: Callable[..., tuple[Array, Array]] | None = None,
     master: Array | None = None,
+    rows: NDArray[np.int64] | None = None,
 ) -> tuple[float, float, float, float, float, float]:
     """What a step of one array would do, as sums: of x*x, g*g, u*u, u*g > 0, and of the rule's own.
 
     g is the gradient that the rule sees, u the update that it returns. Nothing is changed. Each is
     computed in the array's type and added in double, in the order of the norm.
 
-    own   the rule's `_measures` in rules.py: two numbers of each element, from the state as it was
+    own    the rule's `_measures` in rules.py: two numbers of each element, from the state as it was
+    rows   those that alone are to be stepped, as `step` takes them: each is summed by itself
     """
-    number = computing(x.dtype)
     with np.errstate(all="ignore"):
-        w = weight(x, master, number)
-        d = prepared(w, g, stages)
-        rounded = {name: number(value) for name, value in scalars.items()}
-        p, q = (
-            (None, None)
-            if own is None
-            else own(w, d, *(widened(s, number) for s in state), **rounded)
-        )
-        u = rule(w, d, *(widened(s, number).copy(order="K") for s in state), **rounded)
-        squares = [a.astype(np.float64) ** 2 for a in (w, d, u)]
-        return (
-            folded(squares[0]),
-            folded(squares[1]),
-            folded(squares[2]),
-            folded(u * d > 0),
-            0.0 if p is None else folded(p),
-            0.0 if q is None else folded(q),
-        )
+        w, d, seen = opened(x, g, state, stages, master=master, rows=rows)
+        p, q = (None, None)
+        if own is not None:
+            p, q = own(w, d, *seen, **in_type(w.dtype.type, scalars))
+        u = update(rule, w, d, seen, scalars, stages)
+
+        def total(a: Any) -> float:
+            return 0.0 if a is None else folded(a, rows is not None)
+
+        squares = [total(a.astype(np.float64) ** 2) for a in (w, d, u)]
+        return squares[0], squares[1], squares[2], total(u * d > 0), total(p), total(q)
 
 
-def norm(gradients: Sequence[Array]) -> tuple[float, int, bool]:
+def report(
+    rule: Callable[..., Array],
+    x: Array,
+    g: Array,
+    state: Sequence[Any],
+    scalars: Mapping[str, float],
+    stages: Stages,
+    *,
+    master: Array | None = None,
+    rows: NDArray[np.int64] | None = None,
+) -> Doubles:
+    """What a step of one array does, as sums: lines of g*g, u*u and x*x, a column for each row.
+
+    g is the gradient that the rule sees, u the update as it is taken from x, and x what it is taken
+    from. Nothing is changed. A single column where all of x is stepped; see `pairwise`.
+    """
+    with np.errstate(all="ignore"):
+        w, d, seen = opened(x, g, state, stages, master=master, rows=rows)
+        u = update(rule, w, d, seen, scalars, stages)
+        return np.array([summed(lines(a, rows is not None) ** 2) for a in (d, u, w)])
+
+
+def norm(gradients: Sequence[Array], by_rows: Collection[int] = ()) -> tuple[float, int, bool]:
     """The norm of all gradients as s and k, where it is sqrt(s)*2**k, and whether all are finite.
 
     k is 0 unless squares of float64 leave the range of double: then all elements are scaled by it.
     """
-    squares, finite = norm_squared(gradients)
+    squares, finite = norm_squared(gradients, by_rows=by_rows)
     if not finite or 2.0**-900 <= squares < np.inf:
         return squares, 0, finite
     exponent = -600 if squares < 1 else 600
-    return norm_squared(gradients, exponent)[0], exponent, True
+    return norm_squared(gradients, exponent, by_rows)[0], exponent, True
 
 
-def norm_squared(gradients: Sequence[Array], exponent: int = 0) -> tuple[float, bool]:
+def norm_squared(
+    gradients: Sequence[Array], exponent: int = 0, by_rows: Collection[int] = ()
+) -> tuple[float, bool]:
     """The sum of the squares of all gradients, in double, and whether all elements are finite.
 
     exponent   each element is multiplied by 2**-exponent before it is squared
+    by_rows    which of the gradients are rows of an array, each of which is summed by itself
 
-    Blocks of 4096 elements from each array's start: element i adds its square to lane i mod 16, in
-    order; lanes fold 8-4-2-1; blocks fold pairwise by index; arrays are added in their order.
+    Blocks of 4096 elements from the start of an array, or of each row: element i adds its square to
+    lane i mod 16, in order; lanes fold 8-4-2-1; blocks fold pairwise by index, and then rows;
+    arrays are added in their order.
     """
     total, finite = 0.0, True
     with np.errstate(all="ignore"):
-        for g in gradients:
+        for i, g in enumerate(gradients):
             wide = np.asarray(g).astype(np.float64)
             finite = finite and bool(np.isfinite(wide).all())
             if exponent:
                 wide = wide * 2.0**-exponent
             if wide.size:
-                total += folded(wide * wide)
+                total += folded(wide * wide, i in by_rows)
     return total, finite
 
 
-def folded(a: Array | NDArray[np.bool_]) -> float:
-    """The sum of an array's elements in double, in the fixed tree."""
-    flat = a.ravel(order="K").astype(np.float64)
-    padded = np.zeros(-(-flat.size // 4096) * 4096)
-    padded[: flat.size] = flat
-    rows = padded.reshape(-1, 256, 16)
-    lanes = np.zeros((len(rows), 16))
-    for i in range(256):
-        lanes = lanes + rows[:, i]
+def folded(a: Array | NDArray[np.bool_], of_rows: bool = False) -> float:
+    """The sum of an array's elements in double, in the fixed tree; of rows, each has its own."""
+    return float(pairwise(summed(lines(a, of_rows))))
+
+
+def lines(a: Array | NDArray[np.bool_], of_rows: bool) -> Doubles:
+    """An array in double, its elements as they lie in memory: in one line, or one for each row."""
+    shape = (len(a), math.prod(a.shape[1:])) if of_rows else (1, a.size)
+    return a.ravel(order="C" if of_rows else "K").astype(np.float64).reshape(shape)
+
+
+def summed(rows: Doubles) -> Doubles:
+    """The sum of each line: of its blocks of 4096, folded pairwise by index."""
+    count, size = rows.shape
+    block = max(1, min(size, 4096))
+    blocks = -(-size // block)
+    padded = np.zeros((count, blocks * block))
+    padded[:, :size] = rows
+    return pairwise(along(padded.reshape(count, blocks, block)))
+
+
+def pairwise(sums: Doubles) -> Doubles:
+    """Along the last axis, neighbours are added until there is one; 0 where there is none."""
+    while sums.shape[-1] > 1:
+        even = sums.shape[-1] // 2 * 2
+        pairs = sums[..., 0:even:2] + sums[..., 1:even:2]
+        sums = np.concatenate([pairs, sums[..., even:]], axis=-1)
+    found: Doubles = sums[..., 0] if sums.shape[-1] else np.zeros(sums.shape[:-1])
+    return found
+
+
+def along(lines: Doubles) -> Doubles:
+    """The sums of lines: element i goes to lane i mod 16, in order; lanes fold 8-4-2-1."""
+    *before, size = lines.shape
+    padded = np.zeros((*before, -(-size // 16) * 16))
+    padded[..., :size] = lines
+    sixteens = padded.reshape(*before, -1, 16)
+    lanes = np.zeros((*before, 16))
+    for i in range(sixteens.shape[-2]):
+        lanes = lanes + sixteens[..., i, :]
     for half in (8, 4, 2, 1):
-        lanes = lanes[:, :half] + lanes[:, half : 2 * half]
-    sums = lanes[:, 0]
-    while sums.size > 1:
-        rest = sums[sums.size // 2 * 2 :]
-        sums = np.concatenate([sums[: sums.size - rest.size : 2] + sums[1::2], rest])
-    return float(sums[0]) if sums.size else 0.0
+        lanes = lanes[..., :half] + lanes[..., half : 2 * half]
+    return lanes[..., 0]
