@@ -31,7 +31,7 @@ class Parameter:
     x: np.ndarray
     g: np.ndarray | None  # bound, or none
     state: dict[str, Any]  # of the rule: arrays, or BlockFloat8
-    beside: dict[str, np.ndarray]  # of the stages, by role: master, average, low, high
+    beside: dict[str, np.ndarray]  # by role: master, average, low, high of the stages, row_step
     group: int
     decays: bool  # whether its group's weight decay is for it, too
     position: int  # elements of the parameters before it
@@ -51,7 +51,8 @@ class Parameter:
     @property
     def saved(self) -> dict[str, np.ndarray]:
         """The arrays that a resumed run needs, under the names that the user sees."""
-        names = {"master": "remainder" if self.has_remainder else "master", "average": "ema"}
+        master = "remainder" if self.has_remainder else "master"
+        names = {"master": master, "average": "ema", "row_step": "row_step"}
         beside = {names[k]: a for k, a in self.beside.items() if k in names}
         state = {key: saved_form(a) for key, a in arrays_of(self.state).items()}
         return state | self.matrices | beside
@@ -67,6 +68,8 @@ class Parameter:
                 shown[role] = Remainder(x, a) if a.dtype == np.int16 else a
             elif role == "average":
                 shown["ema"] = a
+            elif role == "row_step":
+                shown[role] = a
         return shown
 
     @property
