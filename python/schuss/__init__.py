@@ -17,6 +17,7 @@ from typing import Any as _Any
 
 from schuss import _core, reference, rules
 from schuss import _environment as _environment
+from schuss._core import Rows
 from schuss.engine.codes import BlockFloat8 as BlockFloat8
 from schuss.engine.optimizer import Optimizer
 from schuss.loss_scale import LossScale
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from schuss import scipy as scipy
     from schuss.checkpoint import load as load
     from schuss.checkpoint import save as save
+    from schuss.flat import flatten as flatten
+    from schuss.gradients import average as average
     from schuss.gradients import check_grad as check_grad
     from schuss.gradients import numerical_gradient as numerical_gradient
     from schuss.rules.matrix import SOAP as SOAP
@@ -50,9 +53,12 @@ __all__ = [
     "MatrixRule",
     "Muon",
     "Optimizer",
+    "Rows",
     "Shampoo",
+    "average",
     "check_grad",
     "data",
+    "flatten",
     "functional",
     "get_num_threads",
     "init",
@@ -77,7 +83,9 @@ _LAZY = dict.fromkeys(("data", "functional", "init", "projections", "schedules",
     "Muon": "rules.matrix",
     "SOAP": "rules.matrix",
     "Shampoo": "rules.matrix",
+    "average": "gradients",
     "check_grad": "gradients",
+    "flatten": "flat",
     "load": "checkpoint",
     "minimize": "scipy",
     "numerical_gradient": "gradients",

@@ -1,15 +1,20 @@
-"""Gradients by central differences, and how far a gradient is from them."""
+"""Gradients by central differences, how far a gradient is from them, and means of several."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from schuss.engine.structure import filled, flatten, gather, label, view_of_complex
+from schuss import _core
+from schuss.checks import Interval
+from schuss.engine.memory import address
+from schuss.engine.structure import described, filled, flatten, gather, label, view_of_complex
 
-__all__ = ["check_grad", "numerical_gradient"]
+__all__ = ["average", "check_grad", "numerical_gradient"]
+
+FINITE = Interval("(-inf, inf)")
 
 
 def numerical_gradient(f: Callable[[Any], Any], x: Any, *, step: Any = None) -> Any:
@@ -113,3 +118,56 @@ def relative_errors(given: list[Any], numerical: list[np.ndarray], size: float) 
             least = np.cbrt(np.finfo(n.dtype).eps) * size
             sizes = np.maximum(np.maximum(np.abs(g), np.abs(n)), least)
             yield float((np.abs(np.subtract(g, n)) / sizes).max())
+
+
+def average(
+    arrays: Sequence[np.ndarray],
+    weights: Sequence[float] | None = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """The weighted sum of arrays, in one pass: what a step with pieces= takes as its gradient.
+
+        out = w_1*a_1 + w_2*a_2 + ... + w_k*a_k
+
+    arrays    k of them, of one shape and memory order: float64 all, or each float32, float16 or
+              bfloat16
+    weights   w: k finite numbers, which are factors as they are. Default None: 1/k each, their mean
+    out       an array like these, written, which may be one of them; default None: a new one of the
+              first one's type
+
+    Computed in float64 for float64, else in float32, from the first to the last, and rounded to
+    out's type in the end: to nearest. Returns out. Raises TypeError or ValueError that name the
+    argument; nothing has changed then.
+    """
+    arrays = list(arrays)
+    if not arrays:
+        raise ValueError("arrays: none; pass at least one")
+    factors = [1.0 / len(arrays)] * len(arrays) if weights is None else list(weights)
+    if len(factors) != len(arrays):
+        raise ValueError(f"weights: {len(factors)} for {len(arrays)} arrays; pass one for each")
+    factors = [FINITE.check(f"weights[{i}]", w) for i, w in enumerate(factors)]
+    for i, a in enumerate(arrays):
+        _core.require_array(a, f"arrays[{i}]")
+    if out is None:
+        out = np.empty_like(arrays[0], subok=False)
+    _core.require_parameter(out, "out")
+    for i, a in enumerate(arrays):
+        if not goes_with(a, out):
+            raise ValueError(f"arrays[{i}]: {described(a)}, which doesn't go with {described(out)}")
+        if np.may_share_memory(a, out) and not same_place(a, out):
+            raise ValueError(f"out: overlaps arrays[{i}], but doesn't lie where that does")
+    _core.average(arrays, factors, out)
+    return out
+
+
+def goes_with(a: np.ndarray, out: np.ndarray) -> bool:
+    """Whether two arrays have their elements at the same places, and are computed in one type."""
+    orders = (a.flags.c_contiguous and out.flags.c_contiguous) or (
+        a.flags.f_contiguous and out.flags.f_contiguous
+    )
+    return a.shape == out.shape and orders and (a.dtype == np.float64) == (out.dtype == np.float64)
+
+
+def same_place(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether each element of one lies where that of the other does."""
+    return address(a) == address(b) and a.itemsize == b.itemsize

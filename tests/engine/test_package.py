@@ -166,7 +166,16 @@ def test_dir_is_what_is_public() -> None:
     assert all(hasattr(schuss, name) for name in public)
 
 
-DOORS = ["data", "functional", "gradients", "init", "loss_scale", "projections", "schedules"]
+DOORS = [
+    "data",
+    "flat",
+    "functional",
+    "gradients",
+    "init",
+    "loss_scale",
+    "projections",
+    "schedules",
+]
 DOORS += ["scipy", "threads", "torch"]
 
 

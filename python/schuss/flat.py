@@ -1,0 +1,52 @@
+"""Arrays side by side in one: parameters that are a single span of memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from schuss import _core
+from schuss.engine.memory import address
+from schuss.engine.structure import Arrays, filled, label, listed
+from schuss.engine.structure import flatten as found_in
+
+__all__ = ["flatten"]
+
+
+def flatten(params: Arrays) -> tuple[np.ndarray, Any]:
+    """Copies arrays into one, and returns it, and views of it in their place.
+
+        flat, params = schuss.flatten(params)
+        opt = schuss.AdamW(params)                  which steps them as one array
+
+    params   an array, or arrays in sequences and mappings: of one type, each in C or Fortran order
+
+    The flat array has one axis, in which the arrays follow one another in the order of the
+    structure, each as it lay in memory: so their order stays. The structure is of dicts and lists.
+    Raises TypeError where there are several types; TypeError or ValueError, too, where one is no
+    array that an optimizer takes, or comes twice: the two would be one no more.
+    """
+    tree, arrays = found_in(listed(params))
+    if not arrays:
+        raise ValueError("params: no array in it; pass at least one")
+    first = next(iter(arrays))
+    dtype, places = arrays[first].dtype, dict[int, str]()
+    for name, x in arrays.items():
+        _core.require_array(x, label("params", name))
+        if x.dtype != dtype:
+            of = f"{label('params', first)} is {dtype}"
+            raise TypeError(f"{label('params', name)}: {x.dtype}, but {of}; flatten each by itself")
+        other = places.setdefault(address(x), name) if x.size else name
+        if other != name:
+            raise ValueError(
+                f"{label('params', name)}: overlaps {label('params', other)}; pass it once"
+            )
+    flat = np.empty(sum(x.size for x in arrays.values()), dtype)
+    views, begin = [], 0
+    for x in arrays.values():
+        order: Any = "C" if x.flags.c_contiguous else "F"
+        views.append(flat[begin : begin + x.size].reshape(x.shape, order=order))
+        views[-1][...] = x
+        begin += x.size
+    return flat, filled(tree, views)
