@@ -75,7 +75,7 @@ span array_of(kind type) {
   a.x = parameter(type);
   a.g = gradient(type);
   for (int s = 0; s < most_states; ++s) a.state[s] = state(type, s);
-  a.size = n;
+  a.size = a.row_size = n;
   return a;
 }
 
@@ -83,7 +83,7 @@ span array_of(kind type) {
 scalars plain_step() {
   constexpr double infinite = std::numeric_limits<double>::infinity();
   scalars c{};
-  c.scale = c.agree = c.oppose = c.keep = c.after = 1;
+  c.scale = c.agree = c.oppose = c.keep = c.after = c.fade_x = c.fade_0 = c.fade_1 = 1;
   c.clip = c.high = infinite;
   c.low = -infinite;
   std::fill_n(c.rule_scalars, most_scalars, 0.5);
@@ -155,8 +155,9 @@ void count_storage(const rule& r, kind half) {
 void count_shared(const table& t) {
   double sums[2];
   for (const kind type : {kind::float32, kind::float64, kind::float16, kind::bfloat16}) {
-    const stream g = gradient(type);
-    count("add_squares " + name(type), n, [&] { t.add_squares(g, 0, n, 1, sums); });
+    span a = array_of(type == kind::float64 ? type : kind::float32);
+    a.g = gradient(type);
+    count("add_squares " + name(type), n, [&] { t.add_squares(a, 0, n, 1, sums); });
   }
   std::vector<float> wide(n);
   for (const kind half : {kind::float16, kind::bfloat16}) {

@@ -27,14 +27,22 @@ template <class Bytes> void cut_all(const std::vector<span>& spans, const Bytes&
   for (const span* a = spans.data(); piece < pieces && a != spans.data() + spans.size(); ++a) {
     const std::ptrdiff_t width = bytes_per_element(*a), after = before + a->size * width;
     for (; piece < pieces && cut(total, piece, pieces) < after; ++piece)
-      begins[piece] = {a, edge(a->size, width, cut(total, piece, pieces) - before)};
+      begins[piece] = {a, edge(a->size, a->row_size, width, cut(total, piece, pieces) - before)};
     before = after;
   }
   for (; piece <= pieces; ++piece) begins[piece] = {spans.data() + spans.size(), 0};
 }
 
-// Calls work(begin, end, first, last) for all elements of all spans, for as many spans of the same
-// set and type at a time as a piece has: one region.
+bool has_sets(const span& a) { return a.rows != nullptr && a.rows->sets != nullptr; }
+
+// Whether the two go through a kernel in one call.
+bool go_together(const span& a, const span& b) {
+  return a.set == b.set && computes_double(a) == computes_double(b) && !has_sets(a) &&
+         !has_sets(b) && (a.report == nullptr) == (b.report == nullptr);
+}
+
+// Calls work(begin, end, first, last) for all elements of all spans, for as many spans that go
+// together at a time as a piece has: one region.
 template <class Bytes, class Work> void over(const std::vector<span>& spans,
                                              const Bytes& bytes_per_element,
                                              const Work& work) noexcept {
@@ -49,9 +57,7 @@ template <class Bytes, class Work> void over(const std::vector<span>& spans,
     const auto [next, rest] = begins[piece + 1];
     const span* const end = next + (rest > 0);  // of the last span the beginning alone
     for (const span *a = begin, *other; a != end; a = other) {
-      other = std::find_if(a + 1, end, [a](const span& b) {
-        return b.set != a->set || computes_double(b) != computes_double(*a);
-      });
+      other = std::find_if(a + 1, end, [a](const span& b) { return !go_together(*a, b); });
       const bool cut_short = other == end && rest > 0;
       work(a, other, a == begin ? first : 0, cut_short ? rest : other[-1].size);
     }
@@ -72,10 +78,12 @@ std::ptrdiff_t cut(std::ptrdiff_t total, int piece, int pieces) noexcept {
   return total / pieces * piece + total % pieces * piece / pieces;
 }
 
-std::ptrdiff_t edge(std::ptrdiff_t size, std::ptrdiff_t bytes_per_element,
+std::ptrdiff_t edge(std::ptrdiff_t size, std::ptrdiff_t row_size, std::ptrdiff_t bytes_per_element,
                     std::ptrdiff_t target) noexcept {
   if (target >= size * bytes_per_element) return size;
-  return target <= 0 ? 0 : target / bytes_per_element / chunk * chunk;
+  if (target <= 0) return 0;
+  const std::ptrdiff_t element = target / bytes_per_element, in_row = element % row_size;
+  return element - in_row % chunk;
 }
 
 namespace {
@@ -86,8 +94,8 @@ const rule& rule_of(const table& kernels, const span& a, const std::vector<scala
   return kernels.rules[sets[a.set].rule];
 }
 
-// The sums of a span's chunks, `stride` apart, folded pairwise by index into the first.
-void fold(double* sums, std::ptrdiff_t count, std::ptrdiff_t stride) {
+// Sums that are `stride` apart, folded pairwise by index into the first.
+void fold_pairs(double* sums, std::ptrdiff_t count, std::ptrdiff_t stride) {
   for (std::ptrdiff_t n = count; n > 1; n = (n + 1) / 2) {
     for (std::ptrdiff_t k = 0; k < n / 2; ++k)
       sums[k * stride] = sums[2 * k * stride] + sums[(2 * k + 1) * stride];
@@ -95,40 +103,111 @@ void fold(double* sums, std::ptrdiff_t count, std::ptrdiff_t stride) {
   }
 }
 
+std::ptrdiff_t chunks_of_row(const span& a) { return (a.row_size + chunk - 1) / chunk; }
+
+// The number of the chunk that begins at an element, among those of all spans.
+std::ptrdiff_t chunk_at(const span& a, std::ptrdiff_t first) {
+  return a.chunk + first / a.row_size * chunks_of_row(a) + first % a.row_size / chunk;
+}
+
+// Those of the chunks of each row, into one behind the other; returns how many rows there are.
+std::ptrdiff_t fold_rows(const span& a, double* sums, int several) {
+  if (a.size == 0) return 0;
+  const std::ptrdiff_t each = several * chunks_of_row(a), count = a.size / a.row_size;
+  for (std::ptrdiff_t row = 0; row < count; ++row)
+    for (int s = 0; s < several; ++s) {
+      fold_pairs(sums + row * each + s, chunks_of_row(a), several);
+      sums[row * several + s] = sums[row * each + s];
+    }
+  return count;
+}
+
 }  // namespace
+
+std::ptrdiff_t chunks(const span& a) noexcept {
+  return a.size == 0 ? 0 : a.size / a.row_size * chunks_of_row(a);
+}
+
+void fold(const span& a, double* sums, int several) noexcept {
+  const std::ptrdiff_t rows = fold_rows(a, sums, several);
+  for (int s = 0; s < several; ++s) fold_pairs(sums + s, rows, several);
+}
 
 void run(const table& kernels, const std::vector<span>& spans,
          const std::vector<scalars>& sets) noexcept {
   over(spans, width,
        [&](const span* a, const span* end, std::ptrdiff_t first, std::ptrdiff_t last) {
-         const rule& own = rule_of(kernels, *a, sets);
-         const kernel update = computes_double(*a) ? own.float64 : own.float32;
-         update(a, end, first, last, sets[a->set]);
+         const auto update = [&](std::size_t set, std::ptrdiff_t from, std::ptrdiff_t to) {
+           const rule& own = kernels.rules[sets[set].rule];
+           (computes_double(*a) ? own.float64 : own.float32)(a, end, from, to, sets[set]);
+         };
+         if (!has_sets(*a)) return update(a->set, first, last);
+         const std::size_t* const sets_of = a->rows->sets;
+         const std::ptrdiff_t size = a->row_size;
+         for (std::ptrdiff_t to; first < last; first = to) {
+           std::ptrdiff_t row = first / size;
+           const std::size_t set = sets_of[row];
+           while (++row * size < last && sets_of[row] == set) continue;
+           to = std::min(row * size, last);
+           update(set, first, to);
+         }
        });
 }
-
-std::ptrdiff_t chunks(std::ptrdiff_t size) noexcept { return (size + chunk - 1) / chunk; }
 
 namespace {
 
 std::ptrdiff_t gradient_width(const span& a) { return a.g.width; }
 
-// The norm with all gradients multiplied by 2^-exponent.
-scaled_norm norm_at(int exponent, const table& kernels, const std::vector<span>& spans,
-                    std::vector<double>& sums) noexcept {
+// Sums of the squares of each chunk, with all gradients multiplied by 2^-exponent; whether they are
+// finite.
+bool sum_squares(int exponent, const table& kernels, const std::vector<span>& spans,
+                 std::vector<double>& sums) noexcept {
   std::atomic<bool> finite{true};
   const double scale = std::ldexp(1.0, -exponent);
   const auto add = [&](const span& a, std::ptrdiff_t first, std::ptrdiff_t last) {
-    if (!kernels.add_squares(a.g, first, last, scale, sums.data() + a.chunk + first / chunk))
+    if (!kernels.add_squares(a, first, last, scale, sums.data() + chunk_at(a, first)))
       finite = false;
   };
   over(spans, gradient_width, one_by_one(add));
+  return finite;
+}
+
+scaled_norm norm_at(int exponent, const table& kernels, const std::vector<span>& spans,
+                    std::vector<double>& sums) noexcept {
+  const bool finite = sum_squares(exponent, kernels, spans, sums);
   double total = 0;
   for (const span& a : spans) {
-    fold(sums.data() + a.chunk, chunks(a.size), 1);
-    if (a.size > 0) total += sums[static_cast<std::size_t>(a.chunk)];
+    if (a.size == 0) continue;
+    fold(a, sums.data() + a.chunk, 1);
+    total += sums[static_cast<std::size_t>(a.chunk)];
   }
   return {total, exponent, finite};
+}
+
+// By which exponent squares of float64 are to be summed again: 0 where they needn't be.
+int better_exponent(double squares, bool finite) {
+  // Below this what is lost of squares too small for double may count. No float32 leads here but 0.
+  constexpr double small = 0x1p-900, infinite = std::numeric_limits<double>::infinity();
+  if (!finite || (squares >= small && squares < infinite)) return 0;
+  return squares < small ? -600 : 600;
+}
+
+// The norm of elements first <= i < last of a span, whole rows, whose chunks have these sums.
+scaled_norm settle(const table& kernels, const span& a, std::ptrdiff_t first, std::ptrdiff_t last,
+                   double* sums) {
+  if (first == last) return {0, 0, true};
+  span part = a;
+  part.size = last - first;
+  bool finite = true;
+  const auto again = [&](int exponent) {
+    finite = kernels.add_squares(a, first, last, std::ldexp(1.0, -exponent), sums);
+    fold(part, sums, 1);
+  };
+  fold(part, sums, 1);
+  if (*sums - *sums != 0) again(0);
+  const int exponent = computes_double(a) ? better_exponent(*sums, finite) : 0;
+  if (exponent != 0) again(exponent);
+  return {*sums, exponent, finite};
 }
 
 }  // namespace
@@ -136,12 +215,76 @@ scaled_norm norm_at(int exponent, const table& kernels, const std::vector<span>&
 scaled_norm norm(const table& kernels, const std::vector<span>& spans,
                  std::vector<double>& sums) noexcept {
   const scaled_norm found = norm_at(0, kernels, spans, sums);
-  // Below this what is lost of squares too small for double may count. No float32 leads here but 0.
-  constexpr double small = 0x1p-900, infinite = std::numeric_limits<double>::infinity();
-  if (!found.finite || (found.squares >= small && found.squares < infinite)) return found;
-  const auto is_double = [](const span& a) { return a.g.kind == kind::float64; };
-  if (std::none_of(spans.begin(), spans.end(), is_double)) return found;
-  return norm_at(found.squares < small ? -600 : 600, kernels, spans, sums);
+  const int exponent = better_exponent(found.squares, found.finite);
+  if (exponent == 0 || std::none_of(spans.begin(), spans.end(), computes_double)) return found;
+  return norm_at(exponent, kernels, spans, sums);
+}
+
+bool norms(const table& kernels, const std::vector<span>& spans, bool of_rows,
+           std::vector<double>& sums, std::vector<scaled_norm>& found) noexcept {
+  const bool finite = sum_squares(0, kernels, spans, sums);
+  parallel_for(divide(0), [&](int) {  // for the floating-point environment of a region
+    scaled_norm* next = found.data();
+    for (const span& a : spans) {
+      const std::ptrdiff_t each = of_rows ? a.row_size : a.size;
+      double* const own = sums.data() + a.chunk;
+      if (!of_rows) *next++ = settle(kernels, a, 0, a.size, own);
+      for (std::ptrdiff_t row = 0; of_rows && row < a.size; row += each)
+        *next++ = settle(kernels, a, row, row + each, own + row / each * chunks_of_row(a));
+    }
+  });
+  return finite;
+}
+
+scaled_norm added(const std::vector<scaled_norm>& norms) noexcept {
+  scaled_norm all{0, norms.empty() ? 0 : norms.front().exponent, true};
+  for (const scaled_norm& one : norms) all.exponent = std::max(all.exponent, one.exponent);
+  for (const scaled_norm& one : norms) {
+    all.squares += std::ldexp(one.squares, 2 * (one.exponent - all.exponent));
+    all.finite = all.finite && one.finite;
+  }
+  return all;
+}
+
+namespace {
+
+// Whether a stream goes on behind the elements of another one.
+bool goes_on(const stream& before, const stream& after, std::ptrdiff_t size) {
+  if (before.kind != after.kind || before.kind == kind::outer || before.kind == kind::sum)
+    return false;
+  if (before.kind == kind::none) return true;
+  const bool codes = before.kind == kind::signed8 || before.kind == kind::unsigned8;
+  if (codes && (size % coded != 0 || static_cast<const char*>(before.beside) + size / coded !=
+                                         static_cast<const char*>(after.beside)))
+    return false;
+  return static_cast<const char*>(before.data) + size * before.width == after.data;
+}
+
+bool goes_on(const span& a, const span& b) {
+  const auto beside = [&](const stream& one, const stream& other) {
+    return goes_on(one, other, a.size);
+  };
+  return beside(a.x, b.x) && a.set == b.set && a.rows == nullptr && b.rows == nullptr &&
+         a.position + a.size == b.position && beside(a.g, b.g) && beside(a.master, b.master) &&
+         beside(a.average, b.average) && beside(a.low, b.low) && beside(a.high, b.high) &&
+         std::equal(a.state, a.state + most_states, b.state, beside);
+}
+
+}  // namespace
+
+bool join(const std::vector<span>& spans, std::vector<span>& joined) {
+  const auto goes = [](const span& a, const span& b) { return goes_on(a, b); };
+  if (std::adjacent_find(spans.begin(), spans.end(), goes) == spans.end()) return false;
+  joined.clear();
+  for (const span& a : spans) {
+    if (joined.empty() || !goes_on(joined.back(), a)) {
+      joined.push_back(a);
+    } else {
+      joined.back().size += a.size;
+      joined.back().row_size = joined.back().size;
+    }
+  }
+  return true;
 }
 
 std::size_t first_overflow(const table& kernels, const std::vector<span>& spans,
@@ -162,12 +305,14 @@ void measure(const table& kernels, const std::vector<span>& spans, const std::ve
   const auto add = [&](const span& a, std::ptrdiff_t first, std::ptrdiff_t last) {
     const rule& own = rule_of(kernels, a, sets);
     const measure_kernel sum = computes_double(a) ? own.measure64 : own.measure32;
-    sum(a, first, last, sets[a.set], wanted, sums.data() + most_sums * (a.chunk + first / chunk));
+    sum(a, first, last, sets[a.set], wanted, sums.data() + most_sums * chunk_at(a, first));
   };
   over(spans, width, one_by_one(add));
-  for (const span& a : spans)
-    for (int s = 0; s < most_sums; ++s)
-      fold(sums.data() + most_sums * a.chunk + s, chunks(a.size), most_sums);
+  for (const span& a : spans) fold(a, sums.data() + most_sums * a.chunk, most_sums);
+}
+
+void add(const table& kernels, const std::vector<span>& spans) noexcept {
+  over(spans, width, one_by_one(kernels.add));
 }
 
 }  // namespace schuss

@@ -4,6 +4,7 @@
 // (CMakeLists.txt). Everything but the table has internal linkage and no function of the standard
 // library is left standing: an object's code, picked by the linker for another one's, would be an
 // illegal instruction on an older processor.
+#include <algorithm>
 #include <cstddef>
 #include <type_traits>
 #include <utility>
@@ -31,6 +32,12 @@ template <class Rule> constexpr auto traits_of(int) -> decltype(&*Rule::states) 
 }
 template <class Rule> constexpr const trait* traits_of(long) { return nullptr; }
 
+// Where the sums go that a step reports of elements from one on.
+double* sums_from(const span& a, std::ptrdiff_t first) {
+  const std::ptrdiff_t chunks = (a.row_size + chunk - 1) / chunk, row = a.row_size;
+  return a.report + most_reports * (first / row * chunks + first % row / chunk);
+}
+
 template <template <class> class Rule> struct kernels_of {
   static constexpr const trait* traits = traits_of<Rule<float>>(0);
   static constexpr std::size_t scalar_count = sizeof(Rule<float>) / sizeof(float);
@@ -53,10 +60,11 @@ template <template <class> class Rule> struct kernels_of {
     return {X, G, S, taken<T, how, X, G, S>};
   }
 
-  template <class T, kind f> static constexpr loop<T> wide[] = {
-      loop_of<T, plain, f, f, f>(),   loop_of<T, coupled, f, f, f>(),
-      loop_of<T, masked, f, f, f>(),  loop_of<T, judged, f, f, f>(),
-      loop_of<T, bounded, f, f, f>(), loop_of<T, cleared, f, f, f>()};
+  template <class T, kind f>
+  static constexpr loop<T> wide[] = {loop_of<T, plain, f, f, f>(),   loop_of<T, coupled, f, f, f>(),
+                                     loop_of<T, masked, f, f, f>(),  loop_of<T, judged, f, f, f>(),
+                                     loop_of<T, bounded, f, f, f>(), loop_of<T, cleared, f, f, f>(),
+                                     loop_of<T, reported, f, f, f>()};
   template <kind f, kind h> static constexpr loop<float> of_16_bits[] = {
       loop_of<float, plain, h, h, h>(), loop_of<float, plain, f, h, h>(),
       loop_of<float, plain, f, f, h>(), loop_of<float, plain, f, h, f>()};
@@ -73,10 +81,13 @@ template <template <class> class Rule> struct kernels_of {
   template <class T> static void run(const span* a, const span* end, std::ptrdiff_t first,
                                      std::ptrdiff_t last, const scalars& c) {
     const auto rule = with<T>(c, indices());
-    const stages<T> around(c);
-    for (; a != end; ++a) {
-      blocks<T>(*a, first, a + 1 == end ? last : a->size, &rule, all_loops<T>(), around);
-      first = 0;
+    const stages<T> around(c, a->report != nullptr);
+    for (; a != end; ++a, first = 0) {
+      double* sums = a->report == nullptr ? nullptr : sums_from(*a, first);
+      each_row(*a, first, a + 1 == end ? last : a->size,
+               [&](const span& row, std::ptrdiff_t from, std::ptrdiff_t to) {
+                 step<T>(row, from, to, &rule, all_loops<T>(), around, sums);
+               });
     }
   }
   template <class T> static void measure(const span& a, std::ptrdiff_t first, std::ptrdiff_t last,
@@ -99,6 +110,25 @@ constexpr rule rules[] = {
     SCHUSS_RULES(SCHUSS_ENTRY)
 #undef SCHUSS_ENTRY
 };
+
+// A sum alone, from its stream to x.
+template <class T> void add_to(const span& of, std::ptrdiff_t first, std::ptrdiff_t last) {
+  alignas(64) T room[block];
+  span to{};
+  to.x = of.x;
+  for (std::ptrdiff_t i = first; i < last; i += block) {
+    const std::ptrdiff_t n = std::min(block, last - i), left = n % pack<T>::size;
+    add_up(of.g, i, n, room);
+    close(to.x, i, n - left, room);
+    if (left == 0) continue;
+    const rest copies(to, i + n - left, left);
+    close(copies.copy.x, 0, pack<T>::size, room + n - left);
+    copies.put_back(to, false);
+  }
+}
+void add(const span& of, std::ptrdiff_t first, std::ptrdiff_t last) {
+  of.x.kind == kind::float64 ? add_to<double>(of, first, last) : add_to<float>(of, first, last);
+}
 
 // The quotient as the rules take it, for the proof that it is rounded right.
 void divide(const float* a, const float* b, std::ptrdiff_t n, float* quotients) {
@@ -124,7 +154,7 @@ void divide(const float* a, const float* b, std::ptrdiff_t n, float* quotients) 
   extern const table schuss_kernels_##isa;                                                      \
   const table schuss_kernels_##isa = {#isa,        rules,         sizeof(rules) / sizeof(rule), \
                                       add_squares, scales_finite, add_lines,                    \
-                                      convert,     divide};
+                                      convert,     add,           divide};
 SCHUSS_EXPORT(SCHUSS_ISA)
 
 }  // namespace schuss

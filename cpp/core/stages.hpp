@@ -11,7 +11,9 @@
 
 #include "elements.hpp"
 #include "kernel.hpp"
+#include "lanes.hpp"
 #include "pack.hpp"
+#include "rows.hpp"
 #include "storage.hpp"
 
 namespace schuss {
@@ -31,14 +33,38 @@ SCHUSS_INLINE void each(std::ptrdiff_t n, const Stage& stage, T* out, const In*.
 // leaves fewer elements under way while others wait for a division and a root, and a branch in the
 // loop takes the time of several; with all stages and kinds as branches in it, AdamW took 2.1 to
 // 3.6 times as long (bench/README.md).
-enum form { plain, coupled, masked, judged, bounded, cleared };
+// Where sums are reported they are taken in the loop, whose numbers wait for a division anyway.
+enum form { plain, coupled, masked, judged, bounded, cleared, reported };
 
 template <class T> struct factors {
   pack<T> scale, l2, keep, tiny;
   // Where signs are judged: of u, and what is kept where u and x differ.
   pack<T> agree, oppose, against;
   pack<T> low, high;
+  // Where sums are reported: of the squares of g, u and x, and of how many elements.
+  lanes* sums = nullptr;
+  std::ptrdiff_t valid = 0;
 };
+
+// The first n numbers of a pack; zeros for the others.
+template <class T> [[gnu::noinline, gnu::cold]] pack<T> only(std::ptrdiff_t n, pack<T> of) {
+  T all[pack<T>::size];
+  of.to(all);
+  for (std::ptrdiff_t i = n; i < pack<T>::size; ++i) all[i] = 0;
+  return pack<T>::from(all);
+}
+
+// Adds the squares of a pack of elements from i on.
+template <class T>
+SCHUSS_INLINE void report(const factors<T>& by, std::ptrdiff_t i, pack<T> g, pack<T> u, pack<T> x) {
+  const std::ptrdiff_t n = by.valid - i;
+  if (__builtin_expect(n < pack<T>::size, 0)) {
+    if (n <= 0) return;
+    g = only(n, g), u = only(n, u), x = only(n, x);
+  }
+  const pack<T>* const all[] = {&g, &u, &x};
+  for (int s = 0; s < most_reports; ++s) by.sums[s].add(i % sixteen, square(*all[s]));
+}
 
 // Whether a rule's state array is rounded by chance where it is stored in this kind.
 template <class T, kind S, class Rule, std::size_t s> constexpr bool by_chance() {
@@ -79,8 +105,10 @@ SCHUSS_INLINE void apply(const Rule rule, const factors<T> by, std::ptrdiff_t n,
     [[maybe_unused]] number s[] = {load<T, S>(held[I], i)..., w};
     number u = rule(w, d, s[I]...);
     (put<T, S, Rule, I>(held[I], i, flush(s[I], by.tiny), random[I]), ...);
-    if constexpr (how == judged) u = select(u * d > 0, by.agree, by.oppose) * u;
-    if constexpr (how == judged || how == masked) keep = select(u * w > 0, by.keep, by.against);
+    if constexpr (how == judged || how == reported) u = select(u * d > 0, by.agree, by.oppose) * u;
+    if constexpr (how == judged || how == masked || how == reported)
+      keep = select(u * w > 0, by.keep, by.against);
+    if constexpr (how == reported) report(by, i, d, u, w);
     const number moved = keep * w - u;
     store<T, X>(x, i, how == bounded ? clamp(moved, by.low, by.high) : moved);
     if constexpr (how == cleared) store<T, G>(g, i, number(0));
@@ -114,9 +142,9 @@ template <class T> struct stages {
   factors<T> by;
   number clip, l1;
   form how;
-  bool clips, decays, pulls, prepares;
+  bool clips, decays, pulls, prepares, fades;
 
-  [[gnu::noinline]] explicit stages(const scalars& set)
+  [[gnu::noinline]] explicit stages(const scalars& set, bool reports = false)
       : c(set),
         by{static_cast<T>(c.scale),
            static_cast<T>(c.l2),
@@ -129,11 +157,12 @@ template <class T> struct stages {
            -least_from<T>(-c.high, kind::none)},
         clip(static_cast<T>(c.clip)),
         l1(static_cast<T>(c.l1)),
-        how(form_of(set)),
+        how(reports ? reported : form_of(set)),
         clips(c.clip < infinite),
         decays(c.l2 != 0),
         pulls(c.l1 != 0),
-        prepares(clips || pulls || (decays && how != coupled)) {}
+        prepares(clips || pulls || (decays && how != coupled)),
+        fades(c.fade_x != 1 || c.drift != 0 || c.fade_0 != 1 || c.fade_1 != 1) {}
 
   // Clipping comes before the term of l2, and that of l1 behind: they take it out of the rule's
   // loop.
@@ -160,14 +189,37 @@ template <class T> struct stages {
 
   // The form in which the rule's loop takes the only stage behind it, if it can.
   form closing(const span& a) const {
-    if (how != plain || prepares || follow(a) || narrow(a.x.kind) || narrow(a.g.kind)) return how;
+    if (how != plain || prepares || follow(a) || narrow(a.x.kind) || narrow(a.g.kind) ||
+        a.g.kind == kind::sum)
+      return how;
     if (c.zero_grad != 0) return bounds() ? how : cleared;
     return bounds() ? bounded : how;
   }
 
+  // What steps without a gradient would have done meanwhile, in the compute type.
+  [[gnu::noinline]] void fade(std::ptrdiff_t n, T* x, void* const* state, int states) const {
+    const number fade_x = static_cast<T>(c.fade_x), drift = static_cast<T>(c.drift);
+    T* const s = states > 0 ? static_cast<T*>(state[0]) : x;
+    if (c.drift != 0)
+      each(n, [=](number w, number m) { return fade_x * w - drift * m; }, x, x, s);
+    else if (c.fade_x != 1)
+      each(n, [=](number w) { return fade_x * w; }, x, x);
+    const double by_state[] = {c.fade_0, c.fade_1};
+    for (int i = 0; i < 2 && i < states; ++i) {
+      const number by = static_cast<T>(by_state[i]);
+      T* const one = static_cast<T*>(state[i]);
+      if (by_state[i] != 1) each(n, [=](number m) { return by * m; }, one, one);
+    }
+  }
+
   // Stages 1 to 3, of which at least one is asked for: the gradient that the rule is to see.
-  [[gnu::noinline]] void prepare(std::ptrdiff_t n, const stream& g, std::ptrdiff_t from, const T* x,
+  [[gnu::noinline]] void prepare(std::ptrdiff_t n, stream g, std::ptrdiff_t from, const T* x,
                                  T* out) const {
+    if (g.kind == kind::sum) {
+      constexpr kind own = std::is_same_v<T, float> ? kind::float32 : kind::float64;
+      g = {add_up(g, from, n, out), own, sizeof(T)};
+      from = 0;
+    }
     const auto whole = [&](auto stage) {
       for (std::ptrdiff_t i = 0; i < n; i += number::size)
         stage(load<T>(g, from + i), number::from(x + i)).to(out + i);
@@ -211,8 +263,7 @@ template <class T> struct stages {
       close(a.master, i, n, x);
     else if (narrow(a.x.kind))
       close(a.x, i, n, x, c.stochastic != 0 ? point : exact, chance_at(a, 0), -1, a.size);
-    if (c.zero_grad != 0)
-      std::memset(at<char>(a.g, i * a.g.width), 0, static_cast<std::size_t>(n * a.g.width));
+    if (c.zero_grad != 0) clear(a.g, i, n);
   }
 };
 
@@ -269,39 +320,46 @@ template <class T> void direct(const span& a, std::ptrdiff_t first, std::ptrdiff
 }
 
 // The loop over blocks, once for all rules: brings what the rule's loop doesn't take to the compute
-// type, prepares the gradient, applies the rule, finishes the parameter and puts it back.
+// type, prepares the gradient, applies the rule, finishes the parameter and puts it back. Where
+// sums are reported, `sums` are those of the chunk, and of the elements only the first `valid`
+// count.
 template <class T> [[gnu::noinline]] void blocks(const span& a, std::ptrdiff_t first,
                                                  std::ptrdiff_t last, const void* rule,
-                                                 const loops<T>& of, const stages<T>& around) {
+                                                 const loops<T>& of, const stages<T>& around,
+                                                 lanes* sums, std::ptrdiff_t valid) {
   const int states = of.states;
   constexpr kind own = std::is_same_v<T, float> ? kind::float32 : kind::float64;
   alignas(64) T x_buffer[block], g_buffer[block], buffers[most_states][block];
   const form how = around.closing(a);
   const bool finishes = how == around.how && around.finishes(a);
-  const loop<T>* const taken =
-      &fitting(a, how, finishes ? own : a.x.kind, around.prepares ? own : a.g.kind, of);
+  const loop<T>* const taken = around.fades ? of.wide + how
+                                            : &fitting(a, how, finishes ? own : a.x.kind,
+                                                       around.prepares ? own : a.g.kind, of);
 
   const stream& x_of = is(a.master) ? a.master : a.x;
   const bool opens_x = x_of.kind != taken->x, opens_g = a.g.kind != taken->g;
-  bool opens = opens_x || opens_g, codes = false;
+  bool opens = opens_x || opens_g || around.fades, codes = false;
   for (int s = 0; s < states; ++s) {
     opens = opens || a.state[s].kind != taken->state;
     codes = codes || has_codes(a.state[s].kind);
   }
-  if (!opens && !around.prepares && !finishes && how != cleared)
+  if (!opens && !around.prepares && !finishes && how != cleared && how != reported)
     return direct(a, first, last, rule, states, taken->run, around);
 
   // The last ones go through all of this in copies, which have room for whole packs, or blocks.
-  const std::ptrdiff_t whole = codes ? coded : pack<T>::size, left = (last - first) % whole;
+  const std::ptrdiff_t whole = codes ? coded : how == reported ? sixteen : pack<T>::size;
+  const std::ptrdiff_t left = (last - first) % whole;
   if (left != 0) {
-    if (first < last - left) blocks<T>(a, first, last - left, rule, of, around);
+    if (first < last - left)
+      blocks<T>(a, first, last - left, rule, of, around, sums, last - left - first);
     const rest copies(a, last - left, left, whole);
-    blocks<T>(copies.copy, 0, whole, rule, of, around);
+    blocks<T>(copies.copy, 0, whole, rule, of, around, sums, left);
     return copies.put_back(a, around.c.zero_grad != 0);
   }
   const std::ptrdiff_t size = how == cleared && !opens ? last - first : block;
   factors<T> by = around.by;
   if (around.prepares) by.scale = T(1);
+  by.sums = sums;
 
   const auto there = [](const stream& s, std::ptrdiff_t i) {
     return static_cast<void*>(at<char>(s, i * s.width));
@@ -309,15 +367,17 @@ template <class T> [[gnu::noinline]] void blocks(const span& a, std::ptrdiff_t f
   for (std::ptrdiff_t i = first; i < last; i += size) {
     const std::ptrdiff_t n = last - i < size ? last - i : size;
     void* const x = opens_x ? open(x_of, i, n, x_buffer) : there(x_of, i);
-    void* g = there(a.g, i);
-    if (around.prepares)
-      around.prepare(n, a.g, i, static_cast<const T*>(x), g_buffer), g = g_buffer;
-    else if (opens_g)
-      g = open(a.g, i, n, g_buffer);
+    void* g = opens_g || around.prepares ? g_buffer : there(a.g, i);
     void* state[most_states];
     for (int s = 0; s < states; ++s)
       state[s] = a.state[s].kind != taken->state ? open(a.state[s], i, n, buffers[s])
                                                  : there(a.state[s], i);
+    if (around.fades) around.fade(n, static_cast<T*>(x), state, states);
+    if (around.prepares)
+      around.prepare(n, a.g, i, static_cast<const T*>(x), g_buffer);
+    else if (opens_g)
+      open(a.g, i, n, g_buffer);
+    by.valid = valid - (i - first);
     taken->run(rule, by, n, x, g, state, around.chance_at(a, i));
     for (int s = 0; s < states; ++s)
       if (a.state[s].kind != taken->state)
@@ -326,6 +386,20 @@ template <class T> [[gnu::noinline]] void blocks(const span& a, std::ptrdiff_t f
       around.finish(a, i, n, static_cast<T*>(x));
     else if (opens_x)
       close(a.x, i, n, x_buffer);
+  }
+}
+
+// A step of elements of one row, or of an array, with the sums of its chunks where they are asked
+// for.
+template <class T> void step(const span& a, std::ptrdiff_t first, std::ptrdiff_t last,
+                             const void* rule, const loops<T>& of, const stages<T>& around,
+                             double*& sums) {
+  if (sums == nullptr) return blocks<T>(a, first, last, rule, of, around, nullptr, 0);
+  for (std::ptrdiff_t from = first, to; from < last; from = to) {
+    lanes all[most_reports];
+    to = end_of_chunk(a, from, last);
+    blocks<T>(a, from, to, rule, of, around, all, to - from);
+    for (const lanes& each : all) *sums++ = each.fold();
   }
 }
 

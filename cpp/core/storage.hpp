@@ -17,7 +17,15 @@ namespace {
 // Whether a kind is narrower than the compute type.
 constexpr bool narrow(kind k) { return k >= kind::float16; }
 
+// Whether its elements are stored nowhere: they are computed where they are read.
+constexpr bool derived(kind k) { return k == kind::outer || k == kind::sum; }
+
 constexpr bool is(const stream& s) { return s.kind != kind::none; }
+
+// Bytes of an element of a gradient.
+constexpr std::ptrdiff_t width_of(kind k) {
+  return narrow(k) ? 2 : k == kind::float64 ? sizeof(double) : sizeof(float);
+}
 
 template <class T> SCHUSS_INLINE T* at(const stream& s, std::ptrdiff_t i) {
   return static_cast<T*>(s.data) + i;
@@ -291,11 +299,66 @@ template <class T>
   return buffer;
 }
 
+// Elements of a piece as packs: calls work(k, pack) for those from i + k on, the last of them
+// filled up with zeros.
+template <class T, class Work>
+SCHUSS_INLINE void each_of(const piece& of, std::ptrdiff_t i, std::ptrdiff_t n, const Work& work) {
+  constexpr std::ptrdiff_t size = pack<T>::size;
+  of_pack_kind<T>(of.kind, [&](auto as) {
+    const std::ptrdiff_t left = n % size, whole = n - left, width = width_of(of.kind);
+    for (std::ptrdiff_t k = 0; k < whole; k += size) work(k, load<T, as.value>(of.data, i + k));
+    if (left == 0) return;
+    alignas(register_bytes) char room[register_bytes] = {};
+    __builtin_memcpy(room, static_cast<const char*>(of.data) + (i + whole) * width,
+                     static_cast<std::size_t>(left * width));
+    work(whole, load<T, as.value>(room, 0));
+  });
+}
+
+// Writes n elements from i on of a stream of kind `sum`, and some more up to a whole pack.
+template <class T>
+[[gnu::noinline]] T* add_up(const stream& s, std::ptrdiff_t i, std::ptrdiff_t n, T* buffer) {
+  const sum& of = *static_cast<const sum*>(s.data);
+  const std::ptrdiff_t from = i - of.first;
+  for (const piece* one = of.pieces; one != of.pieces + of.count; ++one) {
+    const pack<T> weight = static_cast<T>(one->weight);
+    if (one == of.pieces)
+      each_of<T>(*one, from, n, [&](std::ptrdiff_t k, pack<T> d) { (weight * d).to(buffer + k); });
+    else
+      each_of<T>(*one, from, n, [&](std::ptrdiff_t k, pack<T> d) {
+        (pack<T>::from(buffer + k) + weight * d).to(buffer + k);
+      });
+  }
+  if (of.factors == nullptr) return buffer;
+  std::ptrdiff_t row = from / of.row_size, end = (row + 1) * of.row_size - from;
+  for (std::ptrdiff_t k = 0; k < n; ++row, end += of.row_size) {
+    const std::ptrdiff_t to = end < n ? end : n;
+    const T factor = static_cast<T>(of.factors[row]);
+    for (; k + pack<T>::size <= to; k += pack<T>::size)
+      (pack<T>(factor) * pack<T>::from(buffer + k)).to(buffer + k);
+    for (; k < to; ++k) buffer[k] = factor * buffer[k];
+  }
+  return buffer;
+}
+
+// Fills n elements from i on of a gradient with zeros.
+inline void clear(const stream& g, std::ptrdiff_t i, std::ptrdiff_t n) {
+  const auto zero = [n](void* data, std::ptrdiff_t from, std::ptrdiff_t width) {
+    __builtin_memset(static_cast<char*>(data) + from * width, 0,
+                     static_cast<std::size_t>(n * width));
+  };
+  if (g.kind != kind::sum) return zero(g.data, i, g.width);
+  const sum& of = *static_cast<const sum*>(g.data);
+  for (const piece* one = of.pieces; one != of.pieces + of.count; ++one)
+    zero(one->data, i - of.first, width_of(one->kind));
+}
+
 // Brings n elements, whole packs, from i on, where a block of codes begins, to a buffer of the
 // compute type.
 template <class T>
 SCHUSS_INLINE T* open(const stream& s, std::ptrdiff_t i, std::ptrdiff_t n, T* buffer) {
   if (s.kind == kind::outer) return multiply(s, i, n, buffer);
+  if (s.kind == kind::sum) return add_up(s, i, n, buffer);
   of_kind<T>(s.kind, [&](auto as) {
     if constexpr (has_codes(as.value)) {
       for (std::ptrdiff_t k = 0; k < n; k += coded)
@@ -347,7 +410,7 @@ template <class T> [[gnu::noinline]] void close(const stream& s, std::ptrdiff_t 
 // Elements from i on in the compute type: where they are, or n of them, whole packs, in a buffer.
 template <class T>
 SCHUSS_INLINE const T* opened(const stream& s, std::ptrdiff_t i, std::ptrdiff_t n, T* buffer) {
-  const bool wide = s.kind != kind::outer && (std::is_same_v<T, double> || !narrow(s.kind));
+  const bool wide = !derived(s.kind) && (std::is_same_v<T, double> || !narrow(s.kind));
   return wide ? at<T>(s, i) : open(s, i, n, buffer);
 }
 
@@ -364,7 +427,7 @@ class rest {
     const auto take = [&](stream& s) {
       char* const room = rooms_[next++];
       if (!is(s)) return;
-      if (s.kind == kind::outer) return multiply_rest(s, room);
+      if (derived(s.kind)) return compute_rest(s, room);
       __builtin_memset(room, 0, static_cast<std::size_t>(padded * s.width));
       copy_bytes(room, static_cast<char*>(s.data) + from_ * s.width, n_ * s.width);
       s.data = room;
@@ -376,14 +439,15 @@ class rest {
     if (copy.master.kind == kind::remainder) copy.master.beside = copy.x.data;
   }
 
-  // Brings what a step writes, of the gradient where it says so, to the array that was copied.
+  // Brings what a step writes to the array that was copied; of the gradient zeros, where it says
+  // so.
   [[gnu::noinline]] void put_back(const span& a, bool gradient) const {
     const auto put = [this](const stream& s, const stream& from) {
-      if (is(s) && s.kind != kind::outer)
+      if (is(s) && !derived(s.kind))
         copy_bytes(static_cast<char*>(s.data) + from_ * s.width, from.data, n_ * s.width);
     };
     put(a.x, copy.x), put(a.master, copy.master), put(a.average, copy.average);
-    if (gradient) put(a.g, copy.g);
+    if (gradient) clear(a.g, from_, n_);
     for (int s = 0; s < most_states; ++s) put(a.state[s], copy.state[s]);
   }
 
@@ -391,15 +455,20 @@ class rest {
 
  private:
   // What isn't stored has no more to read from here on.
-  void multiply_rest(stream& s, void* room) const {
+  void compute_rest(stream& s, void* room) const {
+    const bool sums = s.kind == kind::sum;
+    const kind of = sums ? static_cast<const sum*>(s.data)->pieces->kind : copy.x.kind;
+    if (of == kind::float64)
+      s = computed_rest<double>(s, room, kind::float64);
+    else
+      s = computed_rest<float>(s, room, kind::float32);
+  }
+  template <class T> stream computed_rest(const stream& s, void* room, kind own) const {
+    T found[coded];
+    open(s, from_, n_, found);
     __builtin_memset(room, 0, sizeof rooms_[0]);
-    if (copy.x.kind == kind::float64) {
-      multiply(s, from_, n_, static_cast<double*>(room));
-      s = {room, kind::float64, sizeof(double)};
-    } else {
-      multiply(s, from_, n_, static_cast<float*>(room));
-      s = {room, kind::float32, sizeof(float)};
-    }
+    copy_bytes(room, found, n_ * static_cast<std::ptrdiff_t>(sizeof(T)));
+    return {room, own, sizeof(T)};
   }
   static void copy_bytes(void* to, const void* from, std::ptrdiff_t bytes) {
     __builtin_memcpy(to, from, static_cast<std::size_t>(bytes));

@@ -1,7 +1,5 @@
-// The first sweep, which writes nothing: what a step has to know of whole arrays, in a fixed tree.
-//
-// Sums are taken in double, of chunks from the array's start: element i of one adds its value to
-// lane i mod 16, in order; lanes fold 8-4-2-1. The driver folds the chunks.
+// The first sweep, which writes nothing: what a step has to know of whole arrays, in the tree of
+// lanes.hpp.
 #pragma once
 
 #include <algorithm>
@@ -10,45 +8,15 @@
 
 #include "elements.hpp"
 #include "kernel.hpp"
+#include "lanes.hpp"
 #include "pack.hpp"
+#include "rows.hpp"
 #include "rules.hpp"
 #include "stages.hpp"
 #include "storage.hpp"
 
 namespace schuss {
 namespace {
-
-// Elements of one turn of a loop: one for each lane.
-constexpr std::ptrdiff_t sixteen = 16;
-
-// The sum of a chunk: in registers, where it is a loop's own.
-class lanes {
- public:
-  // Adds a pack of values, of which the first one is element i of sixteen.
-  template <class P> SCHUSS_INLINE void add(std::ptrdiff_t i, const doubles<P>& values) {
-    number* const at = all_ + i / number::size;
-    at[0] = at[0] + values.part[0];
-    if constexpr (doubles<P>::parts == 2) at[1] = at[1] + values.part[1];
-  }
-
-  // Takes the first n lanes of another sum.
-  void take(std::ptrdiff_t n, const lanes& other) {
-    __builtin_memcpy(all_, other.all_, static_cast<std::size_t>(n) * sizeof(double));
-  }
-
-  // Their sum, as a tree.
-  double fold() const {
-    double all[sixteen];
-    __builtin_memcpy(all, all_, sizeof all);
-    for (std::ptrdiff_t half = sixteen / 2; half > 0; half /= 2)
-      for (std::ptrdiff_t l = 0; l < half; ++l) all[l] = all[l] + all[l + half];
-    return all[0];
-  }
-
- private:
-  using number = pack<double>;
-  number all_[sixteen / number::size] = {};
-};
 
 // Calls work(i, lane) for the packs of n elements, whole sixteens, from `first` on. Which lane a
 // pack begins with is a constant once this is inlined, so that lanes can be in registers.
@@ -218,40 +186,59 @@ template <class T, class Rule, std::size_t... S>
 template <class T, class Rule, class States>
 void measure(const span& of, std::ptrdiff_t first, std::ptrdiff_t last, const Rule& rule,
              const stages<T>& around, unsigned wanted, double* sums, States states) {
-  for (std::ptrdiff_t from = first; from < last; from += chunk) {
-    lanes all[most_sums];
-    each_part(of, from, std::min(from + chunk, last), all,
-              [&](const span& a, std::ptrdiff_t i, std::ptrdiff_t n, lanes(&to)[most_sums]) {
-                add_wanted(a, i, n, rule, around, wanted, to, states);
-              });
-    for (const lanes& each : all) *sums++ = each.fold();
-  }
+  each_row(of, first, last, [&](const span& row, std::ptrdiff_t from, std::ptrdiff_t end) {
+    for (std::ptrdiff_t to; from < end; from = to) {
+      lanes all[most_sums];
+      to = end_of_chunk(row, from, end);
+      each_part(row, from, to, all,
+                [&](const span& a, std::ptrdiff_t i, std::ptrdiff_t n, lanes(&add)[most_sums]) {
+                  add_wanted(a, i, n, rule, around, wanted, add, states);
+                });
+      for (const lanes& each : all) *sums++ = each.fold();
+    }
+  });
 }
 
 // ---- The norm
 
+// Elements of a gradient for a loop over packs: as they are stored, or added up in a buffer, block
+// by block. Calls work(g, i, n).
+template <class T, class Work>
+void each_block(const stream& g, std::ptrdiff_t first, std::ptrdiff_t n, const Work& work) {
+  if (g.kind != kind::sum) return work(g, first, n);
+  alignas(64) T room[block];
+  constexpr kind own = std::is_same_v<T, float> ? kind::float32 : kind::float64;
+  for (std::ptrdiff_t i = 0; i < n; i += block) {
+    const std::ptrdiff_t size = std::min(block, n - i);
+    add_up(g, first + i, size, room);
+    work({room, own, sizeof(T)}, 0, size);
+  }
+}
+
 template <class T> bool all_finite(const stream& g, std::ptrdiff_t first, std::ptrdiff_t n) {
   bool finite = true;
-  for (std::ptrdiff_t i = first; i < first + n; i += pack<T>::size) {
-    const pack<T> d = load<T>(g, i);
-    finite = finite && !any(d - d != T(0));
-  }
+  each_block<T>(g, first, n, [&](const stream& s, std::ptrdiff_t from, std::ptrdiff_t size) {
+    for (std::ptrdiff_t i = from; i < from + size; i += pack<T>::size) {
+      const pack<T> d = load<T>(s, i);
+      finite = finite && !any(d - d != T(0));
+    }
+  });
   return finite;
 }
 
 // Writes the sum of the squares of each chunk, returns whether all is finite. A sum of finite
 // doubles may still overflow, so that only then each element is asked.
-template <class T, bool scales> bool squares_of(const stream& s, std::ptrdiff_t first,
+template <class T, bool scales> bool squares_of(const span& of, std::ptrdiff_t first,
                                                 std::ptrdiff_t last, double scale, double* sums) {
   bool finite = true;
-  span of{};
-  of.g = s;
-  for (std::ptrdiff_t from = first; from < last; from += chunk) {
+  for (std::ptrdiff_t from = first, to; from < last; from = to) {
     lanes own[1];
-    const std::ptrdiff_t to = std::min(from + chunk, last);
+    to = end_of_chunk(of, from, last);
     each_part(of, from, to, own,
               [&](const span& a, std::ptrdiff_t i, std::ptrdiff_t n, lanes(&sum)[1]) {
-                add_squares_of<T, scales>(a.g, i, n, scale, sum[0]);
+                each_block<T>(a.g, i, n, [&](const stream& g, std::ptrdiff_t k, std::ptrdiff_t m) {
+                  add_squares_of<T, scales>(g, k, m, scale, sum[0]);
+                });
               });
     *sums = own[0].fold();
     if (*sums - *sums != 0)
@@ -263,14 +250,20 @@ template <class T, bool scales> bool squares_of(const stream& s, std::ptrdiff_t 
   return finite;
 }
 
-bool add_squares(const stream& s, std::ptrdiff_t first, std::ptrdiff_t last, double scale,
+bool add_squares(const span& of, std::ptrdiff_t first, std::ptrdiff_t last, double scale,
                  double* sums) {
-  const bool wide = s.kind == kind::float64;
-  if (scale == 1)
-    return wide ? squares_of<double, false>(s, first, last, scale, sums)
-                : squares_of<float, false>(s, first, last, scale, sums);
-  return wide ? squares_of<double, true>(s, first, last, scale, sums)
-              : squares_of<float, true>(s, first, last, scale, sums);
+  const bool wide = of.x.kind == kind::float64;
+  const auto add = scale == 1 ? (wide ? squares_of<double, false> : squares_of<float, false>)
+                              : (wide ? squares_of<double, true> : squares_of<float, true>);
+  bool finite = true;
+  each_row(of, first, last, [&](const span& row, std::ptrdiff_t from, std::ptrdiff_t to) {
+    span a{};  // no more than what is read, since the last elements are copied
+    a.g = row.g;
+    a.row_size = row.row_size;
+    finite = add(a, from, to, scale, sums) && finite;
+    if (of.rows != nullptr) sums += (to - from + chunk - 1) / chunk;
+  });
+  return finite;
 }
 
 // ---- What a factor makes of finite gradients
@@ -279,11 +272,15 @@ template <class T>
 bool scales_finite_in(const span& of, std::ptrdiff_t first, std::ptrdiff_t last, const scalars& c) {
   const pack<T> scale = static_cast<T>(c.scale), clip = static_cast<T>(c.clip);
   pack<T> nothing = T(0);  // until a number isn't finite
-  each_part(of, first, last, [&](const span& a, std::ptrdiff_t from, std::ptrdiff_t n) {
-    for (std::ptrdiff_t i = from; i < from + n; i += pack<T>::size) {
-      const pack<T> d = clamp(scale * load<T>(a.g, i), -clip, clip);
-      nothing = nothing + (d - d);
-    }
+  each_row(of, first, last, [&](const span& row, std::ptrdiff_t begin, std::ptrdiff_t end) {
+    each_part(row, begin, end, [&](const span& a, std::ptrdiff_t from, std::ptrdiff_t n) {
+      each_block<T>(a.g, from, n, [&](const stream& g, std::ptrdiff_t k, std::ptrdiff_t size) {
+        for (std::ptrdiff_t i = k; i < k + size; i += pack<T>::size) {
+          const pack<T> d = clamp(scale * load<T>(g, i), -clip, clip);
+          nothing = nothing + (d - d);
+        }
+      });
+    });
   });
   return !any(nothing != T(0));
 }

@@ -2,6 +2,7 @@
 #include "plan.hpp"
 
 #include <algorithm>
+#include <numeric>
 
 namespace schuss {
 
@@ -91,11 +92,45 @@ void plan::begin_groups(const py::object& lr) {
   }
 }
 
-// The gradients by number, and the members that have one.
-void plan::begin_gradients(const py::object& grads) {
+// Puts gradients to the numbers of their members.
+void plan::gather_gradients(const py::object& grads, std::vector<py::object>& found) {
+  const std::size_t size = registry_.members().size();
+  const auto fits = [&](const tree& s) {
+    found.assign(size, py::object());  // a part of the parameters may be all there is
+    return s.gather(grads.ptr(), found);
+  };
+  if (std::any_of(structures_.begin(), structures_.end(), fits)) return;
+  auto [list, structure] = match_(grads).cast<std::pair<std::vector<py::object>, py::object>>();
+  if (list.size() != size) throw py::value_error("grads: changed while they were looked over");
+  found.swap(list);
+  if (structure.is_none()) return;
+  drop_from(structures_, 3);
+  structures_.emplace_back(structure);
+}
+
+// The gradients by number, and the members that have one: of several pieces a tuple of them.
+void plan::begin_gradients(const request& asked) {
   std::vector<member>& members = registry_.members();
   given_.resize(members.size());
-  if (grads.is_none()) {
+  if (!asked.pieces.is_none()) {
+    weights_ = asked.weights;
+    std::vector<py::tuple> parts;
+    for (std::size_t i = 0; i < members.size(); ++i) parts.emplace_back(weights_.size());
+    std::vector<bool> any(members.size());
+    std::size_t j = 0;
+    for (const py::handle piece : py::reinterpret_borrow<py::tuple>(asked.pieces)) {
+      std::vector<py::object> found;
+      gather_gradients(py::reinterpret_borrow<py::object>(piece), found);
+      for (std::size_t i = 0; i < members.size(); ++i) {
+        const bool none = !found[i] || found[i].is_none();
+        any[i] = any[i] || !none;
+        parts[i][j] = none ? py::none() : as_array(members[i], found[i]);
+      }
+      ++j;
+    }
+    for (std::size_t i = 0; i < members.size(); ++i)
+      given_[i] = any[i] ? py::object(std::move(parts[i])) : py::object();
+  } else if (asked.grads.is_none()) {
     bool bound = false;
     for (std::size_t i = 0; i < members.size(); ++i) {
       given_[i] = members[i].g;
@@ -103,22 +138,22 @@ void plan::begin_gradients(const py::object& grads) {
     }
     if (!bound) throw py::value_error("grads: none given and none bound; pass them, or bind them");
   } else {
-    const auto fits = [&](const tree& s) {
-      given_.assign(members.size(), py::object());  // a part of the parameters may be all there is
-      return s.gather(grads.ptr(), given_);
-    };
-    if (std::none_of(structures_.begin(), structures_.end(), fits)) {
-      auto [list, structure] = match_(grads).cast<std::pair<std::vector<py::object>, py::object>>();
-      if (list.size() != members.size())
-        throw py::value_error("grads: changed while they were looked over");
-      given_.swap(list);
-      if (!structure.is_none()) {
-        drop_from(structures_, 3);
-        structures_.emplace_back(structure);
-      }
-    }
+    gather_gradients(asked.grads, given_);
   }
+  select_gradients();
+}
 
+// All members, before any has one.
+void plan::expect_gradients() {
+  gradients_.clear();
+  active_.resize(registry_.members().size());
+  std::iota(active_.begin(), active_.end(), std::size_t{0});
+  keyed_right_ = filled_ = false;
+}
+
+// The members that have a gradient, and theirs.
+void plan::select_gradients() {
+  std::vector<member>& members = registry_.members();
   gradients_.clear();
   replaced_.clear();
   std::size_t found = 0;
@@ -131,8 +166,9 @@ void plan::begin_gradients(const py::object& grads) {
     active_[found++] = i;
     member& m = members[i];
     const bool plain = reinterpret_cast<PyObject*>(Py_TYPE(g.ptr())) == ndarray();
-    if (!plain && !py::isinstance<py::array>(g)) g = as_array(m, g);
-    if (!recipe_->convert.is_none() &&
+    const bool source = !plain && (has_pieces(g) || is_rows(g));
+    if (!plain && !source && !py::isinstance<py::array>(g)) g = as_array(m, g);
+    if (!recipe_->convert.is_none() && !source &&
         !(py::isinstance<py::array>(g) && m.fits(g, aligned) && goes_with(kind_of(g), m.type))) {
       py::object stands = recipe_->convert(i, g);
       replaced_.emplace_back(std::exchange(g, stands), stands);
@@ -163,6 +199,7 @@ void plan::begin_sets() {
         s.names = s.part.attr("names");
         s.adapt = s.part.attr("adapt");
         s.is_cautious = s.part.attr("is_cautious").cast<bool>();
+        s.refuses_rows = s.part.attr("refuses_rows").cast<std::string>();
         s.shared = std::move(own);
         keyed_.push_back(std::move(s));
       }

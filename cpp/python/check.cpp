@@ -1,6 +1,7 @@
 // A step checks every array, before anything changes.
 #include "plan.hpp"
 
+#include <algorithm>
 #include <cstdint>
 
 namespace schuss {
@@ -46,9 +47,15 @@ void plan::check() {
     explain();
     if (!fill()) throw py::value_error("params: changed while they were looked over");
   }
-  registry_.find_written();
-  for (std::size_t k = 0; k < active_.size(); ++k)
-    registry_.require_apart(registry_.members()[active_[k]], spans_[k].g);
+  std::vector<member>& members = registry_.members();
+  if (!arriving_ || !registry_.still_written(members[active_[0]])) registry_.find_written();
+  for (std::size_t k = 0; k < active_.size(); ++k) {
+    member& m = members[active_[k]];
+    each_gradient(k, [&](py::handle g) { registry_.require_apart(m, g); });
+    const std::string& refuses = keyed_[set_of_[k]].refuses_rows;
+    if (spans_[k].rows != nullptr && !refuses.empty())
+      wrong_value(m.labels[1], "Rows, but " + refuses);
+  }
   require_gradients_apart();
   filled_ = true;
 }
@@ -58,6 +65,9 @@ bool plan::fill() {
   filled_ = has_copies_ = false;
   spans_.clear();
   factors_.resize(registry_.factored() ? active_.size() : 0);
+  sources_.resize(std::max(sources_.size(), active_.size()));  // spans point into them
+  row_steps_.assign(active_.size(), nullptr);
+  chunks_ = 0;
   seen_.clear();
   seen_gradients_.clear();
   for (std::size_t k = 0; k < active_.size(); ++k) {
@@ -65,10 +75,9 @@ bool plan::fill() {
     if (!m.fits(m.x, aligned | writeable) || kind_of(m.x) != m.type) return false;
     span a{};
     a.x = stream_of(m.x, m.type);
-    a.size = size_of(m.shape);
+    a.size = a.row_size = size_of(m.shape);
     a.width = a.x.width;
     a.position = m.position;
-    a.chunk = m.chunk;
     a.set = adapted_.empty() ? set_of_[k] : k;
     seen_.emplace_back(m.x, m.shape);
     for (std::size_t s = 0; s < m.keeps.size(); ++s) {
@@ -76,6 +85,11 @@ bool plan::fill() {
       if (!m.fits(beside.array, flags_of(beside), beside.shape) ||
           kind_of(beside.array, beside.role) != beside.type)
         return false;
+      seen_.emplace_back(beside.array, beside.shape);
+      if (beside.place == nullptr) {
+        row_steps_[k] = reinterpret_cast<std::int64_t*>(fields(beside.array)->data);
+        continue;
+      }
       stream& place = *beside.place(a, beside.state);
       if (beside.role == "scales") {
         place.beside = fields(beside.array)->data;
@@ -83,7 +97,6 @@ bool plan::fill() {
         place = stream_of(beside.array, beside.type);
         a.width += place.width;
       }
-      seen_.emplace_back(beside.array, beside.shape);
     }
     if (a.row.kind != kind::none) {
       fit_factors(factors_[k], a, m);
@@ -93,20 +106,54 @@ bool plan::fill() {
     has_copies_ = has_copies_ || a.master.kind != kind::none || a.average.kind != kind::none;
     if (!fill_gradient(a, m, k)) return false;
     seen_gradients_.emplace_back(gradients_[k], m.shape);
+    a.chunk = chunks_;
+    chunks_ += chunks(a);
     spans_.push_back(a);
   }
   return true;
 }
 
-bool plan::fill_gradient(span& a, const member& m, std::size_t k) const {
+int plan::gradient_flags() const { return recipe_->zero_grad ? aligned | writeable : aligned; }
+
+// Whether a gradient is a tuple of pieces; others that are given may be a tuple, and wrong.
+bool plan::has_pieces(const py::object& g) const {
+  return !weights_.empty() && PyTuple_Check(g.ptr()) != 0;
+}
+
+// Whether a gradient is, or has to be seen as, more than an array.
+bool plan::is_source(std::size_t k) const {
   const py::object& g = gradients_[k];
-  if (!m.fits(g, recipe_->zero_grad ? aligned | writeable : aligned)) return false;
+  return row_steps_[k] != nullptr || (k < row_factors_.size() && !row_factors_[k].empty()) ||
+         is_rows(g) || has_pieces(g);
+}
+
+bool plan::fill_gradient(span& a, const member& m, std::size_t k) {
+  const py::object& g = gradients_[k];
+  const int flags = gradient_flags();
+  if (is_source(k)) {
+    source& from = sources_[k];
+    if (!(from.is_read() && from.still()) &&
+        !from.read(m, g, weights_, row_steps_[k] != nullptr, flags))
+      return false;
+    if (k < row_factors_.size() && !row_factors_[k].empty())
+      from.scale_rows(row_factors_[k], rows_of(m).size);
+    from.fill(a);
+    return true;
+  }
+  if (!m.fits(g, flags)) return false;
   const std::optional<kind> type = kind_of(g);
   if (!goes_with(type, m.type)) return false;
   a.width -= a.g.width;
   a.g = stream_of(g, *type);
   a.width += a.g.width;
   return true;
+}
+
+template <class Look> void plan::each_gradient(std::size_t k, const Look& look) const {
+  if (is_source(k))
+    sources_[k].each_array(look);
+  else
+    look(gradients_[k]);
 }
 
 // Whether the spans are still right. Gradients may be others: those are put in their place.
@@ -116,12 +163,16 @@ bool plan::refill() {
     if (!beside.still()) return false;
   bool others = false;
   for (std::size_t k = 0; k < active_.size(); ++k) {
+    if (is_source(k)) {
+      if (sources_[k].is_read() && sources_[k].still()) continue;
+      return false;
+    }
     if (seen_gradients_[k].still(gradients_[k])) continue;
     filled_ = false;  // until all have been found good
     member& m = registry_.members()[active_[k]];
     if (!fill_gradient(spans_[k], m, k)) return false;
     seen_gradients_[k] = sighting(gradients_[k], m.shape);
-    registry_.require_apart(m, spans_[k].g);
+    registry_.require_apart(m, gradients_[k]);
     others = true;
   }
   if (others) require_gradients_apart();
@@ -134,10 +185,11 @@ bool plan::refill() {
 void plan::require_gradients_apart() const {
   if (!recipe_->zero_grad) return;
   std::vector<extent> found;
-  for (std::size_t k = 0; k < active_.size(); ++k) {
-    const extent a = extent_of(gradients_[k], registry_.members()[active_[k]].labels[1]);
-    if (a.first < a.last) found.push_back(a);
-  }
+  for (std::size_t k = 0; k < active_.size(); ++k)
+    each_gradient(k, [&](py::handle g) {
+      const extent a = extent_of(g, registry_.members()[active_[k]].labels[1]);
+      if (a.first < a.last) found.push_back(a);
+    });
   require_apart(found);
 }
 
@@ -151,9 +203,7 @@ void plan::explain() {
       const kept& beside = m.keeps[s];
       m.require_unchanged(beside, m.labels[s + 2]);
     }
-    m.require_like(gradients_[k], m.labels[1], "gradient");
-    if (recipe_->zero_grad) require_writeable(gradients_[k], m.labels[1]);
-    m.gradient_class = py::type::of(gradients_[k]);
+    source::explain(m, gradients_[k], has_pieces(gradients_[k]), gradient_flags());
   }
 }
 
@@ -187,9 +237,10 @@ void plan::check_masters() const {
   for (std::size_t k = 0; k < active_.size(); ++k) {
     const span& a = spans_[k];
     const member& m = registry_.members()[active_[k]];
-    if (a.master.kind != kind::float32 || a.size == 0 || m.count == 0) continue;
+    const std::ptrdiff_t size = size_of(m.shape);
+    if (a.master.kind != kind::float32 || size == 0 || m.count == 0) continue;
     for (const std::ptrdiff_t i :
-         {std::ptrdiff_t{0}, a.size - 1, static_cast<std::ptrdiff_t>(iterations_ % a.size)}) {
+         {std::ptrdiff_t{0}, size - 1, static_cast<std::ptrdiff_t>(iterations_ % size)}) {
       std::uint16_t rounded = 0;
       const std::uint16_t there = static_cast<const std::uint16_t*>(a.x.data)[i];
       float exact = static_cast<const float*>(a.master.data)[i];

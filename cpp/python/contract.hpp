@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
@@ -22,6 +23,12 @@ constexpr int c_order = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_;
 constexpr int f_order = py::detail::npy_api::NPY_ARRAY_F_CONTIGUOUS_;
 constexpr int aligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
 constexpr int writeable = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+
+// What a user passes in place of a gradient's array: rows of the first axis.
+struct row_gradient {
+  py::object index, values;
+};
+inline bool is_rows(py::handle g) { return py::isinstance<row_gradient>(g); }
 
 // ---- Reading an array's fields. They are read anew at every step, since an array can be resized,
 // re-typed or frozen in between.
@@ -84,6 +91,10 @@ inline std::optional<kind> kind_of(py::handle a, const std::string& role) {
   if (role == "codes" || role == "scales") return std::nullopt;
   if (role == "master" && number == int16 && descriptor(a)->byteorder != '>')
     return kind::remainder;
+  if (role == "row_step") {
+    const bool fits = descriptor(a)->kind == 'i' && dtype_of(a).itemsize() == sizeof(std::int64_t);
+    return fits && descriptor(a)->byteorder != '>' ? std::optional(kind::none) : std::nullopt;
+  }
   return kind_of(a);
 }
 inline bool in_whole_numbers(kind k) { return k >= kind::remainder; }
@@ -97,9 +108,15 @@ inline void recognize(py::handle a) {
     bfloat16_types.push_back(dtype.num());
 }
 
+// A stream of this kind, of what lies nowhere yet.
+inline stream stream_of(kind k) {
+  constexpr std::ptrdiff_t widths[] = {0, 4, 8, 0, 0, 2, 2, 2, 1, 1};
+  return {nullptr, k, widths[static_cast<int>(k)]};
+}
 inline stream stream_of(py::handle a, kind k) {
-  constexpr std::ptrdiff_t widths[] = {0, 4, 8, 0, 2, 2, 2, 1, 1};
-  return {fields(a)->data, k, widths[static_cast<int>(k)]};
+  stream found = stream_of(k);
+  found.data = fields(a)->data;
+  return found;
 }
 inline stream stream_of(py::handle a) { return stream_of(a, *kind_of(a)); }
 
@@ -122,6 +139,7 @@ class sighting {
         dimensions_(fields(a)->nd),
         flags_(fields(a)->flags) {}
 
+  py::handle array() const { return array_; }
   bool still() const { return still(array_); }
   bool still(py::handle a) const {
     if (Py_TYPE(a.ptr()) != type_) return false;  // it may be no array

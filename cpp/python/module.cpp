@@ -41,6 +41,23 @@ floats quotients(const floats& a, const floats& b) {
   return found;
 }
 
+// ---- A sum of arrays alone, of which Python has looked at everything.
+
+void average(const std::vector<py::array>& arrays, const std::vector<double>& weights,
+             const py::array& out) {
+  std::vector<piece> pieces;
+  for (std::size_t j = 0; j < arrays.size(); ++j)
+    pieces.push_back({fields(arrays[j])->data, kind_of(arrays[j]).value(), weights.at(j)});
+  const sum up{pieces.data(), static_cast<std::ptrdiff_t>(pieces.size()), 0, nullptr, 1};
+  std::vector<span> all(1);
+  span& a = all[0];
+  a.x = stream_of(out);
+  a.g = {const_cast<sum*>(&up), kind::sum, stream_of(pieces.at(0).kind).width};
+  a.size = a.row_size = out.size();
+  a.width = a.x.width + static_cast<std::ptrdiff_t>(pieces.size()) * a.g.width;
+  freely([&] { add(kernels(), all); });
+}
+
 // ---- A plan is part of the optimizer's cycles, and the garbage collector has to know.
 
 int traverse(PyObject* self, visitproc visit, void* arg) {
@@ -71,6 +88,25 @@ PYBIND11_MODULE(_core, m) {
   using namespace schuss;
   m.doc() = "The compiled half of schuss: rules, driver, and the contract of the arrays.";
 
+  py::class_<row_gradient>(
+      m, "Rows",
+      "The rows of a gradient that are not zero: rows of the first axis of a parameter.\n\n"
+      "index    their numbers: one axis of int64 or int32, in any order; where one comes more than "
+      "once,\n         its values are summed in the order given\n"
+      "values   the gradients of these rows: of shape (len(index), *param.shape[1:])\n\n"
+      "It comes wherever the array of a gradient does. The step reads and writes these rows alone.")
+      .def(py::init<py::object, py::object>(), py::arg("index"), py::arg("values"))
+      .def_readonly("index", &row_gradient::index)
+      .def_readonly("values", &row_gradient::values)
+      .def("__reduce__",
+           [](const py::object& own) {
+             return py::make_tuple(py::type::of(own),
+                                   py::make_tuple(own.attr("index"), own.attr("values")));
+           })
+      .def("__repr__", [](const row_gradient& g) {
+        return "Rows(" + description(g.index) + ", " + description(g.values) + ")";
+      });
+
   py::class_<plan>(m, "Plan", py::custom_type_setup(collected),
                    "The arrays of a step, their contract and their counters.")
       .def(py::init<>())
@@ -85,8 +121,33 @@ PYBIND11_MODULE(_core, m) {
       .def("watch_more", &plan::watch_more, py::arg("container"), py::arg("structure"))
       .def("gather", &plan::gather, py::arg("values"))
       .def("serve", &plan::serve, py::arg("lock"), py::arg("make"), py::arg("match"))
-      .def("step", &plan::step, py::arg("grads"), py::arg("lr"), py::arg("loss"),
-           py::arg("grad_scale"))
+      .def(
+          "step",
+          [](plan& own, const py::object& grads, const py::object& lr, const py::object& loss,
+             const py::object& grad_scale) { return own.step({grads, lr, loss, grad_scale}); },
+          py::arg("grads"), py::arg("lr"), py::arg("loss"), py::arg("grad_scale"))
+      .def(
+          "step",
+          [](plan& own, const py::object& grads, const py::object& lr, const py::object& loss,
+             const py::object& grad_scale, const py::object& pieces, std::vector<double> weights,
+             bool reports) {
+            return own.step({grads, lr, loss, grad_scale, pieces, std::move(weights), reports});
+          },
+          py::arg("grads"), py::arg("lr"), py::arg("loss"), py::arg("grad_scale"),
+          py::arg("pieces"), py::arg("weights"), py::arg("report"))
+      .def(
+          "open",
+          [](plan& own, const py::object& lr, const py::object& loss, const py::object& grad_scale,
+             bool reports, const py::object& before) {
+            own.open({py::none(), lr, loss, grad_scale, py::none(), {}, reports, true}, before);
+          },
+          py::arg("lr"), py::arg("loss"), py::arg("grad_scale"), py::arg("report"),
+          py::arg("before"))
+      .def("arrive", &plan::arrive, py::arg("number"), py::arg("g"))
+      .def("close", &plan::close, py::arg("failed"))
+      .def_property_readonly("arriving", &plan::arriving)
+      .def_property_readonly("arrived", &plan::arrived)
+      .def_property_readonly("report", &plan::report)
       .def("once", &plan::once, py::arg("x"), py::arg("g"), py::arg("keeps"), py::arg("finished"),
            py::arg("memory"), py::arg("shared"), py::arg("lr"), py::arg("loss"))
       .def("change", &plan::change)
@@ -114,6 +175,10 @@ PYBIND11_MODULE(_core, m) {
                                            {"agree", measured::agree},
                                            {"own", measured::own}};
   });
+  m.def(
+      "require_array",
+      [](const py::object& x, const std::string& label) { require_array(x, label, false); },
+      py::arg("x"), py::arg("label"));
   m.def("require_parameter", &require_parameter, py::arg("x"), py::arg("label"));
   m.def(
       "no_array",
@@ -132,6 +197,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("found_isas", &found_isas);
   m.def("isa", [] { return std::string(kernels().isa); });
   m.def("use_isa", &use_isa, py::arg("name"));
+  m.def("average", &average, py::arg("arrays"), py::arg("weights"), py::arg("out"));
   m.def("divide", &quotients, py::arg("a"), py::arg("b"));
   m.def("widen", &widen, py::arg("kind"), py::arg("bits"),
         "The numbers that these bits of float16 or bfloat16 stand for, as a step reads them.");
@@ -153,7 +219,7 @@ PYBIND11_MODULE(_core, m) {
       [](std::ptrdiff_t size, std::ptrdiff_t bytes_per_element, std::ptrdiff_t before,
          std::ptrdiff_t total, int rank, int team) {
         const auto begin = [&](int k) {
-          return edge(size, bytes_per_element, cut(total, k, team) - before);
+          return edge(size, size, bytes_per_element, cut(total, k, team) - before);
         };
         return std::make_pair(begin(rank), begin(rank + 1));
       },

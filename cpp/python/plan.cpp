@@ -1,6 +1,7 @@
 // A step in its order, and what is registered for it.
 #include "plan.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <iterator>
@@ -16,6 +17,9 @@ py::dict nothing() {
   static const auto& empty = *new py::dict();
   return empty;
 }
+
+constexpr char as_they_arrive[] =
+    "step: gradients are arriving; leave opt.arriving() first, which closes the step";
 
 }  // namespace
 
@@ -48,11 +52,13 @@ bool plan::enter() {
 }
 
 void plan::require_idle() const {
+  if (arriving_) throw std::runtime_error(as_they_arrive);
   if (reading_)
     throw std::runtime_error("re-entered: the optimizer is in the middle of a call of this thread");
 }
 
 void plan::require_unbarred() const {
+  if (arriving_) throw std::runtime_error(as_they_arrive);
   if (!barred.empty()) throw std::runtime_error("step: " + barred);
 }
 
@@ -157,22 +163,24 @@ void plan::restore(std::int64_t iterations, const std::vector<std::int64_t>& cou
 
 // ---- The step
 
-bool plan::step(const py::object& grads, const py::object& lr, const py::object& loss,
-                const py::object& grad_scale) {
+bool plan::step(const request& asked) {
   const held lock(acquire_, release_);
   const call_of one(*this, "optimizer is in the middle of a call");
-  return take(grads, lr, loss, grad_scale);
+  return take(asked);
 }
 
-bool plan::take(const py::object& grads, const py::object& lr, const py::object& loss,
-                const py::object& grad_scale) {
+bool plan::take(const request& asked) {
+  return repeated([&](bool last) { return attempt(asked, last); });
+}
+
+// Wherever Python runs something may be set: that counts, and all is computed anew; but from the
+// next step on where a schedule sets something each time that it is asked.
+template <class Attempt> bool plan::repeated(const Attempt& attempt_once) {
   if (!make_) throw std::runtime_error("step: nobody is served");
   require_unbarred();
-  // Wherever Python runs something may be set: that counts, and all is computed anew; but from the
-  // next step on where a schedule sets something each time that it is asked.
   try {
     for (int more = 2;; --more) {
-      const outcome found = attempt(grads, lr, loss, grad_scale, more == 0);
+      const outcome found = attempt_once(more == 0);
       if (found != outcome::again) return found == outcome::done;
       let_go();
     }
@@ -182,56 +190,48 @@ bool plan::take(const py::object& grads, const py::object& lr, const py::object&
   }
 }
 
-plan::outcome plan::attempt(const py::object& grads, const py::object& lr, const py::object& loss,
-                            const py::object& grad_scale, bool last) {
+// Settings, and gradients in order; what the step follows of the loss.
+void plan::begin(const request& asked, py::dict& shared) {
   if (stale_) follow_recipe();
   if (!read_settings()) follow_recipe(), read_settings();
-  begin_groups(lr);
-  begin_gradients(grads);
+  begin_groups(asked.lr);
+  reports_ = asked.reports;
+  asked.opens ? expect_gradients() : begin_gradients(asked);
   check_containers();
   begin_sets();
 
   if (shared_.size() != recipe_->shared.size())
     throw py::value_error("shared: a number for each name");
   const bool follows = recipe_->reads_loss || recipe_->totals;
-  py::dict shared = recipe_->shared.empty() && !follows ? nothing() : py::dict();
+  shared = recipe_->shared.empty() && !follows ? nothing() : py::dict();
   for (std::size_t k = 0; k < recipe_->shared.size(); ++k)
     shared[recipe_->shared[k]] = py::float_(shared_[k]);
-  const auto follow = [&](const py::object& groups) {
-    const py::object found = recipe_->follow(groups, shared, iterations_ + 1, loss);
-    if (PyDict_Update(shared.ptr(), found.ptr()) != 0) throw py::error_already_set();
-  };
-  if (recipe_->reads_loss) follow(stepping_groups({}));
+  if (recipe_->reads_loss) follow(shared, asked.loss, stepping_groups({}));
+}
 
-  double scale = scale_of(grad_scale), length = 0;
-  if (recipe_->measures_norm) {
-    const scaled_norm found = norm_of_gradients();
-    length = std::ldexp(std::sqrt(found.squares) * scale, found.exponent);
-    grad_norm_ = length;
-    if (!found.finite && !recipe_->propagates)
-      return leave_undone(py::none(), grad_scale.is_none());
-    // As PyTorch. Where there is no limit the norm of finite gradients may be infinite, too.
-    constexpr double inf = std::numeric_limits<double>::infinity();
-    const double limit = recipe_->limit, share = limit / (length + 1e-6);
-    if (limit < inf && found.finite && length == inf) {  // though limit/length is a number
-      scale = std::ldexp(limit / std::sqrt(found.squares), -found.exponent);
-      length = limit;
-    } else if (limit < inf && !(share > 1.0)) {
-      scale *= share;
-      length *= share;
-    }
-  }
+void plan::follow(py::dict& shared, const py::object& loss, const py::object& groups) const {
+  const py::object found = recipe_->follow(groups, shared, iterations_ + 1, loss);
+  if (PyDict_Update(shared.ptr(), found.ptr()) != 0) throw py::error_already_set();
+}
+
+plan::outcome plan::attempt(const request& asked, bool last) {
+  py::dict shared;
+  begin(asked, shared);
+  double scale = scale_of(asked.grad_scale), length = 0;
+  const bool own_scale = asked.grad_scale.is_none();
+  if (recipe_->measures_norm && !clip(scale, length)) return leave_undone(py::none(), own_scale);
 
   compute_scalars(scale, shared);
+  spread_rows();
   if (!last && !as_read()) return outcome::again;
   if (!recipe_->propagates)
     if (const std::size_t k = overflowing(length); k < active_.size())
-      return leave_undone(py::int_(k), grad_scale.is_none());
+      return leave_undone(py::int_(k), own_scale);
   if (registry_.factored()) factor();
   if (recipe_->wanted != 0 && !active_.empty()) {
     const std::vector<sums_of_array> sums = measured();
     if (recipe_->totals) {
-      follow(stepping_groups(sums));
+      follow(shared, asked.loss, stepping_groups(sums));
       compute_scalars(scale, shared);
     }
     if (recipe_->adapts) adapt_scalars(sums);
@@ -239,20 +239,103 @@ plan::outcome plan::attempt(const py::object& grads, const py::object& lr, const
   }
   next_shared_.clear();
   for (const py::object& name : recipe_->shared) next_shared_.push_back(number(shared[name]));
+  carry_out();
+  count();
+  zero_replaced();
+  if (own_scale && !recipe_->told.is_none()) recipe_->told(true);
+  return outcome::done;
+}
+
+// What is left of a step whose scalars are known: up to the last check Python may run.
+void plan::carry_out() {
   check();
-  require_unbarred();
+  if (!arriving_) require_unbarred();
   if (has_copies_) check_masters();
   if (!recipe_->direct.is_none()) direct();
+  require_rows_as_spread();
   if (has_copies_) start_copies();
   if (!recipe_->backend.is_none()) compute_in_python();
   require_copyable();
+  prepare_run();
   // From here on no Python runs and nothing can fail: the step is whole, or there is none.
   if (recipe_->backend.is_none()) run();
   for (const copying& c : copies_) std::memcpy(c.to, c.from, c.bytes);
-  count();
+  count_rows();
+}
+
+// ---- A step as its gradients arrive
+
+void plan::open(const request& asked, const py::object& before) {
+  const held lock(acquire_, release_);
+  const call_of one(*this, "optimizer is in the middle of a call");
+  if (arriving_) throw std::runtime_error("arriving: a step is open; leave it first");
+  std::vector<std::size_t> arrived;
+  arrived.reserve(registry_.members().size());
+  repeated([&](bool last) {
+    py::dict shared;
+    begin(asked, shared);
+    double scale = opened_raw_ = scale_of(asked.grad_scale);
+    if (!before.is_none()) scale *= share_within(recipe_->limit, number(before));
+    compute_scalars(scale, shared);
+    if (!last && !as_read()) return outcome::again;
+    next_shared_.clear();
+    for (const py::object& name : recipe_->shared) next_shared_.push_back(number(shared[name]));
+    registry_.find_written();
+    opened_scale_ = scale;
+    opened_sets_ = set_of_;
+    arrived_norms_.assign(active_.size(), scaled_norm{0, 0, true});
+    return outcome::done;
+  });
+  arrived_.swap(arrived);
+  report_.clear();
+  arriving_ = true;
+}
+
+void plan::arrive(std::size_t number_of_it, const py::object& g) {
+  const held lock(acquire_, release_);
+  const call_of one(*this, "optimizer is in the middle of a call");
+  if (!arriving_) throw std::runtime_error("arriving: the step is closed");
+  const member& m = registry_.members().at(number_of_it);
+  if (std::find(arrived_.begin(), arrived_.end(), number_of_it) != arrived_.end())
+    wrong_value(m.labels[1], "came already; each parameter steps once");
+  given_.assign(registry_.members().size(), py::object());
+  given_[number_of_it] = g;
+  select_gradients();
+  if (active_.empty()) return;
+  set_of_ = {opened_sets_[number_of_it]};
+  adapted_.clear();
+  sets_.resize(keyed_.size());
+  filled_ = false;
+  double scale = opened_scale_, length = 0;
+  if (recipe_->measures_norm) {
+    clip(scale, length);
+    arrived_norms_[number_of_it] = norm_;
+  }
+  spread_scales();
+  spread_rows();
+  if (registry_.factored()) factor();
+  if (recipe_->wanted != 0) adapt_scalars(measured());
+  carry_out();
+  arrived_.push_back(number_of_it);
   zero_replaced();
-  if (grad_scale.is_none() && !recipe_->told.is_none()) recipe_->told(true);
-  return outcome::done;
+}
+
+void plan::close(bool failed) {
+  const held lock(acquire_, release_);
+  const call_of one(*this, "optimizer is in the middle of a call");
+  if (!std::exchange(arriving_, false) || (failed && arrived_.empty())) return;
+  active_ = arrived_;
+  std::sort(active_.begin(), active_.end());
+  set_of_.clear();
+  for (const std::size_t i : active_) set_of_.push_back(opened_sets_[i]);
+  if (recipe_->measures_norm) {
+    std::vector<scaled_norm> norms;
+    for (const std::size_t i : active_) norms.push_back(arrived_norms_[i]);
+    const scaled_norm all = added(norms);
+    grad_norm_ = std::ldexp(std::sqrt(all.squares) * opened_raw_, all.exponent);
+  }
+  count();
+  keyed_right_ = filled_ = false;
 }
 
 // A step whose gradients are not finite, or of which one overflows where it is scaled, if that has
@@ -272,8 +355,8 @@ void plan::direct() {
   py::list all;
   for (std::size_t k = 0; k < active_.size(); ++k) {
     const set_of_scalars& s = keyed_[set_of_[k]];
-    all.append(py::make_tuple(active_[k], gradients_[k], s.own_h, std::get<2>(s.shared) + 1,
-                              described(k)));
+    all.append(py::make_tuple(active_[k], as_one(k), s.own_h, std::get<2>(s.shared) + 1,
+                              described(spans_[k].set)));
   }
   auto [found, becomes] =
       recipe_->direct(all).cast<std::pair<std::vector<py::object>, arrays_and_values>>();
@@ -287,12 +370,32 @@ void plan::direct() {
   for (std::size_t k = 0; k < found.size(); ++k) {
     if (found[k].is_none()) continue;
     replaced_.emplace_back(std::exchange(gradients_[k], found[k]), found[k]);
+    if (k < sources_.size()) sources_[k].forget();
+    if (k < row_factors_.size()) row_factors_[k].clear();
+    filled_ = taken_ = false;
     scalars& c = adapted_[k];
     c.scale = idle.scale;
     c.clip = idle.clip;
     c.l2 = c.l1 = c.zero_grad = 0;
   }
   check();
+}
+
+// A gradient as one array, for Python: a sum is written to one.
+py::object plan::as_one(std::size_t k) {
+  const span& a = spans_[k];
+  if (a.g.kind != kind::sum || a.rows != nullptr) return gradients_[k];
+  static const auto& numpy = *new py::module_(py::module_::import("numpy"));
+  const member& m = registry_.members()[active_[k]];
+  const char* const computing = m.type == kind::float64 ? "float64" : "float32";
+  py::object found = numpy.attr("empty_like")(m.x, py::dtype(computing));
+  std::vector<span> all(1);
+  all[0].x = stream_of(found, m.type == kind::float64 ? kind::float64 : kind::float32);
+  all[0].g = a.g;
+  all[0].size = all[0].row_size = a.size;
+  all[0].width = all[0].x.width + a.g.width;
+  freely([&] { schuss::add(kernels(), all); });
+  return found;
 }
 
 // A master or an average begins as the parameter is at its first step: weights may have been
@@ -302,25 +405,58 @@ void plan::start_copies() const {
   for (std::size_t k = 0; k < active_.size(); ++k) {
     if (registry_.members()[active_[k]].count != 0) continue;
     const span& a = spans_[k];
+    const std::ptrdiff_t size = size_of(registry_.members()[active_[k]].shape);
     for (const stream* copy : {&a.master, &a.average}) {
       if (copy->kind == kind::none) continue;
       if (copy->kind == kind::remainder)
-        std::memset(copy->data, 0, static_cast<std::size_t>(a.size * copy->width));
+        std::memset(copy->data, 0, static_cast<std::size_t>(size * copy->width));
       else if (a.x.kind == copy->kind)
-        std::memcpy(copy->data, a.x.data, static_cast<std::size_t>(a.size * a.x.width));
+        std::memcpy(copy->data, a.x.data, static_cast<std::size_t>(size * a.x.width));
       else
-        kernels().convert(a.x, *copy, a.size);
+        kernels().convert(a.x, *copy, size);
     }
   }
 }
 
-// The backend in NumPy computes in arrays of its own.
+// The backend in NumPy, which has the gradients of this step.
+const py::object& plan::backend() {
+  const py::object& own = recipe_->backend;
+  if (taken_) return own;
+  const bool has_pieces = !weights_.empty();
+  own.attr("take")(active_, gradients_, has_pieces ? py::cast(weights_) : py::object(py::none()));
+  for (std::size_t k = 0; k < row_factors_.size(); ++k)
+    if (!row_factors_[k].empty())
+      own.attr("clip")(active_[k],
+                       py::array_t<double>(static_cast<py::ssize_t>(row_factors_[k].size()),
+                                           row_factors_[k].data()));
+  taken_ = true;
+  return own;
+}
+
+// It computes in arrays of its own.
 void plan::compute_in_python() {
-  const py::object own = recipe_->backend.attr("run");
+  const py::object own = backend().attr("run");
   for (std::size_t k = 0; k < active_.size(); ++k) {
-    auto becomes = own(active_[k], gradients_[k], described(k)).cast<arrays_and_values>();
+    auto becomes =
+        own(active_[k], described(spans_[k].set), row_sets(k), reports_).cast<arrays_and_values>();
     std::move(becomes.begin(), becomes.end(), std::back_inserter(computed_));
   }
+}
+
+// The sets of an array's rows for the backend: each with the places of its rows among those that
+// step; None where all have the array's.
+py::object plan::row_sets(std::size_t k) {
+  if (k >= row_steps_.size() || row_steps_[k] == nullptr) return py::none();
+  std::map<std::size_t, std::vector<std::int64_t>> places;
+  const std::vector<std::size_t>& sets = sources_[k].sets;
+  for (std::size_t row = 0; row < sets.size(); ++row)
+    places[sets[row]].push_back(static_cast<std::int64_t>(row));
+  py::list found;
+  for (const auto& [set, rows] : places)
+    found.append(py::make_tuple(
+        described(set),
+        py::array_t<std::int64_t>(static_cast<py::ssize_t>(rows.size()), rows.data())));
+  return found;
 }
 
 // What Python has computed lies as the arrays do that it is for, which can be written to.
@@ -345,16 +481,41 @@ void plan::require_copyable() {
   }
 }
 
+// Room for what the run writes beside the arrays.
+void plan::prepare_run() {
+  joined_.reserve(spans_.size());
+  if (!reports_) return;
+  if (!arriving_) report_.clear();
+  report_.reserve(report_.size() + active_.size());
+  if (!recipe_->backend.is_none()) {
+    const py::object own = recipe_->backend.attr("report");
+    for (const std::size_t i : active_) report_.emplace_back(i, own(i).cast<reported_sums>());
+    return;
+  }
+  report_sums_.resize(static_cast<std::size_t>(chunks_) * most_reports);
+  for (span& a : spans_) a.report = report_sums_.data() + most_reports * a.chunk;
+}
+
 void plan::run() {
   const std::vector<scalars>& sets = in_use();
   std::ptrdiff_t elements = 0;
   for (const span& a : spans_) elements += a.size;
-  const auto work = [&] { schuss::run(kernels(), spans_, sets); };
+  const std::vector<span>& all = reports_ || !join(spans_, joined_) ? spans_ : joined_;
+  const auto work = [&] { schuss::run(kernels(), all, sets); };
   // Without the GIL where that is worth its cost: others may run while many elements are updated.
   if (elements < chunk)
     work();
   else
     freely(work);
+  for (std::size_t k = 0; reports_ && k < spans_.size(); ++k) {
+    double* const sums = std::exchange(spans_[k].report, nullptr);
+    reported_sums found{};
+    if (spans_[k].size > 0) {
+      fold(spans_[k], sums, most_reports);
+      std::copy_n(sums, most_reports, found.begin());
+    }
+    report_.emplace_back(active_[k], found);
+  }
 }
 
 // The kernels zero what they read: where that stands for a gradient, here is the gradient.
@@ -364,6 +525,17 @@ void plan::zero_replaced() const {
 }
 
 // ---- Count
+
+// What is counted of rows, which is a part of their state: how many steps each has done, or after
+// how many of the array the last one was.
+void plan::count_rows() noexcept {
+  for (std::size_t k = 0; k < row_steps_.size(); ++k) {
+    if (row_steps_[k] == nullptr) continue;
+    const std::int64_t next = registry_.members()[active_[k]].count + 1;
+    for (const std::ptrdiff_t row : sources_[k].numbers)
+      row_steps_[k][row] = recipe_->counts_rows ? row_steps_[k][row] + 1 : next;
+  }
+}
 
 void plan::count() noexcept {
   std::vector<member>& members = registry_.members();
@@ -400,16 +572,16 @@ void plan::once(py::object x, py::object g, const std::vector<py::object>& keeps
   }
   iterations_ = finished;
   shared_ = std::move(shared);
-  take(py::none(), lr, loss, py::none());
+  take({py::none(), lr, loss, py::none()});
 }
 
 // ---- What all parts need
 
 std::vector<scalars>& plan::in_use() { return adapted_.empty() ? sets_ : adapted_; }
 
-// The numbers of an array's set, as the backend in NumPy reads them.
-py::tuple plan::described(std::size_t k) {
-  const scalars& c = in_use()[spans_[k].set];
+// The numbers of a set, as the backend in NumPy reads them.
+py::tuple plan::described(std::size_t set) {
+  const scalars& c = in_use()[set];
   const int count = kernels().rules[c.rule].scalars;
   py::tuple found(1 + stages().size() + static_cast<std::size_t>(count));
   std::size_t next = 0;
@@ -425,6 +597,13 @@ void plan::let_go() {
   std::vector<std::pair<py::object, py::object>>().swap(replaced_);
   arrays_and_values().swap(computed_);
   adapted_.clear();
+  weights_.clear(), scales_.clear(), row_factors_.clear();
+  taken_ = false;
+  for (source& s : sources_) {
+    if (!s.is_read()) continue;
+    s.forget();
+    filled_ = false;
+  }
 }
 
 }  // namespace schuss

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "../core/factors.hpp"
+#include "gradient.hpp"
 #include "recipe.hpp"
 #include "tree.hpp"
 
@@ -14,6 +15,18 @@ namespace schuss {
 
 using sums_of_array = std::array<double, most_sums>;
 using arrays_and_values = std::vector<std::pair<py::array, py::array>>;
+
+// The sums of squares that a step reports of an array: of g, u and x.
+using reported_sums = std::array<double, most_reports>;
+
+// What a step is asked for.
+struct request {
+  py::object grads, lr, loss, grad_scale;
+  py::object pieces = py::none();  // structures in place of grads, with a weight for each
+  std::vector<double> weights = {};
+  bool reports = false;
+  bool opens = false;  // gradients are still to come
+};
 
 // Bytes that are to be copied once nothing can fail any more.
 struct copying {
@@ -50,8 +63,19 @@ class plan {
   // Who steps, and where: `make` returns a recipe, `match` gradients in a structure that is not
   // known yet, in order, and that structure.
   void serve(py::object lock, py::object make, py::object match);
-  bool step(const py::object& grads, const py::object& lr, const py::object& loss,
-            const py::object& grad_scale);
+  bool step(const request& asked);
+
+  // The same as its gradients arrive: `open`, then `arrive` for each of them, and `close`, at which
+  // counters move, but where it failed before the first one. Settings and scalars are those at the
+  // opening. `before` is the norm to clip by, or None.
+  void open(const request& asked, const py::object& before);
+  void arrive(std::size_t number, const py::object& g);
+  void close(bool failed);
+  bool arriving() const { return arriving_; }
+  const std::vector<std::size_t>& arrived() const { return arrived_; }
+
+  // Of the last step that was asked for it: each array's number with its sums.
+  const std::vector<std::pair<std::size_t, reported_sums>>& report() const { return report_; }
 
   // Something was set that a recipe depends on.
   void change() { stale_ = true; }
@@ -117,10 +141,12 @@ class plan {
   // A call under way.
   class call_of;
 
-  bool take(const py::object& grads, const py::object& lr, const py::object& loss,
-            const py::object& grad_scale);
-  outcome attempt(const py::object& grads, const py::object& lr, const py::object& loss,
-                  const py::object& grad_scale, bool last);
+  bool take(const request& asked);
+  template <class Attempt> bool repeated(const Attempt& attempt_once);
+  outcome attempt(const request& asked, bool last);
+  void begin(const request& asked, py::dict& shared);
+  void follow(py::dict& shared, const py::object& loss, const py::object& groups) const;
+  void carry_out();
 
   void require_idle() const;
   void require_unbarred() const;
@@ -129,7 +155,10 @@ class plan {
   void follow_recipe();
   bool read_settings();
   void begin_groups(const py::object& lr);
-  void begin_gradients(const py::object& grads);
+  void gather_gradients(const py::object& grads, std::vector<py::object>& found);
+  void begin_gradients(const request& asked);
+  void select_gradients();
+  void expect_gradients();
   void begin_sets();
   double scale_of(const py::object& grad_scale) const;
   outcome leave_undone(const py::object& overflowing, bool own_scale);
@@ -142,11 +171,18 @@ class plan {
   bool fill();
   bool refill();
   void explain();
-  bool fill_gradient(span& a, const member& m, std::size_t k) const;
+  bool fill_gradient(span& a, const member& m, std::size_t k);
+  bool is_source(std::size_t k) const;
+  bool has_pieces(const py::object& g) const;
+  int gradient_flags() const;
+  template <class Look> void each_gradient(std::size_t k, const Look& look) const;
   void require_gradients_apart() const;
 
   // measure
   scaled_norm norm_of_gradients();
+  std::vector<scaled_norm> norms_of_each(std::vector<std::size_t>& counts);
+  bool clip(double& scale, double& length);
+  scaled_norm clip_each(double scale);
   std::size_t overflowing(double length);
   void factor();
   std::vector<sums_of_array> measured();
@@ -158,6 +194,10 @@ class plan {
   void read_factors(scalars& c, const py::dict& rule) const;
   void remember(set_of_scalars& s, const py::dict& rule) const;
   void spread();
+  void spread_scales();
+  void spread_rows();
+  scalars scalars_of_row(std::size_t k, std::int64_t value);
+  void require_rows_as_spread() const;
   void adapt_scalars(const std::vector<sums_of_array>& sums);
   py::object memory_of(const set_of_scalars& s, const py::dict& shared) const;
 
@@ -166,12 +206,17 @@ class plan {
   void start_copies() const;
   void compute_in_python();
   void require_copyable();
+  const py::object& backend();
+  py::object row_sets(std::size_t k);
+  py::object as_one(std::size_t k);
+  void prepare_run();
   void run();
+  void count_rows() noexcept;
   void zero_replaced() const;
   void count() noexcept;
 
   std::vector<scalars>& in_use();
-  py::tuple described(std::size_t k);
+  py::tuple described(std::size_t set);
   void let_go();
 
   registry registry_;
@@ -209,12 +254,31 @@ class plan {
   std::vector<double> next_shared_;    // what is shared becomes by the step
   bool keyed_right_ = false;
   bool filled_ = false;
-  bool has_copies_ = false;  // a span has a master or an average
-  bool spread_ = false;      // each span has a set of its own
-  std::vector<span> spans_;
-  std::vector<factors> factors_;                 // of each span, where any has some
-  std::vector<sighting> seen_, seen_gradients_;  // of each active member x and what is kept
-  std::vector<double> sums_, measurements_;      // room for those of the chunks
+  bool has_copies_ = false;               // a span has a master or an average
+  bool spread_ = false;                   // each span has a set of its own
+  std::vector<double> weights_;           // of the pieces, where gradients are sums of some
+  std::vector<source> sources_;           // of each active member, if any is no array
+  std::vector<std::int64_t*> row_steps_;  // of each active member, or null
+  std::vector<double> scales_;            // of each active member, where they have their own
+  std::vector<std::vector<double>> row_factors_;  // of its rows, where they are clipped
+  scaled_norm norm_{0, 0, true};                  // of the gradients, where it is measured
+  bool taken_ = false;                            // whether the backend has them
+  std::vector<span> spans_, joined_;              // the second: those that lie side by side as one
+  std::ptrdiff_t chunks_ = 0;                     // of all spans
+  std::vector<factors> factors_;                  // of each span, where any has some
+  std::vector<sighting> seen_, seen_gradients_;   // of each active member x and what is kept
+  std::vector<double> sums_, measurements_;       // room for those of the chunks
+  bool reports_ = false;
+  std::vector<double> report_sums_;
+  std::vector<std::pair<std::size_t, reported_sums>> report_;
+
+  // Between `open` and `close`.
+  bool arriving_ = false;
+  double opened_scale_ = 1,
+         opened_raw_ = 1;                   // with what is clipped by the norm before, and without
+  std::vector<std::size_t> opened_sets_;    // of each member
+  std::vector<std::size_t> arrived_;        // in their order
+  std::vector<scaled_norm> arrived_norms_;  // of each member
 };
 
 }  // namespace schuss

@@ -32,12 +32,14 @@ recipe::recipe(const py::object& from, const py::object& settings_name)
       remembered(from.attr("remembered").cast<std::vector<py::object>>()),
       shared(from.attr("shared").cast<std::vector<py::object>>()),
       limit(from.attr("limit").cast<double>()),
+      per(from.attr("per").cast<std::string>()),
       measures_norm(from.attr("measures_norm").cast<bool>()),
       propagates(from.attr("propagates").cast<bool>()),
       reads_loss(from.attr("reads_loss").cast<bool>()),
       totals(from.attr("totals").cast<bool>()),
       adapts(from.attr("adapts").cast<bool>()),
       zero_grad(from.attr("zero_grad").cast<bool>()),
+      counts_rows(from.attr("counts_rows").cast<bool>()),
       wanted(from.attr("wanted").cast<unsigned>()),
       key(from.attr("key").cast<std::uint32_t>()) {
   for (const py::handle& group : from.attr("groups"))

@@ -43,7 +43,8 @@ struct set_of_scalars {
   key shared;
   py::object part, f, adapt, names;  // what Python gives once
   bool is_cautious = false;
-  py::object h, own_h;  // the hyperparameters, and what the part made of them
+  std::string refuses_rows;  // why, if it does
+  py::object h, own_h;       // the hyperparameters, and what the part made of them
   bool steady = false;
   Py_ssize_t entries = 0;           // of the dict that f returned when all was computed
   std::vector<double> next_memory;  // what it becomes by the step
@@ -62,7 +63,9 @@ struct recipe {
   py::object sums;     // the class of what is measured
   std::vector<py::object> remembered, shared;  // names of the numbers beside arrays, beside all
   double limit;                                // of the norm
+  std::string per;                             // of which that is: all, array or row
   bool measures_norm, propagates, reads_loss, totals, adapts, zero_grad;
+  bool counts_rows;   // each its steps, and not those of the array before its last one
   unsigned wanted;    // sums of the arrays that a step has to know first
   std::uint32_t key;  // of the seed of the dither
 
@@ -80,6 +83,12 @@ struct recipe {
 // A number of Python's, which is held while its own code makes a float of it; throws where it is
 // none.
 double number(const py::object& value);
+
+// What gradients of this norm are multiplied by, as in PyTorch: no more than 1, NaN for NaN.
+inline double share_within(double limit, double length) {
+  const double share = limit / (length + 1e-6);
+  return share > 1.0 ? 1.0 : share;
+}
 
 // Reads what a part has returned into a set: by name, the rest idle.
 void read_part(scalars& c, const py::object& names, const py::dict& rule, const py::dict& around);

@@ -39,13 +39,17 @@ inline const std::map<std::string, std::pair<stream* (*)(span&, std::size_t), bo
     {"average", {[](span& a, std::size_t) { return &a.average; }, true}},
     {"low", {[](span& a, std::size_t) { return &a.low; }, false}},
     {"high", {[](span& a, std::size_t) { return &a.high; }, false}},
+    {"row_step", {nullptr, true}},  // whole numbers that no kernel sees
 };
 
 inline int flags_of(const kept& k) { return k.written ? aligned | writeable : aligned; }
 
 // The shape of an array beside a parameter: its own, or that of a factor, which has one element for
-// each row of its matrices, the last two axes, or for each column.
+// each row of its matrices, the last two axes, or for each column; or one for each row of the first
+// axis.
 inline shape_t shape_beside(shape_t of, const std::string& role) {
+  if (role == "row_step" && of.empty()) throw py::value_error(role + ": of an array without rows");
+  if (role == "row_step") return {of[0]};
   if (role != "row_var" && role != "col_var") return of;
   if (of.size() < 2) throw py::value_error(role + ": of an array that is no matrix");
   of[of.size() - (role == "row_var" ? 1 : 2)] = 1;
@@ -60,14 +64,15 @@ struct member {
   py::object g;             // bound, or None
   shape_t shape;
   kind type;
-  std::size_t states = 0;       // arrays that the rule sees
-  py::ssize_t position, chunk;  // elements and chunks of the members before it
+  std::size_t states = 0;  // arrays that the rule sees
+  py::ssize_t position;    // elements of the members before it
   std::size_t group;
   bool decays;                             // whether its group's weight decay is for it, too
   int rule_case;                           // which of those that its rule tells apart
   std::vector<double> memory;              // numbers that its rule keeps beside the arrays
   std::int64_t count = 0;                  // finished steps of this array
   py::object gradient_class = py::none();  // of a gradient that was checked and found good
+  std::size_t first_address = 0;           // of its arrays among those that the registry knows
   const char *apart = nullptr, *apart_end = nullptr;  // memory of the last gradient that was
                                                       // found to overlap nothing that is written
 
@@ -122,6 +127,15 @@ struct member {
                              ", and writeable");
   }
 
+  // The whole numbers that are kept of each row, for a parameter whose rows lie side by side.
+  void require_row_steps(const kept& k, bool whole, const std::string& label) const {
+    if ((fields(x)->flags & c_order) == 0)
+      wrong_value(label, "for rows of the first axis, but " + labels[0] + " is in Fortran order");
+    if (!whole || !fits(k.array, aligned | writeable, k.shape))
+      wrong_value(label, description(k.array) + ", wanted int64 of shape " + shape_text(k.shape) +
+                             ", writeable");
+  }
+
   // What stages keep beside a parameter is of the type that it computes in; and a master is for a
   // parameter of 16 bits.
   void require_computing(py::handle a, const std::string& role, const std::string& label) const {
@@ -150,6 +164,10 @@ struct member {
            own,
            place,
            written};
+    if (role == "row_step") {
+      require_row_steps(k, found.has_value(), label);
+      return k;
+    }
     if (scales || role == "codes" || in_whole_numbers(k.type)) {
       require_codes(k, label);
       return k;
@@ -163,6 +181,7 @@ struct member {
 
   // An array that is registered already, and may have been changed since.
   void require_unchanged(const kept& k, const std::string& label) const {
+    if (k.place == nullptr) return require_row_steps(k, kind_of(k.array, k.role) == k.type, label);
     if (!in_whole_numbers(k.type))
       return require_unchanged(k.array, k.type, flags_of(k), k.shape, label);
     if (kind_of(k.array, k.role) != k.type)
@@ -182,6 +201,17 @@ struct member {
                            "rebind arrays of that kind");
   }
 };
+
+// The rows of a member's first axis: how many, and the elements of each.
+struct row_layout {
+  std::ptrdiff_t count, size;
+};
+inline row_layout rows_of(const member& m) {
+  if (m.shape.empty()) return {1, 1};
+  std::ptrdiff_t size = 1;
+  for (std::size_t axis = 1; axis < m.shape.size(); ++axis) size *= m.shape[axis];
+  return {m.shape[0], size};
+}
 
 // Extents point at labels, which have to stay where they are when members are moved.
 static_assert(std::is_nothrow_move_constructible_v<member>);
@@ -207,7 +237,6 @@ class registry {
     m.shape = shape_of(x);
     m.type = *kind_of(x);
     m.position = elements_;
-    m.chunk = chunks_;
     m.group = group;
     m.decays = decays;
     m.memory = std::move(memory);
@@ -221,11 +250,12 @@ class registry {
       m.keeps.push_back(m.checked(a, role, scales ? m.states - 1 : m.states, m.labels[s + 2]));
       if (codes || role == "state" || role == "row_var") ++m.states;  // the rule sees a product
       factored_ = factored_ || role == "row_var";
+      counts_rows_ = counts_rows_ || role == "row_step";
     }
     if (m.states > most_states) throw py::value_error("state: too many arrays");
-    if (!m.g.is_none()) m.require_like(m.g, m.labels[1], "gradient");
+    if (!m.g.is_none() && !is_rows(m.g))  // which every step looks at
+      m.require_like(m.g, m.labels[1], "gradient");
     elements_ += size_of(m.shape);
-    chunks_ += chunks(size_of(m.shape));
     members_.push_back(std::move(m));
   }
 
@@ -244,7 +274,6 @@ class registry {
     m.count = finished;
     m.memory = std::move(memory);
     elements_ = size_of(m.shape);
-    chunks_ = chunks(elements_);
     forget_written();
   }
 
@@ -260,7 +289,6 @@ class registry {
   void keep_first(std::size_t size) {
     while (members_.size() > size) {
       elements_ = members_.back().position;
-      chunks_ = members_.back().chunk;
       members_.pop_back();
     }
     forget_written();
@@ -296,7 +324,7 @@ class registry {
   void require_disjoint() {
     find_written();
     for (member& m : members_)
-      if (!m.g.is_none()) require_apart(m, stream_of(m.g));
+      if (!m.g.is_none() && !is_rows(m.g)) require_apart(m, m.g);
   }
 
   // The written memory of all members, in order; found anew when an array has moved, and of new
@@ -318,7 +346,8 @@ class registry {
     };
     for (member& m : members_) m.apart = m.apart_end = nullptr;
     for (; known_ < members_.size(); ++known_) {
-      const member& m = members_[known_];
+      member& m = members_[known_];
+      m.first_address = addresses_.size();
       take(m.x, m.labels[0]);
       for (std::size_t s = 0; s < m.keeps.size(); ++s) take(m.keeps[s].array, m.labels[s + 2]);
     }
@@ -330,22 +359,32 @@ class registry {
     }
   }
 
+  // The same, where only a few members step, each in a call of its own.
+  bool still_written(const member& m) const {
+    if (known_ != members_.size()) return false;
+    std::size_t n = m.first_address;
+    bool still = addresses_[n] == fields(m.x)->data;
+    for (const kept& beside : m.keeps)
+      still = still && addresses_[++n] == fields(beside.array)->data;
+    return still;
+  }
+
   // A gradient is only read, so gradients may overlap one another, but nothing that the step
   // writes.
-  void require_apart(member& m, const stream& g) const {
-    const char* first = static_cast<const char*>(g.data);
-    const char* last = first + size_of(m.shape) * g.width;
-    if (first == m.apart && last == m.apart_end) return;
-    require_apart_from(written_, {first, last, &m.labels[1]});
-    m.apart = first;
-    m.apart_end = last;
+  void require_apart(member& m, py::handle g) const {
+    const extent read = extent_of(g, m.labels[1]);
+    if (read.first == m.apart && read.last == m.apart_end) return;
+    require_apart_from(written_, read);
+    m.apart = read.first;
+    m.apart_end = read.last;
   }
 
   std::vector<member>& members() { return members_; }
   const std::vector<member>& members() const { return members_; }
   std::ptrdiff_t elements() const { return elements_; }
-  bool factored() const { return factored_; }  // whether a member ever had factors
-  std::size_t all_chunks() const { return static_cast<std::size_t>(chunks_); }
+  // Whether a member ever had factors, or something that is counted of its rows.
+  bool factored() const { return factored_; }
+  bool counts_rows() const { return counts_rows_; }
 
  private:
   void forget_written() {
@@ -358,8 +397,8 @@ class registry {
   std::vector<extent> written_;         // of the first members, sorted
   std::vector<const char*> addresses_;  // theirs, in order
   std::size_t known_ = 0;               // how many members these are of
-  py::ssize_t elements_ = 0, chunks_ = 0;
-  bool factored_ = false;
+  py::ssize_t elements_ = 0;
+  bool factored_ = false, counts_rows_ = false;
 };
 
 }  // namespace schuss

@@ -6,10 +6,20 @@
 #include <cmath>
 #include <iterator>
 #include <limits>
+#include <map>
+#include <numeric>
 
 namespace schuss {
 
 namespace {
+
+std::vector<scaled_norm> as_norms(const py::object& found) {
+  std::vector<scaled_norm> norms;
+  for (const auto& [squares, exponent, finite] :
+       found.cast<std::vector<std::tuple<double, int, bool>>>())
+    norms.push_back({squares, exponent, finite});
+  return norms;
+}
 
 py::dict required_dict(const py::object& found) {
   if (!PyDict_Check(found.ptr())) wrong_type("scalars", type_text(found) + ", wanted a dict");
@@ -22,15 +32,85 @@ py::dict required_dict(const py::object& found) {
 
 scaled_norm plan::norm_of_gradients() {
   check();
-  if (!recipe_->backend.is_none()) {
-    const auto [squares, exponent, finite] =
-        recipe_->backend.attr("norm")(gradients_).cast<std::tuple<double, int, bool>>();
-    return {squares, exponent, finite};
-  }
-  sums_.resize(registry_.all_chunks());
+  if (!recipe_->backend.is_none()) return as_norms(backend().attr("norm")("all")).at(0);
+  sums_.resize(static_cast<std::size_t>(chunks_));
   scaled_norm found{};
   freely([&] { found = norm(kernels(), spans_, sums_); });
   return found;
+}
+
+// Those of each array, or of each of its rows: how many there are of an array is its count.
+std::vector<scaled_norm> plan::norms_of_each(std::vector<std::size_t>& counts) {
+  check();
+  const bool by_row = recipe_->per == "row";
+  std::vector<span> all = spans_;
+  std::ptrdiff_t chunks_of_all = 0;
+  std::size_t total = 0;
+  for (std::size_t k = 0; k < all.size(); ++k) {
+    const member& m = registry_.members()[active_[k]];
+    if (by_row && m.shape.size() > 1 && (fields(m.x)->flags & c_order) == 0)
+      wrong_value(m.labels[0],
+                  "in Fortran order, in which no row lies side by side, but "
+                  "clip_norm_per is \"row\"");
+    if (by_row && all[k].rows == nullptr) all[k].row_size = rows_of(m).size;
+    all[k].chunk = chunks_of_all;
+    chunks_of_all += chunks(all[k]);
+    const std::ptrdiff_t rows = all[k].row_size == 0 ? 0 : all[k].size / all[k].row_size;
+    counts.push_back(by_row ? static_cast<std::size_t>(rows) : 1);
+    total += counts.back();
+  }
+  if (!recipe_->backend.is_none()) return as_norms(backend().attr("norm")(recipe_->per));
+  std::vector<scaled_norm> found(total);
+  sums_.resize(static_cast<std::size_t>(chunks_of_all));
+  freely([&] { norms(kernels(), all, by_row, sums_, found); });
+  return found;
+}
+
+// Measures the norm of the gradients, and clips by it: the scale of all, or of each array or row.
+// False where one is not finite and that isn't to go on.
+bool plan::clip(double& scale, double& length) {
+  constexpr double inf = std::numeric_limits<double>::infinity();
+  const double limit = recipe_->limit;
+  const bool each = limit < inf && recipe_->per != "all";
+  norm_ = each ? clip_each(scale) : norm_of_gradients();
+  length = std::ldexp(std::sqrt(norm_.squares) * scale, norm_.exponent);
+  if (!arriving_) grad_norm_ = length;
+  if (!norm_.finite && !recipe_->propagates) return false;
+  if (each || arriving_ || limit == inf) return true;
+  // Where there is a limit the norm of finite gradients may be infinite, though limit/length is a
+  // number.
+  if (norm_.finite && length == inf) {
+    scale = std::ldexp(limit / std::sqrt(norm_.squares), -norm_.exponent);
+    length = limit;
+  } else if (const double share = share_within(limit, length); share != 1.0) {
+    scale *= share;
+    length *= share;
+  }
+  return true;
+}
+
+scaled_norm plan::clip_each(double scale) {
+  std::vector<std::size_t> counts;
+  const std::vector<scaled_norm> norms = norms_of_each(counts);
+  if (norms.size() != std::accumulate(counts.begin(), counts.end(), std::size_t{0}))
+    throw py::value_error("norm: one for each");
+  const auto factor = [&](const scaled_norm& own) {
+    const double length = std::ldexp(std::sqrt(own.squares) * scale, own.exponent);
+    if (own.finite && length == std::numeric_limits<double>::infinity())
+      return std::ldexp(recipe_->limit / std::sqrt(own.squares), -own.exponent) / scale;
+    return share_within(recipe_->limit, length);
+  };
+  auto next = norms.begin();
+  if (recipe_->per == "array") {
+    scales_.clear();
+    for (const scaled_norm& own : norms) scales_.push_back(scale * factor(own));
+    return added(norms);
+  }
+  row_factors_.assign(active_.size(), {});
+  for (std::size_t k = 0; k < active_.size(); ++k)
+    for (std::size_t row = 0; row < counts[k]; ++row) row_factors_[k].push_back(factor(*next++));
+  filled_ = taken_ = false;  // which have gradients without these
+  return added(norms);
 }
 
 // The first active member whose finite gradient overflows where it is scaled; their number where
@@ -39,13 +119,13 @@ std::size_t plan::overflowing(double length) {
   if (length < std::numeric_limits<float>::max() / 2) return active_.size();
   check();
   if (!recipe_->backend.is_none()) {
-    const py::object own = recipe_->backend.attr("scales_finite");
+    const py::object own = backend().attr("scales_finite");
     std::size_t k = 0;
-    while (k < active_.size() && own(active_[k], gradients_[k], described(k)).cast<bool>()) ++k;
+    while (k < active_.size() && own(active_[k], described(spans_[k].set)).cast<bool>()) ++k;
     return k;
   }
   std::size_t found = 0;
-  freely([&] { found = first_overflow(kernels(), spans_, sets_); });
+  freely([&] { found = first_overflow(kernels(), spans_, in_use()); });
   return found;
 }
 
@@ -53,13 +133,13 @@ std::size_t plan::overflowing(double length) {
 void plan::factor() {
   check();
   if (recipe_->backend.is_none())
-    return freely([&] { schuss::factor(kernels(), spans_, sets_, factors_); });
-  const py::object own = recipe_->backend.attr("factor");
+    return freely([&] { schuss::factor(kernels(), spans_, in_use(), factors_); });
+  const py::object own = backend().attr("factor");
   for (std::size_t k = 0; k < active_.size(); ++k) {
     if (spans_[k].row.kind == kind::none) continue;
-    const scalars& c = sets_[spans_[k].set];
+    const scalars& c = in_use()[spans_[k].set];
     auto becomes =
-        own(active_[k], gradients_[k], described(k), c.share, c.floor).cast<arrays_and_values>();
+        own(active_[k], described(spans_[k].set), c.share, c.floor).cast<arrays_and_values>();
     std::move(becomes.begin(), becomes.end(), std::back_inserter(computed_));
   }
 }
@@ -69,13 +149,12 @@ std::vector<sums_of_array> plan::measured() {
   check();
   std::vector<sums_of_array> found(active_.size());
   if (!recipe_->backend.is_none()) {
-    const py::object own = recipe_->backend.attr("measure");
+    const py::object own = backend().attr("measure");
     for (std::size_t k = 0; k < active_.size(); ++k)
-      found[k] =
-          own(active_[k], gradients_[k], described(k), recipe_->wanted).cast<sums_of_array>();
+      found[k] = own(active_[k], described(spans_[k].set), recipe_->wanted).cast<sums_of_array>();
   } else {
-    measurements_.resize(registry_.all_chunks() * most_sums);
-    freely([&] { schuss::measure(kernels(), spans_, sets_, recipe_->wanted, measurements_); });
+    measurements_.resize(static_cast<std::size_t>(chunks_) * most_sums);
+    freely([&] { schuss::measure(kernels(), spans_, in_use(), recipe_->wanted, measurements_); });
     for (std::size_t k = 0; k < active_.size(); ++k)
       if (spans_[k].size > 0)
         std::copy_n(measurements_.data() + most_sums * spans_[k].chunk, most_sums,
@@ -138,6 +217,8 @@ py::object plan::memory_of(const set_of_scalars& s, const py::dict& shared) cons
 }
 
 void plan::compute_scalars(double scale, const py::dict& shared) {
+  adapted_.clear();
+  sets_.resize(keyed_.size());  // without those of rows
   for (std::size_t i = 0; i < keyed_.size(); ++i) {
     set_of_scalars& s = keyed_[i];
     const std::size_t kind = std::get<0>(s.shared);
@@ -166,8 +247,10 @@ void plan::compute_scalars(double scale, const py::dict& shared) {
     s.h = values_[kind];
     s.own_h = py::reinterpret_borrow<py::object>(member(3));
   }
-  if (!std::exchange(spread_, false)) return;
-  for (std::size_t k = 0; k < spans_.size() && k < set_of_.size(); ++k) spans_[k].set = set_of_[k];
+  if (std::exchange(spread_, false))
+    for (std::size_t k = 0; k < spans_.size() && k < set_of_.size(); ++k)
+      spans_[k].set = set_of_[k];
+  spread_scales();
 }
 
 // The numbers by which factors go, which are not of the kernel.
@@ -197,7 +280,7 @@ void plan::adapt_scalars(const std::vector<sums_of_array>& sums) {
   std::vector<scalars> own;
   for (std::size_t k = 0; k < active_.size(); ++k) {
     const set_of_scalars& s = keyed_[set_of_[k]];
-    own.push_back(sets_[set_of_[k]]);
+    own.push_back(in_use()[spans_[k].set]);
     scalars& c = own.back();
     const py::object measured = as_python(sums[k], spans_[k].size);
     if (!s.adapt.is_none()) {
@@ -222,6 +305,76 @@ void plan::adapt_scalars(const std::vector<sums_of_array>& sums) {
 void plan::spread() {
   spread_ = true;
   for (std::size_t k = 0; k < spans_.size(); ++k) spans_[k].set = k;
+}
+
+// Where each array has a scale of its own.
+void plan::spread_scales() {
+  if (scales_.empty()) return;
+  for (std::size_t k = 0; k < active_.size(); ++k) {
+    adapted_.push_back(sets_[set_of_[k]]);
+    adapted_.back().scale = std::copysign(scales_[k], adapted_.back().scale);
+  }
+  spread();
+}
+
+// The scalars of a row of active member k, by what is counted of it.
+scalars plan::scalars_of_row(std::size_t k, std::int64_t value) {
+  const set_of_scalars& s = keyed_[set_of_[k]];
+  const member& m = registry_.members()[active_[k]];
+  scalars c = in_use()[spans_[k].set];
+  const auto wrong = [&] {
+    const std::string what = recipe_->counts_rows ? "steps" : "the array's steps at its last one";
+    wrong_value(m.labels.back(), std::to_string(value) + ", no number of " + what);
+  };
+  if (recipe_->counts_rows) {
+    constexpr std::int64_t most = std::int64_t{1} << 62;
+    if (value < 0 || value > most) wrong();
+    const std::uint32_t dither = static_cast<std::uint32_t>(c.key);
+    const double scale = std::fabs(c.scale);
+    const py::object found = call(s.part, values_[std::get<0>(s.shared)], py::int_(value + 1),
+                                  py::float_(scale), py::none());
+    const auto part = [&](Py_ssize_t place) {
+      return py::reinterpret_borrow<py::object>(PyTuple_GET_ITEM(found.ptr(), place));
+    };
+    read_part(c, s.names, required_dict(part(0)), py::reinterpret_borrow<py::dict>(part(1)));
+    c.key = dither;
+    return c;
+  }
+  if (value < 0 || value > m.count) wrong();
+  if (value == m.count) return c;
+  static const auto& fade = *new py::object(interned("fade"));
+  override_stages(c, required_dict(call(s.part.attr(fade), s.own_h, py::int_(m.count - value))));
+  return c;
+}
+
+// Where rows have sets of their own: one for each number that is counted of some.
+void plan::spread_rows() {
+  if (!registry_.counts_rows()) return;
+  check();
+  for (std::size_t k = 0; k < row_steps_.size(); ++k) {
+    if (row_steps_[k] == nullptr) continue;
+    std::map<std::int64_t, std::size_t> numbers;
+    std::vector<std::size_t> sets;
+    for (const std::ptrdiff_t row : sources_[k].numbers) {
+      const std::int64_t value = row_steps_[k][row];
+      auto known = numbers.find(value);
+      if (known == numbers.end()) {
+        const scalars c = scalars_of_row(k, value);
+        known = numbers.emplace(value, in_use().size()).first;
+        in_use().push_back(c);
+      }
+      sets.push_back(known->second);
+    }
+    sources_[k].sets.swap(sets);
+    sources_[k].fill(spans_[k]);
+  }
+}
+
+// Python may have changed what a row's set was found by, or the rows themselves.
+void plan::require_rows_as_spread() const {
+  for (std::size_t k = 0; k < row_steps_.size(); ++k)
+    if (row_steps_[k] != nullptr && sources_[k].sets.size() != sources_[k].numbers.size())
+      throw py::value_error("grads: changed while they were looked over");
 }
 
 }  // namespace schuss

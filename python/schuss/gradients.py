@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 
 from schuss import _core
-from schuss.checks import Interval
 from schuss.engine.memory import address
+from schuss.engine.pieces import check_weights
 from schuss.engine.structure import described, filled, flatten, gather, label, view_of_complex
 
 __all__ = ["average", "check_grad", "numerical_gradient"]
-
-FINITE = Interval("(-inf, inf)")
 
 
 def numerical_gradient(f: Callable[[Any], Any], x: Any, *, step: Any = None) -> Any:
@@ -140,12 +138,7 @@ def average(
     argument; nothing has changed then.
     """
     arrays = list(arrays)
-    if not arrays:
-        raise ValueError("arrays: none; pass at least one")
-    factors = [1.0 / len(arrays)] * len(arrays) if weights is None else list(weights)
-    if len(factors) != len(arrays):
-        raise ValueError(f"weights: {len(factors)} for {len(arrays)} arrays; pass one for each")
-    factors = [FINITE.check(f"weights[{i}]", w) for i, w in enumerate(factors)]
+    factors = check_weights("arrays", len(arrays), weights)
     for i, a in enumerate(arrays):
         _core.require_array(a, f"arrays[{i}]")
     if out is None:

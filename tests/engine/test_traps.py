@@ -764,7 +764,7 @@ def test_a_step_of_other_arrays_that_fails_leaves_the_old_ones(
     params = flat()
     opt = schuss.Adam(params, **options)
     opt.step({"w": ONE, "b": ONE})
-    scale = {"grad_scale": -1.0} if case == "loss scale" else {}
+    scale: dict[str, Any] = {"grad_scale": -1.0} if case == "loss scale" else {}
     with Unchanged(opt, (TypeError, ValueError), says):  # type: ignore[arg-type]
         opt.step(grads, params=make(), **scale)
     assert opt.holds(params)

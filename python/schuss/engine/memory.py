@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
-from itertools import repeat
-from typing import Any
+from collections.abc import Iterable, Sequence
+from itertools import pairwise, repeat
+from typing import Any, Literal
 
 import numpy as np
 
@@ -37,9 +37,67 @@ def room(x: np.ndarray, dtype: Any, place: int) -> np.ndarray:
     buffer = np.zeros(size + PAGE, np.uint8)
     wanted = (address(x) + place * STAGGER) // LINE * LINE
     start = (wanted - address(buffer)) % PAGE
-    order: Any = "C" if x.flags.c_contiguous else "F"
-    zeros: np.ndarray = buffer[start : start + size].view(dtype).reshape(x.shape, order=order)
+    zeros: np.ndarray = buffer[start : start + size].view(dtype).reshape(x.shape, order=order_of(x))
     return zeros
+
+
+class Flat:
+    """Which parameters lie side by side in one array, so that what is beside them does, too."""
+
+    def __init__(self) -> None:
+        self.whole: dict[int, np.ndarray] = {}  # of which an array is a part, by its id
+        self.beside: dict[tuple[int, np.dtype[Any], int], np.ndarray] = {}
+
+    def look(self, arrays: Sequence[np.ndarray]) -> None:
+        """Finds those that follow one another in an array of one axis."""
+        self.whole, self.beside = {}, {}
+        first = 0
+        for i in range(1, len(arrays) + 1):
+            if i < len(arrays) and follows(arrays[i - 1], arrays[i]):
+                continue
+            if i - first > 1:
+                whole = self.of(arrays[first:i])
+                self.whole |= {id(x): whole for x in arrays[first:i] if whole is not None}
+            first = i
+
+    def of(self, arrays: Sequence[np.ndarray]) -> np.ndarray | None:
+        """The part of one axis that these make up in their order; None where they make up none."""
+        base = arrays[0].base
+        if not (isinstance(base, np.ndarray) and base.ndim == 1 and base.flags.c_contiguous):
+            return None
+        if base.dtype != arrays[0].dtype:
+            return None
+        if not all(follows(a, b) for a, b in pairwise(arrays)):
+            return None
+        start = (address(arrays[0]) - address(base)) // base.itemsize
+        return base[start : start + sum(x.size for x in arrays)]
+
+    def zeros(self, x: np.ndarray, dtype: Any, place: int) -> np.ndarray:
+        """As `room`; side by side for arrays that lie so."""
+        whole = self.whole.get(id(x))
+        if whole is None:
+            return room(x, dtype, place)
+        key = id(whole), np.dtype(dtype), place
+        if key not in self.beside:
+            self.beside[key] = room(whole, dtype, place)
+        start = (address(x) - address(whole)) // x.itemsize
+        part = self.beside[key][start : start + x.size]
+        return part.reshape(x.shape, order=order_of(x))
+
+
+def follows(before: np.ndarray, after: np.ndarray) -> bool:
+    """Whether an array begins where another one ends, both in the same array."""
+    return (
+        before.base is not None
+        and before.base is after.base
+        and before.dtype == after.dtype
+        and address(after) == address(before) + before.nbytes
+    )
+
+
+def order_of(x: np.ndarray) -> Literal["C", "F"]:
+    """The memory order of an array that is contiguous."""
+    return "C" if x.flags.c_contiguous else "F"
 
 
 def address(a: np.ndarray) -> int:

@@ -8,11 +8,11 @@ import math
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import InitVar
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, dataclass_transform
 from weakref import WeakSet
 
 import numpy as np
@@ -63,8 +63,10 @@ from schuss.engine.groups import (
 )
 from schuss.engine.guard import IN_A_CALL, alive, one_at_a_time, shorten
 from schuss.engine.mapped import Alone, Files
-from schuss.engine.memory import FREE, room, write
+from schuss.engine.memory import FREE, Flat, order_of, room, write
 from schuss.engine.observers import check_metric, observers
+from schuss.engine.pieces import arrays_of_gradient, check_pieces
+from schuss.engine.report import Report
 from schuss.engine.rule import Rule, is_ours
 from schuss.engine.saved import (
     Differences,
@@ -75,7 +77,7 @@ from schuss.engine.saved import (
     require_writeable,
     written,
 )
-from schuss.engine.scalars import TRAITS, Options
+from schuss.engine.scalars import TRAITS, Options, require_closed_form
 from schuss.engine.step import Recipe
 from schuss.engine.structure import (
     Arrays,
@@ -97,7 +99,7 @@ NoDecay = Callable[[str, np.ndarray], bool]
 
 AVERAGED = "the parameters hold their means; leave opt.averaged() first"
 
-PICKLED = 2  # the form of a pickle: another one where what an optimizer consists of changes
+PICKLED = 3  # the form of a pickle: another one where what an optimizer consists of changes
 
 
 def signature(arguments: dict[str, Any], keywords: dict[str, Any]) -> inspect.Signature:
@@ -174,6 +176,8 @@ class Optimizer(Rule, Declared):
                  by 1/grad_scale, which float32 has, too; or a LossScale
     clip_norm    gradients are scaled down together to this norm, in (0, inf], default inf; needs
                  one read of them more
+    clip_norm_per    "all" (default); "array" or "row": each array's norm is limited by itself, or
+                 that of each row of the first axis, in place of the norm of all
     nonfinite    what becomes of a step with a gradient that is not finite, as it is given or as the
                  rule would see it, behind grad_scale, clip_norm and clip_value: "propagate"
                  (default), "skip", or "raise"; the last two need one read of the gradients more
@@ -199,6 +203,11 @@ class Optimizer(Rule, Declared):
     subnormals   "zero" (default) stores a state element below the smallest normal number as zero;
                  "keep" keeps it, and each step of such an element then costs 2 to 50 times as much,
                  by processor
+    rows         how steps are counted of arrays whose gradients are Rows: "lazy" (default), all
+                 rows by their array; "counted", each row by itself, for corrections of a start at
+                 0; "decayed", as "lazy", and what steps without a gradient would have done to a
+                 row's moments, and to x by weight decay and SGD's momentum, is made up for before
+                 its next step, at the coming rate: SGD, Adam and AdamW with decoupled decay alone
     missing      "raise" (default): a key of params that gradients lack is an error; "skip": there
                  is no gradient then, as with None
     convert      gradients of another type or memory order are copied into one that fits, which
@@ -232,6 +241,7 @@ class Optimizer(Rule, Declared):
     bounds: tuple[Any, Any] | None = pair(default=None)
     grad_scale: float | Scale = option(ScaleOrNumber, "[1.17549e-38, 1.70142e38]", default=1.0)
     clip_norm: float = option(Bounded, "(0, inf]", default=math.inf)
+    clip_norm_per: Literal["all", "array", "row"] = option(Choice, default="all")
     nonfinite: Literal["propagate", "skip", "raise"] = option(Choice, default="propagate")
     ema_decay = option(Scheduled, "[0, 1)", default=None, fixed=True, argument="ema")
     zeroes_grad = option(Flag, default=False, argument="zero_grad")
@@ -241,6 +251,7 @@ class Optimizer(Rule, Declared):
     stochastic_rounding: bool = option(Flag, default=False)
     seed: int = option(Whole, default=0)
     subnormals: Literal["zero", "keep"] = option(Choice, default="zero")
+    rows: Literal["lazy", "counted", "decayed"] = option(Choice, default="lazy", fixed=True)
     missing: Literal["raise", "skip"] = option(Choice, default="raise")
     convert: bool = option(Flag, default=False)
     backend: Backend = option(Choice, default="compiled")
@@ -293,6 +304,8 @@ class Optimizer(Rule, Declared):
         self._names: dict[str, int] = {}  # the number of each parameter
         self._start = {"no_decay": no_decay, **hyperparameters}  # what added groups begin with
         self._has_converted = False
+        self._flat = Flat()
+        self._flat_grads: np.ndarray | None = None
         self._swapped: list[Swapped] = []  # means may stand for averages that stand for weights
         self._averaging: WeakSet[Averaging] = WeakSet()  # those that are open
         if (folder := vars(self).get("_state_dir")) is not None:  # the base has no options
@@ -538,12 +551,40 @@ class Optimizer(Rule, Declared):
         bound = [p for p in self._parameters if p.g is not None]
         if not bound:
             raise ValueError("grads: none bound; bind them at construction with grads=")
-        for p in bound:
-            if p.g is not None and not p.g.flags.writeable:
+        arrays = [(p, a) for p in bound for a in arrays_of_gradient(p.g)]
+        for p, a in arrays:
+            if not a.flags.writeable:
                 raise ValueError(f"{p.labels()[1]}: read-only, but zero_grad writes to it")
-        for p in bound:
-            if p.g is not None:
-                p.g.fill(0)
+        for _, a in arrays:
+            a.fill(0)
+
+    @property
+    def flat_grads(self) -> np.ndarray:
+        """One array of the gradients of parameters that lie side by side: see schuss.flatten.
+
+        At first zeros. `step()` reads them from then on: they are bound. Raises ValueError where
+        the parameters don't lie side by side in their order, or other gradients are bound.
+        """
+        if self._flat_grads is None:
+            self._flat_grads = self._bind_flat()
+        return self._flat_grads
+
+    @one_at_a_time
+    def _bind_flat(self) -> np.ndarray:
+        if self._bound:
+            raise ValueError("flat_grads: other gradients are bound")
+        own = self._flat.of([p.x for p in self._parameters])
+        if own is None:
+            raise ValueError(
+                "flat_grads: the parameters don't lie side by side; see schuss.flatten, and pass "
+                "its arrays in their order"
+            )
+        grads = room(own, own.dtype, 1)
+        for p in self._parameters:
+            p.g = grads[p.position : p.position + p.x.size].reshape(p.x.shape, order=order_of(p.x))
+        self._register_anew()
+        self._bound = True
+        return grads
 
     def _add(self, group: Mapping[str, Any]) -> list[Parameter]:
         """Takes a group in: its hyperparameters, its parameters and their state."""
@@ -557,6 +598,7 @@ class Optimizer(Rule, Declared):
         if not (no_decay is None or callable(no_decay)):
             raise TypeError(f"no_decay: {no_decay!r} is no function of a name and an array")
         tree, arrays = flatten(listed(group["params"]), len(self._parameters))
+        self._flat.look(list(arrays.values()))
         added: list[Parameter] = []
         for name, x in arrays.items():
             if name in self._names:
@@ -646,7 +688,7 @@ class Optimizer(Rule, Declared):
             return self._files.zeros(x, dtype, x.shape if shape is None else shape, place)
         if shape is not None:
             return np.zeros_like(x, dtype, shape=shape, subok=False)
-        return room(x, dtype, place)
+        return self._flat.zeros(x, dtype, place)
 
     def _beside(self, x: np.ndarray, group: Group, name: str) -> dict[str, np.ndarray]:
         """The arrays that the stages want beside a parameter, in the type that it computes in."""
@@ -679,6 +721,11 @@ class Optimizer(Rule, Declared):
             for role, bound in zip(("low", "high"), within(bounds, x.dtype), strict=True):
                 keep(role, bound)
         require_room(bounds, x.dtype, label("params", name))
+        if self.rows != "lazy" and x.ndim > 0:  # last, by which messages name it
+            if not x.flags.c_contiguous:
+                of = label("params", name)
+                raise ValueError(f"rows: {self.rows!r} counts rows, but {of} is in Fortran order")
+            beside["row_step"] = self._zeros(x, np.int64, taken + len(beside), x.shape[:1])
         return beside
 
     def _gather(self, values: Any, role: str) -> list[Any]:
@@ -718,14 +765,17 @@ class Optimizer(Rule, Declared):
         params: Arrays | None = None,
         loss: float | None = None,
         grad_scale: float | None = None,
+        pieces: Sequence[Arrays] | None = None,
+        weights: Sequence[float] | None = None,
+        report: bool = False,
     ) -> bool:
         """Updates every parameter that has a gradient, in place; True when it did.
 
         False where nonfinite="skip" has left it undone.
 
         grads        in the structure of params, None where there is no gradient, of an array or of
-                     a whole part: those parameters, their state and their step count stay. Not
-                     given: the bound ones
+                     a whole part: those parameters, their state and their step count stay. Rows in
+                     place of an array: no other rows of it step. Not given: the bound ones
         lr           the learning rate of this step, of all groups. Not given: the groups'
         params       the arrays of this step, for clients that bring their own; where they are
                      others than those before, they are bound anew (rebind). Not given: the
@@ -733,6 +783,12 @@ class Optimizer(Rule, Declared):
         loss         the loss at the point where the gradients were taken, for rules that read it
         grad_scale   the loss scale of this step, a number, of which the optimizer's LossScale hears
                      nothing. Not given: the optimizer's
+
+        pieces       several such structures in place of grads: the gradient is their weighted sum,
+                     one by one in their order, which is written nowhere. None in one of them adds
+                     nothing
+        weights      what each of the pieces is multiplied by, as it is. Not given: 1/len(pieces)
+        report       True: `opt.report` has the norms of this step, taken on the way
 
         Everything is validated before anything changes. Raises TypeError or ValueError that name
         the array, FloatingPointError where nonfinite="raise" finds cause, and RuntimeError when a
@@ -742,28 +798,37 @@ class Optimizer(Rule, Declared):
         of them are looked up in the first hundred steps, then eight at each step, in turn.
         """
         try:
-            if lr is not None:
-                declared = self.hyperparameters["lr"]
-                if declared.fixed or callable(lr):
-                    what = "fixed at construction" if declared.fixed else "no number"
-                    raise TypeError(f"lr: {lr!r} is for one step, but {what}")
-                lr = declared.check(lr)
-            if grad_scale is not None:
-                grad_scale = self.options["grad_scale"].check(grad_scale)
-                if type(grad_scale) is not float:
-                    what = "follows all steps; pass it at construction"
-                    raise TypeError(f"grad_scale: a {type(grad_scale).__name__} {what}")
+            if lr is not None or grad_scale is not None:
+                lr, grad_scale = self._checked_for_step(lr, grad_scale)
+            asked: tuple[Any, ...] = grads, lr, loss, grad_scale
+            if pieces is not None or weights is not None or report:
+                asked = (*asked, *check_pieces(grads, pieces, weights), report)
             if params is not None:
-                return self._step_of(params, grads, lr, loss, grad_scale)
+                return self._step_of(params, asked)
             if self._files is not None:
                 with self._lock, self._changing():
-                    return self._plan.step(grads, lr, loss, grad_scale)
-            return self._plan.step(grads, lr, loss, grad_scale)
+                    return self._plan.step(*asked)
+            return self._plan.step(*asked)
         except (TypeError, ValueError) as error:
             shorten(error)
             raise
 
-    def _step_of(self, params: Any, grads: Any, lr: Any, loss: Any, grad_scale: Any) -> bool:
+    def _checked_for_step(self, lr: Any, grad_scale: Any) -> tuple[Any, Any]:
+        """The learning rate and the loss scale of one step, if they are given."""
+        if lr is not None:
+            declared = self.hyperparameters["lr"]
+            if declared.fixed or callable(lr):
+                what = "fixed at construction" if declared.fixed else "no number"
+                raise TypeError(f"lr: {lr!r} is for one step, but {what}")
+            lr = declared.check(lr)
+        if grad_scale is not None:
+            grad_scale = self.options["grad_scale"].check(grad_scale)
+            if type(grad_scale) is not float:
+                what = "follows all steps; pass it at construction"
+                raise TypeError(f"grad_scale: a {type(grad_scale).__name__} {what}")
+        return lr, grad_scale
+
+    def _step_of(self, params: Any, asked: tuple[Any, ...]) -> bool:
         """A step of arrays that the client brings: one that fails leaves the old ones bound."""
         with self._lock:
             if self._plan.busy:
@@ -778,13 +843,100 @@ class Optimizer(Rule, Declared):
                     self._rebind(arrays)
                     self._watch([])
                 with self._changing():
-                    return self._plan.step(grads, lr, loss, grad_scale)
+                    return self._plan.step(*asked)
             except BaseException:
                 if others and self.iterations == done:  # an interrupt may come behind the step
                     self._rebind(before)
                     self._watch(watched)
                     write(kept)
                 raise
+
+    @contextmanager
+    def arriving(
+        self,
+        *,
+        lr: float | None = None,
+        loss: float | None = None,
+        grad_scale: float | None = None,
+        clip_norm: Literal["previous"] | None = None,
+        report: bool = False,
+    ) -> Iterator[Arrival]:
+        """A step of each parameter as soon as its gradient is there, while it is in the caches.
+
+            with opt.arriving() as step:
+                step("w2", grad_w2)         # steps at once
+                step("w1", grad_w1)
+
+        Its settings are those at the opening, its bits those of one `step`. At the end of the block
+        the counters move; a parameter that didn't come had no gradient.
+
+        lr, loss, grad_scale, report    as in `step`
+        clip_norm    "previous": gradients are scaled by what would have brought the last step's
+                     norm to opt.clip_norm, since the norm of this one is known at its end only. The
+                     first step, before which none was measured, isn't clipped
+
+        What has stepped stays so if the block is left by an error, and counts; `opt.arrived` has
+        the names. Raises ValueError where an option wants all gradients first: clip_norm of all
+        without "previous", nonfinite other than "propagate", rules with numbers of all arrays.
+        Until the end other calls raise RuntimeError.
+        """
+        try:
+            lr, grad_scale = self._checked_for_step(lr, grad_scale)
+            self._require_no_other_gradients(clip_norm)
+            before = self.grad_norm if clip_norm else None
+            with self._changing():
+                self._plan.open(lr, loss, grad_scale, report, before)
+                try:
+                    yield self._arrive
+                except BaseException:
+                    self._plan.close(True)
+                    raise
+                self._plan.close(False)
+        except (TypeError, ValueError) as error:
+            shorten(error)
+            raise
+
+    def _require_no_other_gradients(self, clip_norm: str | None) -> None:
+        """Raises where a parameter can't step before all gradients are there."""
+        if clip_norm not in (None, "previous"):
+            raise ValueError(f'clip_norm: {clip_norm!r}, wanted "previous" or None')
+        limits = self.clip_norm < math.inf and self.clip_norm_per == "all"
+        if limits and not clip_norm:
+            raise ValueError(
+                "clip_norm: the norm of all gradients is known when all are there; pass "
+                'arriving(clip_norm="previous") to go by that of the step before'
+            )
+        if clip_norm and not limits:
+            raise ValueError('clip_norm: "previous" wants opt.clip_norm, and clip_norm_per="all"')
+        if self.nonfinite != "propagate":
+            raise ValueError(f"nonfinite: {self.nonfinite!r} looks at all gradients first")
+        for s in self._settings():
+            if s.form.sums and s.rule.shared:
+                raise ValueError(f"arriving: {s.rule.__name__} has numbers of all gradients")
+
+    def _arrive(self, name: str | int, grad: Any) -> None:
+        """Steps one parameter, by its name or its position."""
+        try:
+            number = self._names.get(str(name) if isinstance(name, int) else name)
+            if isinstance(name, int) and 0 <= name < len(self._parameters):
+                number = name
+            if number is None:
+                raise ValueError(f"{name!r}: no parameter; wanted {listing(self._names)}")
+            self._plan.arrive(number, grad)
+        except (TypeError, ValueError) as error:
+            shorten(error)
+            raise
+
+    @property
+    def arrived(self) -> tuple[str, ...]:
+        """The parameters that have stepped in the last `arriving`, in their order."""
+        return tuple(self._parameters[i].name for i in self._plan.arrived)
+
+    @property
+    def report(self) -> Report | None:
+        """How far the last step with report=True went; None where there was none."""
+        sums = {self._parameters[i].name: own for i, own in sorted(self._plan.report)}
+        return Report(sums) if sums else None
 
     def _recipe(self) -> Recipe:
         """What a step needs, by the present options and settings."""
@@ -804,6 +956,8 @@ class Optimizer(Rule, Declared):
             scale=scale,
             told=scale.update if follows else None,
             limit=self.clip_norm,
+            per=self.clip_norm_per,
+            counts_rows=self.rows == "counted",
             propagates=self.nonfinite == "propagate",
             undone=self._leave_undone,
             backend=None if self.backend == "compiled" else Numpy(self._parameters),
@@ -827,8 +981,25 @@ class Optimizer(Rule, Declared):
             raise ValueError("clip_value: not with clip_norm; choose one of the two")
         if given["master"] and given["stochastic_rounding"]:
             raise ValueError("stochastic_rounding: not with master, which needs no chance")
+        for s in settings if given["rows"] != "lazy" else ():
+            self._require_rows(s, given)
         if isinstance(given["grad_scale"], Scale) and given["nonfinite"] != "skip":
             raise ValueError('grad_scale: a LossScale needs nonfinite="skip"')
+
+    def _require_rows(self, settings: Settings, given: Mapping[str, Any]) -> None:
+        """Raises where rows of these settings can't be counted."""
+        rule, mode = settings.rule, given["rows"]
+        why = rule.refuses_rows(settings.values)
+        if settings.values["cautious"]:
+            why = "cautious looks at whole arrays"
+        if rule.memory or rule.shared:
+            why = f"{rule.__name__} remembers numbers beside whole arrays"
+        if mode == "decayed" and given["ema"] is not None:
+            why = "ema has no closed form for them"
+        if why:
+            raise ValueError(f"rows: {mode!r} is for rows by themselves, but {why}")
+        if mode == "decayed":
+            require_closed_form(rule, settings.values)
 
     def _match(self, grads: Any) -> tuple[list[Any], Any]:
         """Gradients in a structure that the plan does not know."""
@@ -865,6 +1036,8 @@ class Optimizer(Rule, Declared):
         """Raises while something else stands where the parameters were."""
         if self._plan.barred:
             raise RuntimeError(f"{what}: {self._plan.barred}")
+        if self._plan.arriving:
+            raise RuntimeError(f"{what}: gradients are arriving; leave opt.arriving() first")
 
     def _leave_undone(
         self, gradients: list[Any], active: list[int], overflowing: int | None
@@ -874,8 +1047,12 @@ class Optimizer(Rule, Declared):
         why = scale.given_up if isinstance(scale, SharedScale) else ""
         if self.nonfinite == "raise" or why:
             if overflowing is None:
-                bad = [k for k, g in enumerate(gradients) if not np.isfinite(g).all()]
+                arrays = map(arrays_of_gradient, gradients)
+                finite = [all(np.isfinite(a).all() for a in own) for own in arrays]
+                bad = [k for k, all_of_it in enumerate(finite) if not all_of_it]
                 what = "has elements that are not finite"
+                if not bad:
+                    bad, what = [*range(len(gradients))], "adds up to what is not finite"
             else:
                 bad, what = [overflowing], "has elements that overflow when grad_scale divides them"
             names = [self._parameters[active[k]].labels()[1] for k in bad]
@@ -884,7 +1061,8 @@ class Optimizer(Rule, Declared):
             raise FloatingPointError(f"{names[0]}: {what}")
         if self.zeroes_grad:  # or a buffer that accumulates would stay infinite
             for g in gradients:
-                g.fill(0)
+                for a in arrays_of_gradient(g):
+                    a.fill(0)
         vars(self)["_skipped_steps"] += 1  # last: an interrupt before it leaves no step to count
 
     @property
@@ -985,6 +1163,8 @@ class Optimizer(Rule, Declared):
 
     def _swap(self, form: str, says: str, values: list[tuple[Parameter, np.ndarray]]) -> None:
         """Puts values in the place of parameters, until `_swap_back`: all of them, or none."""
+        if self._plan.arriving:
+            self._require_parameters(form)
         for p, _ in values:
             _core.require_parameter(p.x, p.labels()[0])
         swapped = Swapped(form, says, [(p, p.x.copy(order="K")) for p, _ in values])
@@ -1058,9 +1238,12 @@ class Optimizer(Rule, Declared):
         return found.differences
 
     def __getstate__(self) -> dict[str, Any]:
+        if self._plan.arriving:
+            self._require_parameters("copy")
         own = {k: v for k, v in vars(self).items() if k not in ("_plan", "_lock")}
         own |= {"_files": None, "_state_dir": None}  # a copy has its state in memory
         own["_averaging"] = None
+        own |= {"_flat": Flat(), "_flat_grads": None}  # a copy's arrays lie where they may
         own["_start"] = {k: v for k, v in self._start.items() if k not in self.apart}
         return own | {"moved": self._moved(), "pickled": PICKLED}
 
@@ -1106,6 +1289,12 @@ class Optimizer(Rule, Declared):
             for group in self._groups
         )
         return f"{type(self).__name__}({', '.join(own)}{groups}\n)"
+
+
+class Arrival(Protocol):
+    """Steps a parameter, by its name or its position, with its gradient."""
+
+    def __call__(self, name: str | int, grad: Any, /) -> None: ...
 
 
 def is_groups(params: Any) -> bool:

@@ -122,6 +122,20 @@ class Rule(metaclass=RuleType):
         """
         raise NotImplementedError
 
+    @classmethod
+    def refuses_rows(cls, h: Values) -> str:
+        """Why some rows of an array can't step alone; empty where they can."""
+        return f"{cls.__name__} looks at whole arrays" if cls.sums(h) else ""
+
+    @staticmethod
+    def faded(h: Values, missed: int, keep: float) -> dict[str, float]:
+        """What so many steps with a gradient of 0 would have done: numbers of the stages.
+
+        They are `fade_x` and `drift`, and `fade_0` and `fade_1` of the first two state arrays: see
+        reference.step. `keep` is what the weight decay leaves of x in each.
+        """
+        raise NotImplementedError
+
     @staticmethod
     def initial(h: Values) -> dict[str, float]:
         """What state arrays start with where it isn't 0."""

@@ -70,6 +70,7 @@ class Part:
         self.f: Callable[..., dict[str, float]] = rule.scalars
         self.adapt = rule.adapt if settings.form.sums else None
         self.is_cautious = bool(settings.values["cautious"])
+        self.refuses_rows = rule.refuses_rows(settings.values)
         self.kernel = NUMBERS[settings.kernel]
         self.names = NAMES[settings.kernel]
         self.lr = settings.values["lr"]
@@ -140,11 +141,32 @@ class Part:
             lr = share if h["decay_mode"] == "decoupled_unscaled" else lr * share
         return self.decayed(h, lr, decay)
 
+    def fade(self, h: Mapping[str, Any], missed: int) -> dict[str, float]:
+        """What so many steps without a gradient would have done to a row, among the stages."""
+        require_closed_form(self.rule, h)
+        keep = self.decay(h, h["lr"]).get("keep", 1.0)
+        return self.rule.faded(h, missed, keep)
+
     def caution(self, h: dict[str, Any], sums: Sums) -> float:
         """The factor of an update's elements whose sign is the gradient's; the others become 0."""
         if h["cautious"] == "plus1":
             return sums.size / (sums.agree + 1.0)
         return 1.0 / max(sums.agree / sums.size, 1e-3) if sums.size else 1.0
+
+
+def require_closed_form(rule: type[Rule], h: Mapping[str, Any]) -> None:
+    """Raises where steps without a gradient can't be made up for at once."""
+    why = ""
+    if rule.faded is Rule.faded:
+        why = f"{rule.__name__} has no closed form for them"
+    elif h["l2"] or h["l1"]:
+        why = "l2 and l1 pull at x in each of them"
+    elif h["weight_decay"] and h["decay_mode"] != "decoupled":
+        why = f'of the weight decays it has the "decoupled" alone, not {h["decay_mode"]!r}'
+    elif h["bounds"] is not None:
+        why = "bounds hold x in each of them"
+    if why:
+        raise ValueError(f'rows: "decayed" makes up for steps without a gradient, but {why}')
 
 
 class Fixed:
@@ -155,6 +177,7 @@ class Fixed:
         self.own, self.stages = own, stages
         self.f = self.adapt = None
         self.is_cautious = False
+        self.refuses_rows = ""
 
     def __call__(self, h: Any, t: int, scale: float, memory: Any) -> tuple[Any, ...]:
         return self.own, self.stages, False, h

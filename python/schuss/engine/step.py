@@ -34,6 +34,8 @@ class Recipe:
     scale: Any = 1.0  # of the loss: a number, or what float() makes one
     told: Callable[[bool], None] | None = None  # whether a step was done
     limit: float = math.inf  # of the gradients' norm
+    per: str = "all"  # of which that is: of all, or of each array or row
+    counts_rows: bool = False  # their own steps, not those of the array before their last one
     propagates: bool = True  # a gradient that is not finite
     undone: Callable[..., None] | None = None  # what is left of a step that isn't taken
     backend: Any = None  # None: the kernels

@@ -148,6 +148,11 @@ class Adam(Optimizer):
             **denominator(h, 1.0 if early else c2),
         }
 
+    @staticmethod
+    def faded(h: Values, missed: int, keep: float) -> dict[str, float]:
+        beta1, beta2 = h["betas"]
+        return {"fade_x": keep**missed, "fade_0": beta1**missed, "fade_1": beta2**missed}
+
 
 class AdamW(Adam):
     """Adam with decoupled weight decay.

@@ -12,6 +12,13 @@ from schuss.engine.structure import described, label
 from schuss.reference.storage import computing, widened
 
 
+def sum_of_powers(mu: float, keep: float, n: int) -> float:
+    """The sum of mu^i*keep^(n - i) for i from 1 to n."""
+    if mu == keep:
+        return n * mu**n
+    return mu * (keep**n - mu**n) / (keep - mu)
+
+
 class SGD(Optimizer):
     """Stochastic gradient descent, with momentum and Nesterov's step.
 
@@ -82,6 +89,17 @@ class SGD(Optimizer):
         undamped = t == 1 and h["first_step"] == "copy"
         w = a if undamped else a * (1.0 - h["dampening"])
         return {"lr": s * a, "mu": h["momentum"], "w": w, "a": a, "s": s}
+
+    @staticmethod
+    def faded(h: Values, missed: int, keep: float) -> dict[str, float]:
+        mu, fade = h["momentum"], keep**missed
+        if not mu:
+            return {"fade_x": fade}
+        # x = keep*x - s*mu^i*b in the i-th of them, of which the sum is a geometric one.
+        moved = sum_of_powers(mu, keep, missed) * (1.0 if h["lr_in_buffer"] is True else h["lr"])
+        if h["nesterov"] is True:
+            moved *= mu
+        return {"fade_x": fade, "drift": moved, "fade_0": mu**missed}
 
     def lookahead(self, out: Any = None) -> Any:
         """Writes the point at which to take the gradient of the coming step.

@@ -118,6 +118,10 @@ class MatrixRule(Optimizer):
     def start(state: State, h: Values) -> None:
         """Gives state arrays their start where it isn't 0."""
 
+    @classmethod
+    def refuses_rows(cls, h: Values) -> str:
+        return f"{cls.__name__} turns whole matrices"
+
     @staticmethod
     def direct(
         u: np.ndarray, state: State, new: State, h: Values, t: int, room: Room

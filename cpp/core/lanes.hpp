@@ -1,0 +1,46 @@
+// Sums in a fixed tree: in double, of chunks from where a row begins, which for an array by itself
+// is all of it. Element i of a chunk adds its value to lane i mod 16, in order; lanes fold 8-4-2-1.
+// The driver folds the chunks.
+#pragma once
+
+#include <cstddef>
+
+#include "pack.hpp"
+
+namespace schuss {
+namespace {
+
+// Elements of one turn of a loop: one for each lane.
+constexpr std::ptrdiff_t sixteen = 16;
+
+// The sum of a chunk: in registers, where it is a loop's own.
+class lanes {
+ public:
+  // Adds a pack of values, of which the first one is element i of sixteen.
+  template <class P> SCHUSS_INLINE void add(std::ptrdiff_t i, const doubles<P>& values) {
+    number* const at = all_ + i / number::size;
+    at[0] = at[0] + values.part[0];
+    if constexpr (doubles<P>::parts == 2) at[1] = at[1] + values.part[1];
+  }
+
+  // Takes the first n lanes of another sum.
+  void take(std::ptrdiff_t n, const lanes& other) {
+    __builtin_memcpy(all_, other.all_, static_cast<std::size_t>(n) * sizeof(double));
+  }
+
+  // Their sum, as a tree.
+  double fold() const {
+    double all[sixteen];
+    __builtin_memcpy(all, all_, sizeof all);
+    for (std::ptrdiff_t half = sixteen / 2; half > 0; half /= 2)
+      for (std::ptrdiff_t l = 0; l < half; ++l) all[l] = all[l] + all[l + half];
+    return all[0];
+  }
+
+ private:
+  using number = pack<double>;
+  number all_[sixteen / number::size] = {};
+};
+
+}  // namespace
+}  // namespace schuss
