@@ -64,6 +64,6 @@ def product(a: Array, factor: Any, number: Any) -> Array:
     """A new array of a type: factor*a, by a number or, of one for each row, that of its row."""
     factors = np.asarray(factor, dtype=number)
     found = np.empty_like(a, number, subok=False)
-    axes = (1,) * (found.ndim - factors.ndim)
-    np.multiply(factors.reshape(*factors.shape, *axes), a.astype(number, copy=False), out=found)
+    shape = (*factors.shape, *(1,) * (found.ndim - factors.ndim))
+    np.multiply(factors.reshape(shape), a.astype(number, copy=False), out=found)
     return found

@@ -161,7 +161,7 @@ def along(lines: Doubles) -> Doubles:
     *before, size = lines.shape
     padded = np.zeros((*before, -(-size // 16) * 16))
     padded[..., :size] = lines
-    sixteens = padded.reshape(*before, -1, 16)
+    sixteens = padded.reshape(*before, padded.shape[-1] // 16, 16)
     lanes = np.zeros((*before, 16))
     for i in range(sixteens.shape[-2]):
         lanes = lanes + sixteens[..., i, :]
