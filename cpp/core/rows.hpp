@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 
 #include "kernel.hpp"
 #include "pack.hpp"
@@ -17,9 +18,12 @@ namespace {
 constexpr std::ptrdiff_t rows_ahead = 6, most_asked = 512;
 
 SCHUSS_INLINE void ask_for(const void* from, std::ptrdiff_t bytes) {
-  constexpr std::ptrdiff_t line = 64;
-  const auto* const at = static_cast<const char*>(from);
-  for (std::ptrdiff_t i = 0; i < bytes && i < most_asked; i += line) __builtin_prefetch(at + i, 1);
+  constexpr std::uintptr_t line = 64;
+  const auto first = reinterpret_cast<std::uintptr_t>(from) / line * line;
+  const auto last = reinterpret_cast<std::uintptr_t>(from) +
+                    static_cast<std::uintptr_t>(std::min(bytes, most_asked));
+  for (std::uintptr_t at = first; at < last; at += line)
+    __builtin_prefetch(reinterpret_cast<const void*>(at), 1);
 }
 
 SCHUSS_INLINE void ask_for_row(const span& a, std::ptrdiff_t row) {

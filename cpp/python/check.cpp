@@ -105,7 +105,8 @@ bool plan::fill() {
     if (a.master.kind == kind::remainder) a.master.beside = a.x.data;
     has_copies_ = has_copies_ || a.master.kind != kind::none || a.average.kind != kind::none;
     if (!fill_gradient(a, m, k)) return false;
-    seen_gradients_.emplace_back(gradients_[k], m.shape);
+    // A source knows by itself what it has seen.
+    seen_gradients_.emplace_back(is_source(k) ? py::handle(m.x) : gradients_[k], m.shape);
     a.chunk = chunks_;
     chunks_ += chunks(a);
     spans_.push_back(a);

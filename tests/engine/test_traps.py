@@ -916,6 +916,8 @@ OTHER_OPTIONS: dict[str, Any] = {
     "clip_norm": 3.0,
     "nonfinite": "skip",
     "zero_grad": True,
+    "clip_norm_per": "row",
+    "rows": "counted",
     "ema": 0.5,
     "state_dtype": "float16",
     "state_dir": "a folder of its own",
