@@ -20,27 +20,25 @@ class Given(NamedTuple):
     """An array's gradient in a step: as it came, or what its pieces make together."""
 
     values: Any
-    rows: np.ndarray | None  # the numbers of those that the values are; None: an array's own
+    rows: np.ndarray | None  # numbers of those that step by themselves; None: the array as a whole
     arrays: list[np.ndarray]  # the user's, which it is made of
 
     @classmethod
-    def of(cls, gradient: Any, weights: Sequence[float] | None, dtype: np.dtype[Any]) -> Given:
-        """Of an array or Rows, or, with weights, of a tuple of pieces, some of which may be None.
-
-        dtype   the parameter's
-        """
+    def of(cls, gradient: Any, weights: Sequence[float] | None, p: Parameter) -> Given:
+        """Of an array or Rows; with weights, of a tuple of pieces, some of which may be None."""
+        every = np.arange(len(p.x)) if "row_step" in p.beside else None  # where rows are counted
         if weights is None and not isinstance(gradient, _core.Rows):
-            return cls(np.asarray(gradient), None, [np.asarray(gradient)])
+            return cls(np.asarray(gradient), every, [np.asarray(gradient)])
         pieces, weights = ([gradient], [1.0]) if weights is None else (gradient, weights)
         there = [(g, w) for g, w in zip(pieces, weights, strict=True) if g is not None]
-        factors, number = [w for _, w in there], computing(dtype)
+        factors, number = [w for _, w in there], computing(p.x.dtype)
         if isinstance(there[0][0], _core.Rows):
             indices = [np.asarray(g.index) for g, _ in there]
             arrays = [np.asarray(g.values) for g, _ in there]
             rows, values = reference.coalesce(indices, arrays, factors, number)
             return cls(values, rows, arrays)
         arrays = [np.asarray(g) for g, _ in there]
-        return cls(reference.average(arrays, factors, number), None, arrays)
+        return cls(reference.average(arrays, factors, number), every, arrays)
 
 
 class Numpy:
@@ -62,7 +60,7 @@ class Numpy:
         weights   those of each gradient's pieces; None: a gradient is an array or Rows
         """
         self.given = {
-            number: Given.of(g, weights, self.parameters[number].x.dtype)
+            number: Given.of(g, weights, self.parameters[number])
             for number, g in zip(numbers, gradients, strict=True)
         }
 
@@ -131,13 +129,11 @@ class Numpy:
         """One array's step, in copies: each array that the step writes, with what it becomes.
 
         sets      None; or scalars that count in place of the others, each with the places of those
-                  rows of the gradient, of an array, too, that step with these
+                  rows of the gradient that step with these
         reports   whether `report` is to know the sums
         """
         p, given = self.parameters[number], self.given.pop(number)
         rows, master = given.rows, p.beside.get("master")
-        if sets is not None and rows is None:
-            rows = np.arange(len(given.values))
         pairs: list[tuple[np.ndarray, np.ndarray]] = []
 
         def copied(a: np.ndarray) -> np.ndarray:
