@@ -247,15 +247,13 @@ def table(model: Model, form: str, threads: int, rounds: int, times: int) -> Non
         f"{'':22}{'held MB':>9}{'step ms':>9}{'ns':>7}{'bytes':>7}{'GB/s':>7}{'of end':>8}", end=""
     )
     print(f"{'whole ms':>10}{'of end':>8}")
-    first = None
     for name, way in ways.items():
-        step, whole = (median(t) for t in zip(*way.times, strict=True))
-        first = first or (step, whole)
+        step, whole = np.median(way.times, axis=0)
+        of_step, of_whole = np.median(np.divide(way.times, ways["at the end"].times), axis=0)
         a = moved(way) / size
         print(
             f"{name:22}{way.held / 1e6:>9.1f}{1e3 * step:>9.2f}{1e9 * step / size:>7.3f}{a:>7.1f}"
-            f"{a * size / step / 1e9:>7.1f}{step / first[0]:>8.2f}"
-            f"{1e3 * whole:>10.1f}{whole / first[1]:>8.2f}",
+            f"{a * size / step / 1e9:>7.1f}{of_step:>8.2f}{1e3 * whole:>10.1f}{of_whole:>8.2f}",
             flush=True,
         )
 
