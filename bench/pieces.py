@@ -109,7 +109,7 @@ def steps(elements: int, number: int, dtype: np.dtype[Any], title: str, seconds:
 def averages(elements: int, number: int, dtype: np.dtype[Any], title: str, seconds: float) -> None:
     """Weighted, into an array that is there."""
     parts, read = pieces(elements, number, dtype), number * dtype.itemsize
-    weights = np.linspace(0.5, 1.5, number) / number
+    weights = (np.linspace(0.5, 1.5, number) / number).tolist()
     ours, result = np.zeros((2, elements), dtype)
     total, product = np.zeros((2, elements), np.float32)
 
@@ -131,7 +131,7 @@ def averages(elements: int, number: int, dtype: np.dtype[Any], title: str, secon
     in_place()
     if ours.tobytes() != result.tobytes():
         sys.exit(f"{title}: schuss.average and NumPy differ")
-    if not np.allclose(ours.astype(float), weights.sum() * by_numpy(), 1e-2, 1e-2):
+    if not np.allclose(ours.astype(float), sum(weights) * by_numpy(), 1e-2, 1e-2):
         sys.exit(f"{title}: schuss.average and np.average differ")  # which divides by their sum
     contestants: dict[str, tuple[Step, int]] = {
         "schuss.average": (by_us, read + dtype.itemsize),
