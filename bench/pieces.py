@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 import schuss
+from schuss.engine.memory import room
 from schuss.lab.bench.clock import Timed, take_turns
 from schuss.lab.bench.report import processor
 
@@ -28,9 +29,21 @@ STEPS = 3  # before answers are compared
 Step = Callable[[], object]
 
 
+def zeros(elements: int, *dtypes: np.dtype[Any]) -> list[np.ndarray]:
+    """Arrays that begin at places of their own in their pages: see memory.room."""
+    first = np.zeros(elements, FLOAT32)
+    found = [room(first, dtype, place) for place, dtype in enumerate(dtypes)]
+    for a in found:
+        a.fill(0)  # touched before anything is timed
+    return found
+
+
 def pieces(elements: int, number: int, dtype: np.dtype[Any]) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
-    return [rng.standard_normal(elements, np.float32).astype(dtype) for _ in range(number)]
+    parts = zeros(elements, *[dtype] * number)
+    for g in parts:
+        g[...] = rng.standard_normal(elements, np.float32)
+    return parts
 
 
 def row(name: str, seconds: float, elements: int, moved: int, first: float) -> None:
@@ -110,8 +123,7 @@ def averages(elements: int, number: int, dtype: np.dtype[Any], title: str, secon
     """Weighted, into an array that is there."""
     parts, read = pieces(elements, number, dtype), number * dtype.itemsize
     weights = (np.linspace(0.5, 1.5, number) / number).tolist()
-    ours, result = np.zeros((2, elements), dtype)
-    total, product = np.zeros((2, elements), np.float32)
+    ours, result, total, product = zeros(elements, dtype, dtype, FLOAT32, FLOAT32)
 
     def in_place() -> None:
         np.multiply(parts[0], np.float32(weights[0]), out=total, dtype=np.float32)

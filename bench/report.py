@@ -85,6 +85,7 @@ def check(name: str) -> None:
             opt.step(report=case.report)
         answers.append([a.tobytes() for a in (memory.x, *memory.state)])
         if case.report:
+            assert opt.report is not None
             (norms,) = opt.report.values()
             answers[-1] += [norms.grad, norms.update, norms.param]
             u = (1 - LR * DECAY) * before - memory.x  # which float32 has rounded
