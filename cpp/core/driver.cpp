@@ -103,21 +103,23 @@ void fold_pairs(double* sums, std::ptrdiff_t count, std::ptrdiff_t stride) {
   }
 }
 
-std::ptrdiff_t chunks_of_row(const span& a) { return (a.row_size + chunk - 1) / chunk; }
+std::ptrdiff_t chunks_of(std::ptrdiff_t row_size) { return (row_size + chunk - 1) / chunk; }
+std::ptrdiff_t chunks_of_row(const span& a) { return chunks_of(a.row_size); }
 
 // The number of the chunk that begins at an element, among those of all spans.
 std::ptrdiff_t chunk_at(const span& a, std::ptrdiff_t first) {
   return a.chunk + first / a.row_size * chunks_of_row(a) + first % a.row_size / chunk;
 }
 
-// Those of the chunks of each row, into one behind the other; returns how many rows there are.
-std::ptrdiff_t fold_rows(const span& a, double* sums, int several) {
-  if (a.size == 0) return 0;
-  const std::ptrdiff_t each = several * chunks_of_row(a), count = a.size / a.row_size;
+// Those of the chunks of each row of so many elements, into one behind the other; returns how many
+// rows there are.
+std::ptrdiff_t fold_rows(std::ptrdiff_t row_size, std::ptrdiff_t size, double* sums, int several) {
+  if (size == 0) return 0;
+  const std::ptrdiff_t each = chunks_of(row_size), count = size / row_size;
   for (std::ptrdiff_t row = 0; row < count; ++row)
     for (int s = 0; s < several; ++s) {
-      fold_pairs(sums + row * each + s, chunks_of_row(a), several);
-      sums[row * several + s] = sums[row * each + s];
+      fold_pairs(sums + several * row * each + s, each, several);
+      sums[row * several + s] = sums[several * row * each + s];
     }
   return count;
 }
@@ -129,7 +131,7 @@ std::ptrdiff_t chunks(const span& a) noexcept {
 }
 
 void fold(const span& a, double* sums, int several) noexcept {
-  const std::ptrdiff_t rows = fold_rows(a, sums, several);
+  const std::ptrdiff_t rows = fold_rows(a.row_size, a.size, sums, several);
   for (int s = 0; s < several; ++s) fold_pairs(sums + s, rows, several);
 }
 
@@ -196,14 +198,13 @@ int better_exponent(double squares, bool finite) {
 scaled_norm settle(const table& kernels, const span& a, std::ptrdiff_t first, std::ptrdiff_t last,
                    double* sums) {
   if (first == last) return {0, 0, true};
-  span part = a;
-  part.size = last - first;
   bool finite = true;
+  const auto fold_each = [&] { fold_pairs(sums, fold_rows(a.row_size, last - first, sums, 1), 1); };
   const auto again = [&](int exponent) {
     finite = kernels.add_squares(a, first, last, std::ldexp(1.0, -exponent), sums);
-    fold(part, sums, 1);
+    fold_each();
   };
-  fold(part, sums, 1);
+  fold_each();
   if (*sums - *sums != 0) again(0);
   const int exponent = computes_double(a) ? better_exponent(*sums, finite) : 0;
   if (exponent != 0) again(exponent);

@@ -74,8 +74,8 @@ struct sum {
 // The rows of an array that are all a step is of: the elements of its span are theirs, one row
 // behind the other. Their gradients are sums.
 struct rows {
-  const std::ptrdiff_t* numbers;  // of each, ascending
-  const std::ptrdiff_t* begins;   // of each the first of its pieces, and behind them the end
+  const std::ptrdiff_t* numbers;  // of each; ascending where something of them is summed
+  const std::ptrdiff_t* begins;   // of each the first of its pieces, and the end; null: one each
   const piece* pieces;
   const double* factors;    // of each one's gradient, or null: all 1
   const std::size_t* sets;  // of each the number of its set of scalars, or null: the span's

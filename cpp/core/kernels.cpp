@@ -60,11 +60,11 @@ template <template <class> class Rule> struct kernels_of {
     return {X, G, S, taken<T, how, X, G, S>};
   }
 
-  template <class T, kind f>
-  static constexpr loop<T> wide[] = {loop_of<T, plain, f, f, f>(),   loop_of<T, coupled, f, f, f>(),
-                                     loop_of<T, masked, f, f, f>(),  loop_of<T, judged, f, f, f>(),
-                                     loop_of<T, bounded, f, f, f>(), loop_of<T, cleared, f, f, f>(),
-                                     loop_of<T, reported, f, f, f>()};
+  template <class T, kind f> static constexpr loop<T> wide[] = {
+      loop_of<T, plain, f, f, f>(),    loop_of<T, coupled, f, f, f>(),
+      loop_of<T, masked, f, f, f>(),   loop_of<T, judged, f, f, f>(),
+      loop_of<T, bounded, f, f, f>(),  loop_of<T, cleared, f, f, f>(),
+      loop_of<T, reported, f, f, f>(), loop_of<T, judged_and_reported, f, f, f>()};
   template <kind f, kind h> static constexpr loop<float> of_16_bits[] = {
       loop_of<float, plain, h, h, h>(), loop_of<float, plain, f, h, h>(),
       loop_of<float, plain, f, f, h>(), loop_of<float, plain, f, h, f>()};
@@ -82,11 +82,14 @@ template <template <class> class Rule> struct kernels_of {
                                      std::ptrdiff_t last, const scalars& c) {
     const auto rule = with<T>(c, indices());
     const stages<T> around(c, a->report != nullptr);
+    const loops<T> of = all_loops<T>();
     for (; a != end; ++a, first = 0) {
       double* sums = a->report == nullptr ? nullptr : sums_from(*a, first);
+      way<T> by_kinds(*a, of, around);
       each_row(*a, first, a + 1 == end ? last : a->size,
                [&](const span& row, std::ptrdiff_t from, std::ptrdiff_t to) {
-                 step<T>(row, from, to, &rule, all_loops<T>(), around, sums);
+                 if (row.g.kind != by_kinds.g) by_kinds = way<T>(row, of, around);
+                 step<T>(row, from, to, &rule, of, around, by_kinds, sums);
                });
     }
   }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <utility>
 
 #include "pack.hpp"
 
@@ -21,6 +22,12 @@ class lanes {
     number* const at = all_ + i / number::size;
     at[0] = at[0] + values.part[0];
     if constexpr (doubles<P>::parts == 2) at[1] = at[1] + values.part[1];
+  }
+
+  // Adds sixteen numbers.
+  template <class T> void add(const pack<T> (&packs)[sixteen / pack<T>::size]) {
+    for (std::ptrdiff_t p = 0; p < sixteen / pack<T>::size; ++p)
+      add(p * pack<T>::size, doubles<pack<T>>(packs[p]));
   }
 
   // Takes the first n lanes of another sum.
@@ -41,6 +48,21 @@ class lanes {
   using number = pack<double>;
   number all_[sixteen / number::size] = {};
 };
+
+// Calls work(i, lane) for the packs of n elements, whole sixteens, from `first` on. Which lane a
+// pack begins with is a constant once this is inlined, so that lanes can be in registers.
+template <class T, class Work, std::ptrdiff_t... lane>
+SCHUSS_INLINE void each_pack(std::ptrdiff_t first, std::ptrdiff_t n, const Work& work,
+                             std::integer_sequence<std::ptrdiff_t, lane...>) {
+  constexpr std::ptrdiff_t size = pack<T>::size;
+  for (std::ptrdiff_t i = first; i < first + n; i += sixteen)
+    (work(i + lane * size, lane * size), ...);
+}
+template <class T, class Work>
+SCHUSS_INLINE void each_pack(std::ptrdiff_t first, std::ptrdiff_t n, const Work& work) {
+  constexpr std::ptrdiff_t packs = sixteen / pack<T>::size;
+  each_pack<T>(first, n, work, std::make_integer_sequence<std::ptrdiff_t, packs>());
+}
 
 }  // namespace
 }  // namespace schuss

@@ -34,37 +34,49 @@ SCHUSS_INLINE void each(std::ptrdiff_t n, const Stage& stage, T* out, const In*.
 // loop takes the time of several; with all stages and kinds as branches in it, AdamW took 2.1 to
 // 3.6 times as long (bench/README.md).
 // Where sums are reported they are taken in the loop, whose numbers wait for a division anyway.
-enum form { plain, coupled, masked, judged, bounded, cleared, reported };
+enum form { plain, coupled, masked, judged, bounded, cleared, reported, judged_and_reported };
+
+constexpr bool reports(form how) { return how == reported || how == judged_and_reported; }
+
+// The first n numbers of a pack; zeros for the others.
+template <class T> [[gnu::noinline, gnu::cold]] pack<T> only(std::ptrdiff_t n, pack<T> of) {
+  T all[pack<T>::size];
+  of.to(all);
+  for (std::ptrdiff_t i = n < 0 ? 0 : n; i < pack<T>::size; ++i) all[i] = 0;
+  return pack<T>::from(all);
+}
+
+// The sums of squares that a step reports of a block: in its own type, one for each lane of the
+// chunk, to whose doubles they are added then. In double from the first on they took as long as the
+// rule. It is as exact as the root of so few squares has to be.
+template <class T> struct squares_of_block {
+  pack<T> g[sixteen / pack<T>::size], u[sixteen / pack<T>::size], x[sixteen / pack<T>::size];
+
+  squares_of_block() {
+    for (std::ptrdiff_t p = 0; p < sixteen / pack<T>::size; ++p) g[p] = u[p] = x[p] = T(0);
+  }
+  // Adds a pack of elements, of which only the first n count.
+  SCHUSS_INLINE void add(std::ptrdiff_t lane, std::ptrdiff_t n, pack<T> d, pack<T> move,
+                         pack<T> w) {
+    if (__builtin_expect(n < pack<T>::size, 0))
+      d = only(n, d), move = only(n, move), w = only(n, w);
+    const std::ptrdiff_t p = lane / pack<T>::size;
+    g[p] = g[p] + d * d, u[p] = u[p] + move * move, x[p] = x[p] + w * w;
+  }
+  void to(lanes* sums) const { sums[0].add<T>(g), sums[1].add<T>(u), sums[2].add<T>(x); }
+};
 
 template <class T> struct factors {
   pack<T> scale, l2, keep, tiny;
   // Where signs are judged: of u, and what is kept where u and x differ.
   pack<T> agree, oppose, against;
   pack<T> low, high;
-  // Where sums are reported: of the squares of g, u and x, and of how many elements.
+  // Where sums are reported: those of the block that has begun, and of the ones before it in its
+  // chunk; and how many elements count.
+  squares_of_block<T>* squares = nullptr;
   lanes* sums = nullptr;
   std::ptrdiff_t valid = 0;
 };
-
-// The first n numbers of a pack; zeros for the others.
-template <class T> [[gnu::noinline, gnu::cold]] pack<T> only(std::ptrdiff_t n, pack<T> of) {
-  T all[pack<T>::size];
-  of.to(all);
-  for (std::ptrdiff_t i = n; i < pack<T>::size; ++i) all[i] = 0;
-  return pack<T>::from(all);
-}
-
-// Adds the squares of a pack of elements from i on.
-template <class T>
-SCHUSS_INLINE void report(const factors<T>& by, std::ptrdiff_t i, pack<T> g, pack<T> u, pack<T> x) {
-  const std::ptrdiff_t n = by.valid - i;
-  if (__builtin_expect(n < pack<T>::size, 0)) {
-    if (n <= 0) return;
-    g = only(n, g), u = only(n, u), x = only(n, x);
-  }
-  const pack<T>* const all[] = {&g, &u, &x};
-  for (int s = 0; s < most_reports; ++s) by.sums[s].add(i % sixteen, square(*all[s]));
-}
 
 // Whether a rule's state array is rounded by chance where it is stored in this kind.
 template <class T, kind S, class Rule, std::size_t s> constexpr bool by_chance() {
@@ -98,20 +110,33 @@ SCHUSS_INLINE void apply(const Rule rule, const factors<T> by, std::ptrdiff_t n,
   [[maybe_unused]] void* const held[] = {state[I]..., nullptr};
   [[maybe_unused]] words random[] = {by_chance<T, S, Rule, I>() ? from.of(I, 0) : words()...,
                                      words()};
-  for (std::ptrdiff_t i = 0; i < n; i += number::size) {
+  [[maybe_unused]] squares_of_block<T> squares;
+  const auto one = [&](std::ptrdiff_t i, [[maybe_unused]] std::ptrdiff_t lane) {
     const number w = load<T, X>(x, i);
     number d = by.scale * load<T, G>(g, i), keep = by.keep;
     if constexpr (how == coupled) d = d + by.l2 * w;
     [[maybe_unused]] number s[] = {load<T, S>(held[I], i)..., w};
     number u = rule(w, d, s[I]...);
     (put<T, S, Rule, I>(held[I], i, flush(s[I], by.tiny), random[I]), ...);
-    if constexpr (how == judged || how == reported) u = select(u * d > 0, by.agree, by.oppose) * u;
-    if constexpr (how == judged || how == masked || how == reported)
-      keep = select(u * w > 0, by.keep, by.against);
-    if constexpr (how == reported) report(by, i, d, u, w);
+    constexpr bool judges = how == judged || how == judged_and_reported;
+    if constexpr (judges) u = select(u * d > 0, by.agree, by.oppose) * u;
+    if constexpr (judges || how == masked) keep = select(u * w > 0, by.keep, by.against);
+    if constexpr (reports(how)) squares.add(lane, by.valid - i, d, u, w);
     const number moved = keep * w - u;
     store<T, X>(x, i, how == bounded ? clamp(moved, by.low, by.high) : moved);
     if constexpr (how == cleared) store<T, G>(g, i, number(0));
+  };
+  if constexpr (reports(how)) {
+    // What begins within a block is its end.
+    for (std::ptrdiff_t i = 0; i < n; i += block) {
+      const std::ptrdiff_t size = n - i < block ? n - i : block;
+      squares = *by.squares;
+      each_pack<T>(i, size, one);
+      if (size == block) squares.to(by.sums), squares = squares_of_block<T>();
+      *by.squares = squares;
+    }
+  } else {
+    for (std::ptrdiff_t i = 0; i < n; i += number::size) one(i, 0);
   }
 }
 
@@ -157,7 +182,7 @@ template <class T> struct stages {
            -least_from<T>(-c.high, kind::none)},
         clip(static_cast<T>(c.clip)),
         l1(static_cast<T>(c.l1)),
-        how(reports ? reported : form_of(set)),
+        how(form_of(set, reports)),
         clips(c.clip < infinite),
         decays(c.l2 != 0),
         pulls(c.l1 != 0),
@@ -166,8 +191,10 @@ template <class T> struct stages {
 
   // Clipping comes before the term of l2, and that of l1 behind: they take it out of the rule's
   // loop.
-  static form form_of(const scalars& c) {
-    if (c.agree != 1 || c.oppose != 1) return judged;
+  static form form_of(const scalars& c, bool reports) {
+    const bool judges = c.agree != 1 || c.oppose != 1;
+    if (reports) return judges || c.masked != 0 ? judged_and_reported : reported;
+    if (judges) return judged;
     if (c.masked != 0) return masked;
     return c.l2 != 0 && c.l1 == 0 && !(c.clip < infinite) ? coupled : plain;
   }
@@ -319,46 +346,65 @@ template <class T> void direct(const span& a, std::ptrdiff_t first, std::ptrdiff
     if (s != 1) copy_words(at<char>(*of[s], whole * of[s]->width), rooms[s], left * of[s]->width);
 }
 
+// How a span is stepped, as far as its kinds decide.
+template <class T> struct way {
+  kind g;
+  form how;
+  bool finishes, opens_x, opens_g, opens, is_direct;
+  std::ptrdiff_t whole;  // elements that go through a loop together
+  const loop<T>* taken;
+
+  [[gnu::noinline]] way(const span& a, const loops<T>& of, const stages<T>& around)
+      : g(a.g.kind), how(around.closing(a)) {
+    constexpr kind own = std::is_same_v<T, float> ? kind::float32 : kind::float64;
+    finishes = how == around.how && around.finishes(a);
+    taken = around.fades
+                ? of.wide + how
+                : &fitting(a, how, finishes ? own : a.x.kind, around.prepares ? own : a.g.kind, of);
+    opens_x = (is(a.master) ? a.master : a.x).kind != taken->x;
+    opens_g = a.g.kind != taken->g;
+    opens = opens_x || opens_g || around.fades;
+    bool codes = false;
+    for (int s = 0; s < of.states; ++s) {
+      opens = opens || a.state[s].kind != taken->state;
+      codes = codes || has_codes(a.state[s].kind);
+    }
+    is_direct = !opens && !around.prepares && !finishes && how != cleared && !reports(how);
+    whole = codes ? coded : reports(how) ? sixteen : pack<T>::size;
+  }
+};
+
 // The loop over blocks, once for all rules: brings what the rule's loop doesn't take to the compute
 // type, prepares the gradient, applies the rule, finishes the parameter and puts it back. Where
-// sums are reported, `sums` are those of the chunk, and of the elements only the first `valid`
+// sums are reported, `squares` and `sums` are where they go, and only the first `valid` elements
 // count.
-template <class T> [[gnu::noinline]] void blocks(const span& a, std::ptrdiff_t first,
-                                                 std::ptrdiff_t last, const void* rule,
-                                                 const loops<T>& of, const stages<T>& around,
-                                                 lanes* sums, std::ptrdiff_t valid) {
+template <class T>
+[[gnu::noinline]] void blocks(const span& a, std::ptrdiff_t first, std::ptrdiff_t last,
+                              const void* rule, const loops<T>& of, const stages<T>& around,
+                              const way<T>& by_kinds, squares_of_block<T>* squares, lanes* sums,
+                              std::ptrdiff_t valid) {
   const int states = of.states;
-  constexpr kind own = std::is_same_v<T, float> ? kind::float32 : kind::float64;
   alignas(64) T x_buffer[block], g_buffer[block], buffers[most_states][block];
-  const form how = around.closing(a);
-  const bool finishes = how == around.how && around.finishes(a);
-  const loop<T>* const taken = around.fades ? of.wide + how
-                                            : &fitting(a, how, finishes ? own : a.x.kind,
-                                                       around.prepares ? own : a.g.kind, of);
-
+  const auto [kind_of_g, how, finishes, opens_x, opens_g, opens, is_direct, whole, taken] =
+      by_kinds;
   const stream& x_of = is(a.master) ? a.master : a.x;
-  const bool opens_x = x_of.kind != taken->x, opens_g = a.g.kind != taken->g;
-  bool opens = opens_x || opens_g || around.fades, codes = false;
-  for (int s = 0; s < states; ++s) {
-    opens = opens || a.state[s].kind != taken->state;
-    codes = codes || has_codes(a.state[s].kind);
-  }
-  if (!opens && !around.prepares && !finishes && how != cleared && how != reported)
-    return direct(a, first, last, rule, states, taken->run, around);
 
   // The last ones go through all of this in copies, which have room for whole packs, or blocks.
-  const std::ptrdiff_t whole = codes ? coded : how == reported ? sixteen : pack<T>::size;
   const std::ptrdiff_t left = (last - first) % whole;
   if (left != 0) {
     if (first < last - left)
-      blocks<T>(a, first, last - left, rule, of, around, sums, last - left - first);
+      blocks<T>(a, first, last - left, rule, of, around, by_kinds, squares, sums,
+                last - left - first);
     const rest copies(a, last - left, left, whole);
-    blocks<T>(copies.copy, 0, whole, rule, of, around, sums, left);
+    blocks<T>(copies.copy, 0, whole, rule, of, around, {copies.copy, of, around}, squares, sums,
+              left);
     return copies.put_back(a, around.c.zero_grad != 0);
   }
-  const std::ptrdiff_t size = how == cleared && !opens ? last - first : block;
+  const bool at_once = !opens && !around.prepares && !finishes;
+  const std::ptrdiff_t size = at_once ? last - first : block;
   factors<T> by = around.by;
   if (around.prepares) by.scale = T(1);
+  by.squares = squares;
   by.sums = sums;
 
   const auto there = [](const stream& s, std::ptrdiff_t i) {
@@ -391,14 +437,20 @@ template <class T> [[gnu::noinline]] void blocks(const span& a, std::ptrdiff_t f
 
 // A step of elements of one row, or of an array, with the sums of its chunks where they are asked
 // for.
-template <class T> void step(const span& a, std::ptrdiff_t first, std::ptrdiff_t last,
-                             const void* rule, const loops<T>& of, const stages<T>& around,
-                             double*& sums) {
-  if (sums == nullptr) return blocks<T>(a, first, last, rule, of, around, nullptr, 0);
+template <class T> SCHUSS_INLINE void step(const span& a, std::ptrdiff_t first, std::ptrdiff_t last,
+                                           const void* rule, const loops<T>& of,
+                                           const stages<T>& around, const way<T>& by_kinds,
+                                           double*& sums) {
+  if (by_kinds.is_direct)
+    return direct(a, first, last, rule, of.states, by_kinds.taken->run, around);
+  if (sums == nullptr)
+    return blocks<T>(a, first, last, rule, of, around, by_kinds, nullptr, nullptr, 0);
   for (std::ptrdiff_t from = first, to; from < last; from = to) {
     lanes all[most_reports];
     to = end_of_chunk(a, from, last);
-    blocks<T>(a, from, to, rule, of, around, all, to - from);
+    squares_of_block<T> squares;
+    blocks<T>(a, from, to, rule, of, around, by_kinds, &squares, all, to - from);
+    squares.to(all);
     for (const lanes& each : all) *sums++ = each.fold();
   }
 }

@@ -18,21 +18,6 @@
 namespace schuss {
 namespace {
 
-// Calls work(i, lane) for the packs of n elements, whole sixteens, from `first` on. Which lane a
-// pack begins with is a constant once this is inlined, so that lanes can be in registers.
-template <class T, class Work, std::ptrdiff_t... lane>
-SCHUSS_INLINE void each_pack(std::ptrdiff_t first, std::ptrdiff_t n, const Work& work,
-                             std::integer_sequence<std::ptrdiff_t, lane...>) {
-  constexpr std::ptrdiff_t size = pack<T>::size;
-  for (std::ptrdiff_t i = first; i < first + n; i += sixteen)
-    (work(i + lane * size, lane * size), ...);
-}
-template <class T, class Work>
-SCHUSS_INLINE void each_pack(std::ptrdiff_t first, std::ptrdiff_t n, const Work& work) {
-  constexpr std::ptrdiff_t packs = sixteen / pack<T>::size;
-  each_pack<T>(first, n, work, std::make_integer_sequence<std::ptrdiff_t, packs>());
-}
-
 // Calls work(a, i, n) for elements first <= i < last of a span, whole sixteens: n of them, from i
 // on of a, which is the span or, for the last few, a copy that ends in zeros.
 template <class Work> SCHUSS_INLINE void each_part(const span& of, std::ptrdiff_t first,

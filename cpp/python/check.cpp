@@ -128,13 +128,18 @@ bool plan::is_source(std::size_t k) const {
          is_rows(g) || has_pieces(g);
 }
 
+// Whether something of rows is summed, or told to Python, in their order.
+bool plan::sums_rows() const {
+  return recipe_->measures_norm || recipe_->wanted != 0 || reports_ || !recipe_->backend.is_none();
+}
+
 bool plan::fill_gradient(span& a, const member& m, std::size_t k) {
   const py::object& g = gradients_[k];
   const int flags = gradient_flags();
   if (is_source(k)) {
     source& from = sources_[k];
     if (!(from.is_read() && from.still()) &&
-        !from.read(m, g, weights_, row_steps_[k] != nullptr, flags))
+        !from.read(m, g, weights_, row_steps_[k] != nullptr, sums_rows(), flags))
       return false;
     if (k < row_factors_.size() && !row_factors_[k].empty())
       from.scale_rows(row_factors_[k], rows_of(m).size);

@@ -137,7 +137,7 @@ bool source::still() const {
 }
 
 bool source::read(const member& m, const py::object& g, const std::vector<double>& weights,
-                  bool by_row, int flags) {
+                  bool by_row, bool ascending, int flags) {
   numbers.clear(), sets.clear(), begins_.clear(), pieces_.clear(), factors_.clear();
   seen_.clear(), shapes_.clear();
   by_row_ = by_row;
@@ -167,19 +167,18 @@ bool source::read(const member& m, const py::object& g, const std::vector<double
       const py::ssize_t n = fields(part_rows.index)->dimensions[0];
       if (!see(m, part_rows.values, shape_of_rows(m, n), wanted)) return false;
     }
-    return read_rows(m, parts);
+    return read_rows(m, parts, ascending);
   }
   for (const part& one : parts) {
     if (!see(m, one.g, m.shape, flags)) return false;
     pieces_.push_back({fields(one.g)->data, *kind_of(one.g), one.weight});
   }
   if (!by_row_) return true;
-  unsorted_.swap(pieces_);
-  pieces_.clear();
+  const std::vector<piece> whole = std::exchange(pieces_, {});
   for (py::ssize_t row = 0; row < m.shape[0]; ++row) {
     numbers.push_back(row);
     begins_.push_back(static_cast<std::ptrdiff_t>(pieces_.size()));
-    for (piece one : unsorted_) {
+    for (piece one : whole) {
       one.data = static_cast<char*>(one.data) + row * row_size_ * stream_of(one.kind).width;
       pieces_.push_back(one);
     }
@@ -188,8 +187,11 @@ bool source::read(const member& m, const py::object& g, const std::vector<double
   return true;
 }
 
-bool source::read_rows(const member& m, const std::vector<part>& parts) {
-  unsorted_.clear(), index_.clear();
+bool source::read_rows(const member& m, const std::vector<part>& parts, bool ascending) {
+  std::size_t all = 0;
+  for (const part& one : parts)
+    all += static_cast<std::size_t>(fields(as_rows(one.g)->index)->dimensions[0]);
+  numbers.reserve(all), pieces_.reserve(all);
   for (const part& one : parts) {
     const row_gradient& g = *as_rows(one.g);
     const py::ssize_t n = fields(g.index)->dimensions[0];
@@ -199,8 +201,8 @@ bool source::read_rows(const member& m, const std::vector<part>& parts) {
       for (py::ssize_t i = 0; i < n; ++i) {
         const std::ptrdiff_t row = index[i];
         if (row < 0 || row >= m.shape[0]) return false;
-        index_.push_back(row);
-        unsorted_.push_back({fields(g.values)->data + i * bytes, k, one.weight});
+        numbers.push_back(row);
+        pieces_.push_back({fields(g.values)->data + i * bytes, k, one.weight});
       }
       return true;
     };
@@ -209,35 +211,58 @@ bool source::read_rows(const member& m, const std::vector<part>& parts) {
                                             : take(reinterpret_cast<const std::int64_t*>(data))))
       return false;
   }
-  gather(m.shape[0]);
+  if (ascending || !are_distinct(m.shape[0])) gather(m.shape[0]);
   return true;
 }
 
-// Sorts pieces by their rows, those of one in the order given: by digits, since comparisons took
-// as long as the step.
+// Whether no row comes twice: a mark for each row of the parameter, which are all taken away again.
+bool source::are_distinct(std::ptrdiff_t rows) {
+  constexpr std::size_t bits = 64;
+  marks_.resize(static_cast<std::size_t>(rows) / bits + 1);
+  bool distinct = true;
+  std::size_t n = 0;
+  for (; n < numbers.size() && distinct; ++n) {
+    const auto row = static_cast<std::size_t>(numbers[n]);
+    const std::uint64_t mark = std::uint64_t{1} << row % bits;
+    distinct = (marks_[row / bits] & mark) == 0;
+    marks_[row / bits] |= mark;
+  }
+  for (std::size_t i = 0; i < n; ++i) marks_[static_cast<std::size_t>(numbers[i]) / bits] = 0;
+  return distinct;
+}
+
+// Brings rows into ascending order, with the pieces of each in the order given. By digits, since
+// comparisons took as long as the step.
 void source::gather(std::ptrdiff_t rows) {
-  const std::size_t n = index_.size();
-  order_.resize(n), next_.resize(n);
-  std::iota(order_.begin(), order_.end(), std::size_t{0});
+  struct place {
+    std::ptrdiff_t row;
+    std::size_t piece;
+  };
+  std::vector<place> places(numbers.size()), sorted(numbers.size());
+  for (std::size_t i = 0; i < places.size(); ++i) places[i] = {numbers[i], i};
   constexpr int bits = 11;
   constexpr std::size_t digits = std::size_t{1} << bits;
-  if (!std::is_sorted(index_.begin(), index_.end()))
+  if (!std::is_sorted(numbers.begin(), numbers.end()))
     for (int shift = 0; (rows - 1) >> shift > 0; shift += bits) {
-      const auto digit = [&](std::size_t i) {
-        return static_cast<std::size_t>(index_[i] >> shift) % digits;
+      const auto digit = [&](const place& p) {
+        return static_cast<std::size_t>(p.row >> shift) % digits;
       };
       std::size_t begins[digits + 1] = {};
-      for (const std::size_t i : order_) ++begins[digit(i) + 1];
+      for (const place& p : places) ++begins[digit(p) + 1];
       std::partial_sum(begins, begins + digits, begins);
-      for (const std::size_t i : order_) next_[begins[digit(i)]++] = i;
-      order_.swap(next_);
+      for (const place& p : places) sorted[begins[digit(p)]++] = p;
+      places.swap(sorted);
     }
-  for (const std::size_t i : order_) {
-    if (numbers.empty() || numbers.back() != index_[i]) {
-      numbers.push_back(index_[i]);
+  std::vector<piece> unsorted(pieces_.size());
+  unsorted.swap(pieces_);
+  pieces_.clear(), numbers.clear();
+  begins_.reserve(places.size() + 1);
+  for (const place& p : places) {
+    if (numbers.empty() || numbers.back() != p.row) {
+      numbers.push_back(p.row);
       begins_.push_back(static_cast<std::ptrdiff_t>(pieces_.size()));
     }
-    pieces_.push_back(unsorted_[i]);
+    pieces_.push_back(unsorted[p.piece]);
   }
   begins_.push_back(static_cast<std::ptrdiff_t>(pieces_.size()));
 }
@@ -251,7 +276,7 @@ void source::fill(span& a) const {
   a.width -= a.g.width;
   const double* const factors = factors_.empty() ? nullptr : factors_.data();
   if (by_row_) {
-    rows_ = {numbers.data(), begins_.data(), pieces_.data(), factors,
+    rows_ = {numbers.data(), begins_.empty() ? nullptr : begins_.data(), pieces_.data(), factors,
              sets.empty() ? nullptr : sets.data()};
     a.rows = &rows_;
     a.row_size = row_size_;

@@ -13,10 +13,11 @@ namespace schuss {
 class source {
  public:
   // Reads what a gradient is: an array, a row_gradient, or of both a tuple with a weight for each,
-  // in which None adds nothing. Where `by_row` all of a dense one is rows. False where something in
-  // it doesn't fit, and `explain` says what.
+  // in which None adds nothing. Where `by_row` all of a dense one is rows, and where `ascending`
+  // they are in that order, in which they are summed; else, since the memory has it easier so, as
+  // they were given. False where something in it doesn't fit, and `explain` says what.
   bool read(const member& m, const py::object& g, const std::vector<double>& weights, bool by_row,
-            int flags);
+            bool ascending, int flags);
 
   // Raises what is wrong with it. Python may run; where it returns, nothing is.
   static void explain(member& m, const py::object& g, bool has_pieces, int flags);
@@ -40,7 +41,7 @@ class source {
   void forget() { seen_.clear(); }
   std::ptrdiff_t count() const { return static_cast<std::ptrdiff_t>(numbers.size()); }
 
-  std::vector<std::ptrdiff_t> numbers;  // of the rows, ascending
+  std::vector<std::ptrdiff_t> numbers;  // of the rows
   std::vector<std::size_t> sets;        // of each row its set of scalars, where they have their own
 
  private:
@@ -49,16 +50,16 @@ class source {
     double weight;
   };
 
-  bool read_rows(const member& m, const std::vector<part>& parts);
+  bool read_rows(const member& m, const std::vector<part>& parts, bool ascending);
+  bool are_distinct(std::ptrdiff_t rows);
   bool see(const member& m, py::handle a, const shape_t& shape, int flags);
   void gather(std::ptrdiff_t rows);
 
   bool by_row_ = false;
   std::ptrdiff_t row_size_ = 0;
   std::vector<std::ptrdiff_t> begins_;
-  std::vector<piece> pieces_, unsorted_;
-  std::vector<std::ptrdiff_t> index_;      // of the unsorted pieces
-  std::vector<std::size_t> order_, next_;  // room for sorting them
+  std::vector<piece> pieces_;
+  std::vector<std::uint64_t> marks_;  // a bit for each row of the parameter
   std::vector<double> factors_;
   std::vector<shape_t> shapes_;
   std::vector<sighting> seen_;

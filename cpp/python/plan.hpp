@@ -173,6 +173,7 @@ class plan {
   void explain();
   bool fill_gradient(span& a, const member& m, std::size_t k);
   bool is_source(std::size_t k) const;
+  bool sums_rows() const;
   bool has_pieces(const py::object& g) const;
   int gradient_flags() const;
   template <class Look> void each_gradient(std::size_t k, const Look& look) const;

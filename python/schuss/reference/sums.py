@@ -81,12 +81,13 @@ def report(
     """What a step of one array does, as sums: lines of g*g, u*u and x*x, a column for each row.
 
     g is the gradient that the rule sees, u the update as it is taken from x, and x what it is taken
-    from. Nothing is changed. A single column where all of x is stepped; see `pairwise`.
+    from. Nothing is changed. A single column where all of x is stepped; see `pairwise`. Squares are
+    added in the type that is computed in within blocks of 512 elements, and these in double.
     """
     with np.errstate(all="ignore"):
         w, d, seen = opened(x, g, state, stages, master=master, rows=rows)
         u = update(rule, w, d, seen, scalars, stages)
-        return np.array([summed(lines(a, rows is not None) ** 2) for a in (d, u, w)])
+        return np.array([squares(lines(a, rows is not None, a.dtype)) for a in (d, u, w)])
 
 
 def norm(gradients: Sequence[Array], by_rows: Collection[int] = ()) -> tuple[float, int, bool]:
@@ -130,10 +131,25 @@ def folded(a: Array | NDArray[np.bool_], of_rows: bool = False) -> float:
     return float(pairwise(summed(lines(a, of_rows))))
 
 
-def lines(a: Array | NDArray[np.bool_], of_rows: bool) -> Doubles:
-    """An array in double, its elements as they lie in memory: in one line, or one for each row."""
+def lines(a: Any, of_rows: bool, number: Any = np.float64) -> Any:
+    """An array in a type, its elements as they lie in memory: in one line, or one for each row."""
     shape = (len(a), math.prod(a.shape[1:])) if of_rows else (1, a.size)
-    return a.ravel(order="C" if of_rows else "K").astype(np.float64).reshape(shape)
+    return a.ravel(order="C" if of_rows else "K").astype(number).reshape(shape)
+
+
+def squares(rows: Array) -> Doubles:
+    """The sum of the squares of each line, added in its own type within blocks of 512."""
+    count, size = rows.shape
+    padded = np.zeros((count, -(-size // 4096) * 4096), rows.dtype)
+    padded[:, :size] = rows
+    blocks = (padded * padded).reshape(count, padded.shape[1] // 4096, 8, 32, 16)
+    sums = np.zeros((*blocks.shape[:3], 16), rows.dtype)
+    for i in range(32):
+        sums = sums + blocks[..., i, :]
+    lanes = np.zeros((*blocks.shape[:2], 16))
+    for block in range(8):
+        lanes = lanes + sums[..., block, :].astype(np.float64)
+    return pairwise(fold(lanes))
 
 
 def summed(rows: Doubles) -> Doubles:
@@ -165,6 +181,11 @@ def along(lines: Doubles) -> Doubles:
     lanes = np.zeros((*before, 16))
     for i in range(sixteens.shape[-2]):
         lanes = lanes + sixteens[..., i, :]
+    return fold(lanes)
+
+
+def fold(lanes: Doubles) -> Doubles:
+    """The sum of sixteen lanes: the upper half is added to the lower one, until there is one."""
     for half in (8, 4, 2, 1):
         lanes = lanes[..., :half] + lanes[..., half : 2 * half]
     return lanes[..., 0]
