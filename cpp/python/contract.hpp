@@ -28,7 +28,13 @@ constexpr int writeable = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
 struct row_gradient {
   py::object index, values;
 };
-inline bool is_rows(py::handle g) { return py::isinstance<row_gradient>(g); }
+// Not isinstance, for which an object may have Python of its own run; and none that was never
+// initialized.
+inline bool is_rows(py::handle g) {
+  static const auto& rows = *new py::type(py::type::of<row_gradient>());
+  return reinterpret_cast<PyObject*>(Py_TYPE(g.ptr())) == rows.ptr() &&
+         py::detail::is_holder_constructed(g.ptr());
+}
 
 // ---- Reading an array's fields. They are read anew at every step, since an array can be resized,
 // re-typed or frozen in between.

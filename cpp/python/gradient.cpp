@@ -8,7 +8,7 @@ namespace schuss {
 namespace {
 
 const row_gradient* as_rows(py::handle g) {
-  return py::isinstance<row_gradient>(g) ? py::cast<const row_gradient*>(g) : nullptr;
+  return is_rows(g) ? py::cast<const row_gradient*>(g) : nullptr;
 }
 
 bool is_index(py::handle a) {

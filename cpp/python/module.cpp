@@ -89,7 +89,7 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "The compiled half of schuss: rules, driver, and the contract of the arrays.";
 
   py::class_<row_gradient>(
-      m, "Rows",
+      m, "Rows", py::is_final(),
       "The rows of a gradient that are not zero: rows of the first axis of a parameter.\n\n"
       "index    their numbers: one axis of int64 or int32, in any order; where one comes more than "
       "once,\n         its values are summed in the order given\n"
@@ -100,8 +100,8 @@ PYBIND11_MODULE(_core, m) {
       .def_readonly("values", &row_gradient::values)
       .def("__reduce__",
            [](const py::object& own) {
-             return py::make_tuple(py::type::of(own),
-                                   py::make_tuple(own.attr("index"), own.attr("values")));
+             const py::object index = own.attr("index"), values = own.attr("values");
+             return py::make_tuple(py::type::of(own), py::make_tuple(index, values));
            })
       .def("__repr__", [](const row_gradient& g) {
         return "Rows(" + description(g.index) + ", " + description(g.values) + ")";

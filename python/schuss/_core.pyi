@@ -1,8 +1,9 @@
 from collections.abc import Sequence
-from typing import overload
+from typing import final, overload
 
 import numpy as np
 
+@final
 class Rows:
     """The rows of a gradient that are not zero: rows of the first axis of a parameter.
 

@@ -120,7 +120,7 @@ def relative_errors(given: list[Any], numerical: list[np.ndarray], size: float) 
 
 def average(
     arrays: Sequence[np.ndarray],
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | np.ndarray | None = None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """The weighted sum of arrays, in one pass: what a step with pieces= takes as its gradient.
@@ -145,8 +145,12 @@ def average(
         out = np.empty_like(arrays[0], subok=False)
     _core.require_parameter(out, "out")
     for i, a in enumerate(arrays):
-        if not goes_with(a, out):
-            raise ValueError(f"arrays[{i}]: {described(a)}, which doesn't go with {described(out)}")
+        if not goes_with(a, arrays[0]):
+            like = f"{described(arrays[0])}, which arrays[0] is"
+            raise ValueError(f"arrays[{i}]: {described(a)}, which doesn't go with {like}")
+    if not goes_with(out, arrays[0]):
+        raise ValueError(f"out: {described(out)}, but arrays[0] is {described(arrays[0])}")
+    for i, a in enumerate(arrays):
         if np.may_share_memory(a, out) and not same_place(a, out):
             raise ValueError(f"out: overlaps arrays[{i}], but doesn't lie where that does")
     _core.average(arrays, factors, out)

@@ -766,7 +766,7 @@ class Optimizer(Rule, Declared):
         loss: float | None = None,
         grad_scale: float | None = None,
         pieces: Sequence[Arrays] | None = None,
-        weights: Sequence[float] | None = None,
+        weights: Sequence[float] | np.ndarray | None = None,
         report: bool = False,
     ) -> bool:
         """Updates every parameter that has a gradient, in place; True when it did.
@@ -801,8 +801,10 @@ class Optimizer(Rule, Declared):
             if lr is not None or grad_scale is not None:
                 lr, grad_scale = self._checked_for_step(lr, grad_scale)
             asked: tuple[Any, ...] = grads, lr, loss, grad_scale
-            if pieces is not None or weights is not None or report:
+            if pieces is not None or weights is not None:
                 asked = (*asked, *check_pieces(grads, pieces, weights), report)
+            elif report:
+                asked = (*asked, None, (), True)
             if params is not None:
                 return self._step_of(params, asked)
             if self._files is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from inspect import Parameter, Signature
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,11 @@ from schuss.checks import Interval
 from schuss.engine.structure import is_sequence, listed
 
 FINITE = Interval("(-inf, inf)")
+
+# What a compiled class doesn't tell by itself.
+ARGUMENTS = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in ("index", "values")]
+for name, value in {"__signature__": Signature(ARGUMENTS), "__module__": "schuss"}.items():
+    setattr(Rows, name, value)
 
 
 def arrays_of_gradient(g: Any) -> Iterator[np.ndarray]:

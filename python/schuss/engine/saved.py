@@ -262,11 +262,15 @@ class Reader:
                     self.wrong.append(f"missing {p.name!r} {key}")
                 else:
                     self.missing(f"{p.name!r} {key}")
-                    pairs += self.beginning(p, key, own)
+                    pairs += self.beginning(p, key, own, theirs.get("step", 0))
         return pairs
 
-    def beginning(self, p: Parameter, key: str, own: np.ndarray) -> list[tuple[np.ndarray, Any]]:
-        """An array of the optimizer's with what it begins with."""
+    def beginning(
+        self, p: Parameter, key: str, own: np.ndarray, step: Any
+    ) -> list[tuple[np.ndarray, Any]]:
+        """An array of the optimizer's with what it begins with, after so many steps."""
+        if key == "row_step":  # which no row has missed
+            return [(own, step)]
         start = self.opt.initial(self.opt.param_groups[p.group])
         for name, a in p.state.items():
             if isinstance(a, BlockFloat8) and key in (name, f"{name}{SCALES}"):
