@@ -45,7 +45,7 @@ APART = re.compile(r"\tv?p(insr|extr)[bwdq]\s")
 # compared that are of no element, and sums are of single doubles: the last few elements, the lanes.
 LOOP = re.compile(r"kernels_of<[^)]*\)::(\w+)>::taken<(\w+)")
 COMPARISON = re.compile(r"\t(v?cmp|v?u?comi|fcm)")
-SUMS = re.compile(r"::(squares_of|measure|add_lines_of)<|::add_(squares|lines)\(")
+SUMS = re.compile(r"::(squares_of|measure|add_lines_of)<|::add_(squares|lines)\(|::lanes::fold\(")
 SUM = re.compile(rf"{COMPARISON.pattern}|\t(v?(add|sub)[ps]d|fadd|fsub)\s")
 
 INEXACT = re.compile(r"\t(v?(fn?m(add|sub)|r(cp|sqrt)(14|28)?[ps][sd])|fml[as]|fr(ecp|sqrt)[es])")

@@ -87,10 +87,11 @@ template <template <class> class Rule> struct kernels_of {
       double* sums = a->report == nullptr ? nullptr : sums_from(*a, first);
       way<T> by_kinds(*a, of, around);
       each_row(*a, first, a + 1 == end ? last : a->size,
-               [&](const span& row, std::ptrdiff_t from, std::ptrdiff_t to) {
-                 if (row.g.kind != by_kinds.g) by_kinds = way<T>(row, of, around);
-                 step<T>(row, from, to, &rule, of, around, by_kinds, sums);
-               });
+               [&](const span& row, std::ptrdiff_t from, std::ptrdiff_t to)
+                   __attribute__((always_inline)) {
+                     if (row.g.kind != by_kinds.g) by_kinds = way<T>(row, of, around);
+                     step<T>(row, from, to, &rule, of, around, by_kinds, sums);
+                   });
     }
   }
   template <class T> static void measure(const span& a, std::ptrdiff_t first, std::ptrdiff_t last,

@@ -36,7 +36,7 @@ class lanes {
   }
 
   // Their sum, as a tree.
-  double fold() const {
+  [[gnu::noinline]] double fold() const {
     double all[sixteen];
     __builtin_memcpy(all, all_, sizeof all);
     for (std::ptrdiff_t half = sixteen / 2; half > 0; half /= 2)

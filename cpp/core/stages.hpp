@@ -40,10 +40,9 @@ constexpr bool reports(form how) { return how == reported || how == judged_and_r
 
 // The first n numbers of a pack; zeros for the others.
 template <class T> [[gnu::noinline, gnu::cold]] pack<T> only(std::ptrdiff_t n, pack<T> of) {
-  T all[pack<T>::size];
-  of.to(all);
-  for (std::ptrdiff_t i = n < 0 ? 0 : n; i < pack<T>::size; ++i) all[i] = 0;
-  return pack<T>::from(all);
+  T places[pack<T>::size];
+  for (std::ptrdiff_t i = 0; i < pack<T>::size; ++i) places[i] = static_cast<T>(i);
+  return select(pack<T>::from(places) < pack<T>(static_cast<T>(n)), of, pack<T>(T(0)));
 }
 
 // The sums of squares that a step reports of a block: in its own type, one for each lane of the
@@ -385,7 +384,7 @@ template <class T>
                               std::ptrdiff_t valid) {
   const int states = of.states;
   alignas(64) T x_buffer[block], g_buffer[block], buffers[most_states][block];
-  const auto [kind_of_g, how, finishes, opens_x, opens_g, opens, is_direct, whole, taken] =
+  const auto& [kind_of_g, how, finishes, opens_x, opens_g, opens, is_direct, whole, taken] =
       by_kinds;
   const stream& x_of = is(a.master) ? a.master : a.x;
 

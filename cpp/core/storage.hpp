@@ -315,6 +315,29 @@ SCHUSS_INLINE void each_of(const piece& of, std::ptrdiff_t i, std::ptrdiff_t n, 
   });
 }
 
+// Multiplies n elements of a sum, from one on, by the factors of their rows.
+template <class T>
+void scale_rows(const sum& of, std::ptrdiff_t first, std::ptrdiff_t n, T* buffer) {
+  constexpr std::ptrdiff_t size = pack<T>::size;
+  std::ptrdiff_t row = first / of.row_size, left = (row + 1) * of.row_size - first;
+  for (std::ptrdiff_t k = 0; k < n; k += size) {
+    T own[pack<T>::size] = {};
+    const std::ptrdiff_t count = n - k < size ? n - k : size;
+    pack<T> factors = static_cast<T>(of.factors[row]);
+    if (left < count) {  // rows end within this pack
+      for (std::ptrdiff_t i = 0; i < count; ++i, --left) {
+        if (left == 0) ++row, left = of.row_size;
+        own[i] = static_cast<T>(of.factors[row]);
+      }
+      factors = pack<T>::from(own);
+    } else {
+      left -= count;
+    }
+    (factors * pack<T>::from(buffer + k)).to(buffer + k);
+    if (left == 0) ++row, left = of.row_size;
+  }
+}
+
 // Writes n elements from i on of a stream of kind `sum`, and some more up to a whole pack.
 template <class T>
 [[gnu::noinline]] T* add_up(const stream& s, std::ptrdiff_t i, std::ptrdiff_t n, T* buffer) {
@@ -329,15 +352,7 @@ template <class T>
         (pack<T>::from(buffer + k) + weight * d).to(buffer + k);
       });
   }
-  if (of.factors == nullptr) return buffer;
-  std::ptrdiff_t row = from / of.row_size, end = (row + 1) * of.row_size - from;
-  for (std::ptrdiff_t k = 0; k < n; ++row, end += of.row_size) {
-    const std::ptrdiff_t to = end < n ? end : n;
-    const T factor = static_cast<T>(of.factors[row]);
-    for (; k + pack<T>::size <= to; k += pack<T>::size)
-      (pack<T>(factor) * pack<T>::from(buffer + k)).to(buffer + k);
-    for (; k < to; ++k) buffer[k] = factor * buffer[k];
-  }
+  if (of.factors != nullptr) scale_rows(of, from, n, buffer);
   return buffer;
 }
 

@@ -170,7 +170,7 @@ def test_what_an_average_refuses() -> None:
         (([x], [np.nan]), ValueError, r"weights\[0\]: nan is out of range"),
         (([x], ["1"]), TypeError, r"weights\[0\]: '1' is not a number"),
         (([x], None, frozen), ValueError, "out: read-only"),
-        (([x], None, narrow), ValueError, r"arrays\[0\]: float64"),
+        (([x], None, narrow), ValueError, "out: float32"),
         (([buffer[:4]], None, buffer[1:]), ValueError, r"out: overlaps arrays\[0\]"),
     ]
     for arguments, error, says in wrong:
