@@ -81,6 +81,7 @@ from schuss.engine.scalars import TRAITS, Options, require_closed_form
 from schuss.engine.step import Recipe
 from schuss.engine.structure import (
     Arrays,
+    Gradients,
     Tree,
     by_name,
     described,
@@ -224,7 +225,7 @@ class Optimizer(Rule, Declared):
 
     if TYPE_CHECKING:  # arguments of every constructor
         params: InitVar[Arrays] = argument(kw_only=False)
-        grads: InitVar[Arrays | None] = argument(default=None)
+        grads: InitVar[Gradients | None] = argument(default=None)
         no_decay: InitVar[NoDecay | None] = argument(default=None)
         preset: InitVar[Preset | None] = argument(default=None)
         lr: Number = argument(default=None)
@@ -759,13 +760,13 @@ class Optimizer(Rule, Declared):
 
     def step(
         self,
-        grads: Arrays | None = None,
+        grads: Gradients | None = None,
         *,
         lr: float | None = None,
         params: Arrays | None = None,
         loss: float | None = None,
         grad_scale: float | None = None,
-        pieces: Sequence[Arrays] | None = None,
+        pieces: Sequence[Gradients | None] | None = None,
         weights: Sequence[float] | np.ndarray | None = None,
         report: bool = False,
     ) -> bool:

@@ -30,6 +30,7 @@ class SequenceNotStr(Protocol[T_co]):
 # Parameters or gradients, nested as one likes, or groups. What is within stays unsaid: to a type
 # checker a TypedDict is no mapping of arrays, and a list of groups mostly a list of objects.
 Arrays = np.ndarray | Mapping[Any, Any] | SequenceNotStr[Any] | Iterator[Any] | ValuesView[Any]
+Gradients = Arrays | _core.Rows
 
 
 def is_sequence(value: Any) -> bool:
