@@ -84,9 +84,11 @@ template <template <class> class Rule> struct kernels_of {
     const stages<T> around(c, a->report != nullptr);
     const loops<T> of = all_loops<T>();
     for (; a != end; ++a, first = 0) {
+      const std::ptrdiff_t until = a + 1 == end ? last : a->size;
+      if (first == until) continue;
       double* sums = a->report == nullptr ? nullptr : sums_from(*a, first);
       way<T> by_kinds(*a, of, around);
-      each_row(*a, first, a + 1 == end ? last : a->size,
+      each_row(*a, first, until,
                [&](const span& row, std::ptrdiff_t from, std::ptrdiff_t to)
                    __attribute__((always_inline)) {
                      if (row.g.kind != by_kinds.g) by_kinds = way<T>(row, of, around);
