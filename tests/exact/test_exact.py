@@ -9,24 +9,29 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
-import os
 import random
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 import pytest
 
 import schuss
+from exact.combinations import (
+    ISAS,
+    losses,
+    nasty,
+    options_of,
+    random_row,
+    same_bits,
+    shifted,
+    values_of_options,
+)
 from schuss import _core, functional, reference, rules, threads
 from schuss.engine.codes import behind
-from schuss.engine.declare import Bounded, Choice, Flag, Pair, Scheduled, Several, Storage, Whole
 from schuss.engine.optimizer import Optimizer
 
 STEPS = 20
-ISAS = [os.environ["SCHUSS_ISA"]] if "SCHUSS_ISA" in os.environ else _core.found_isas()
 # Each kernel once, under the first rule that has it.
 FIRST = {kernel: rule for rule in reversed(rules.RULES) for kernel in rule.states}
 KERNELS = [(rule, kernel) for kernel, rule in reversed(FIRST.items())]
@@ -79,34 +84,6 @@ class Arrays:
         )
 
 
-def nasty(
-    rng: np.random.Generator, size: int, dtype: str, step: int, wild: bool = True
-) -> np.ndarray:
-    """Ordinary numbers of many magnitudes, zeros, and one element in 8 from the edges.
-
-    NaN and infinity stay in lanes of their own, since they make all that follows a NaN.
-    """
-    info: Any = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
-    smallest, largest = float(info.smallest_normal), float(info.max)
-    values = rng.standard_normal(size) * 10.0 ** rng.integers(-3, 3, size)
-    values[rng.random(size) < 0.1] = 0
-    subnormal = [float(info.smallest_subnormal) * 3, -smallest / 5]
-    edges = [largest, -largest / 3, largest**0.5 * 2, smallest, smallest**0.5, -0.0]
-    finite = np.array([*edges, *subnormal])
-    for lane, odd in ((5, [np.nan, np.inf, -np.inf, *finite]), (11, finite)):
-        special = (np.arange(size) % 16 == lane) & wild
-        values[special] = rng.choice(odd, special.sum())
-    if step % 7 == 6:
-        values[:] = 0
-    with np.errstate(over="ignore"):
-        return values.astype(dtype)
-
-
-def losses(t: int) -> float:
-    """The loss of step t: it falls, and rises, for rules that read it."""
-    return 2.0 + math.cos(3.0 * t)
-
-
 @functools.lru_cache(maxsize=32)
 def gradients(layout: str, dtype: str, wild: str) -> list[list[np.ndarray]]:
     """The gradients of each step, with offsets of their own; wild ones "always", "never" or
@@ -126,13 +103,6 @@ def gradients(layout: str, dtype: str, wild: str) -> list[list[np.ndarray]]:
     ]
 
 
-def shifted(a: np.ndarray, offset: int) -> np.ndarray:
-    """A copy that begins so many elements behind the start of its buffer."""
-    view = np.empty(a.size + offset, a.dtype)[offset:]
-    view[:] = a
-    return view
-
-
 def moved(state: Any, offset: int) -> Any:
     """A copy of a state array, codes or not, that begins elsewhere."""
     if isinstance(state, schuss.BlockFloat8):
@@ -140,58 +110,7 @@ def moved(state: Any, offset: int) -> Any:
     return shifted(state, offset)
 
 
-def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    """Equal bit for bit; a NaN equals a NaN."""
-    assert (a.dtype, a.shape) == (b.dtype, b.shape)
-    bits = f"u{a.itemsize}"
-    equal: np.ndarray = (a.view(bits) == b.view(bits)) | (np.isnan(a) & np.isnan(b))
-    return bool(equal.all())
-
-
 # ---- Combinations
-
-
-def values_of(h: Any) -> list[Any]:  # noqa: PLR0911  one for each kind of declaration
-    """The values of an option that the tests go through, from its declaration alone."""
-    if isinstance(h, Flag):
-        return [False, True]
-    if isinstance(h, Choice):
-        return list(h.choices)
-    if isinstance(h, Storage):
-        return [None, "float16", "bfloat16", "blockfloat8"]
-    if isinstance(h, Pair):
-        return [None, (-0.5, 0.7), (-np.inf, 0.0)]
-    if isinstance(h, Whole):
-        return [0, 2**40 + 1]
-    if isinstance(h, Several):
-        halved = tuple(None if v is None else 0.5 * v for v in h.default)
-        others = [halved, (0.0,) * len(h.default), (0.9, 1.7)]
-        return [h.default, *(v for v in others if allowed(h, v))]
-    assert isinstance(h, Bounded)
-    low = max(h.interval.low, 0.0)
-    among = dict.fromkeys([h.default, low, low + 0.37])
-    values = [v for v in among if v is None or v in h.interval]
-    low = min(low, h.interval.high - 0.5)
-    return [*values, Ramp(low)] if isinstance(h, Scheduled) else values
-
-
-def allowed(h: Several, value: tuple[Any, ...]) -> bool:
-    same = len(value) == len(h.parts)
-    parts = zip(h.parts, value, strict=True)
-    return same and all(v == part.default or v in part.interval for part, v in parts)
-
-
-class Ramp(NamedTuple):
-    """A schedule whose values an option from `low` on allows."""
-
-    low: float
-
-    @property
-    def peak(self) -> float:
-        return self.low + 0.5
-
-    def __call__(self, n: int) -> float:
-        return self.low + 0.5 / (n + 1)
 
 
 SURROUNDINGS: dict[str, list[Any]] = {
@@ -210,32 +129,12 @@ SHAPES = ["vectors", "tall", "wide", "fortran", "several"]
 OUTSIDE = ("isa", "threads")  # what must not change a bit, and so doesn't enter the reference's run
 
 
-DONE = ("backend", "state_dir")  # what is compared with what, and where it lies
 FACTORS = {
     rule: SURROUNDINGS
-    | {name: values_of(h) for name, h in rule.hyperparameters.items()}
-    | {name: values_of(o.declared) for name, o in rule.options.items() if name not in DONE}
+    | values_of_options(rule)
     | {"shape": SHAPES if rule.factors(np.empty((1, 1))) else SHAPES[:1]}
     for rule in rules.RULES
 }
-
-
-def valid(rule: type[Optimizer], row: Mapping[str, Any]) -> bool:
-    """Whether the values go together."""
-    double = row["dtype"] == "float64"
-    if double and (row["gradient"] != "as the parameter" or row["state_dtype"]):
-        return False
-    if row["master"] == "remainder" and row["dtype"] == "float16":
-        return False
-    if (row["master"] and row["stochastic_rounding"]) or (
-        row["clip_norm"] < np.inf and row["clip_value"] != np.inf
-    ):
-        return False
-    try:
-        rule.kernel(row)
-    except ValueError:
-        return False
-    return True
 
 
 def shaped(a: np.ndarray, shape: str) -> np.ndarray:
@@ -258,15 +157,6 @@ def gradient_dtype(row: Mapping[str, Any]) -> str:
     return of
 
 
-def random_row(rule: type[Optimizer], random: random.Random, **fixed: Any) -> dict[str, Any] | None:
-    """A valid combination with these values, or None where there is none to be found."""
-    for _ in range(200):
-        row = {name: random.choice(values) for name, values in FACTORS[rule].items()} | fixed
-        if valid(rule, row):
-            return row
-    return None
-
-
 def pairwise(rule: type[Optimizer]) -> Iterator[dict[str, Any]]:
     """Combinations that hold every pair of values of any two options that can stand together."""
     rng = random.Random(5)
@@ -279,9 +169,9 @@ def pairwise(rule: type[Optimizer]) -> Iterator[dict[str, Any]]:
     while open_pairs:
         (a, i), (b, j) = min(open_pairs, key=str)
         fixed = {a: FACTORS[rule][a][i], b: FACTORS[rule][b][j]}
-        rows = [row for _ in range(10) if (row := random_row(rule, rng, **fixed))]
+        rows = [row for _ in range(10) if (row := random_row(FACTORS[rule], rule, rng, **fixed))]
         if not rows:  # no combination holds the two, for a reason
-            assert any({a, b} <= reason for reason in APART), (a, b)
+            assert "rows" in (a, b) or any({a, b} <= reason for reason in APART), (a, b)
             open_pairs.discard(((a, i), (b, j)))
             continue
         best: dict[str, Any] = max(rows, key=lambda row: len(open_pairs & pairs_of(rule, row)))
@@ -317,13 +207,12 @@ class End(NamedTuple):
 def run(rule: type[Optimizer], row: Mapping[str, Any], backend: str) -> End:
     """STEPS steps of one combination."""
     arrays = Arrays(LAYOUTS[row["layout"]], row["dtype"], seed=1)
-    options = {name: row[name] for name in (*rule.hyperparameters, *rule.options) if name in row}
     steps = gradients(row["layout"], gradient_dtype(row), row["wild"])
     buffers = [np.zeros_like(g) for g in steps[0]]
     given = [shaped(b, row["shape"]) for b in buffers]
     bound = given if row["bound"] else None
     params = [shaped(x, row["shape"]) for x in arrays.views]
-    opt = rule(params, grads=bound, backend=backend, **options)
+    opt = rule(params, grads=bound, backend=backend, **options_of(rule, row))
     left = []
     for t, step in enumerate(steps[: row["steps"]]):
         for buffer, g in zip(buffers, step, strict=True):
@@ -393,7 +282,7 @@ def options_for(rule: type[Optimizer], kernel: str) -> dict[str, Any]:
     """Options, the same in every run, that choose a kernel."""
     rng = random.Random(3)
     while True:
-        row = random_row(rule, rng, layout="few", absent=False, bound=False, **PLAIN)
+        row = random_row(FACTORS[rule], rule, rng, layout="few", absent=False, bound=False, **PLAIN)
         assert row
         default_rate = row["lr"] == rule.hyperparameters["lr"].default
         if rule.kernel(row) == kernel and default_rate and row.get("eps") != 0:
@@ -424,7 +313,7 @@ def test_every_value(rule: type[Optimizer]) -> None:
     rng = random.Random(11)
     for name, values in FACTORS[rule].items():
         for value in values:
-            row = random_row(rule, rng, **{name: value})
+            row = random_row(FACTORS[rule], rule, rng, **{name: value})
             assert row, f"no valid combination has {name}={value}"
             compare(rule, row)
 
@@ -439,7 +328,7 @@ def test_every_pair_of_values(rule: type[Optimizer]) -> None:
 def test_random_combinations(rule: type[Optimizer], seed: int) -> None:
     rng = random.Random(seed)
     for _ in range(30):
-        row = random_row(rule, rng)
+        row = random_row(FACTORS[rule], rule, rng)
         assert row
         compare(rule, row)
 
