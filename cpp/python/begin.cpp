@@ -93,14 +93,16 @@ void plan::begin_groups(const py::object& lr) {
 }
 
 // Puts gradients to the numbers of their members.
-void plan::gather_gradients(const py::object& grads, std::vector<py::object>& found) {
+void plan::gather_gradients(const py::object& grads, const char* role,
+                            std::vector<py::object>& found) {
   const std::size_t size = registry_.members().size();
   const auto fits = [&](const tree& s) {
     found.assign(size, py::object());  // a part of the parameters may be all there is
     return s.gather(grads.ptr(), found);
   };
   if (std::any_of(structures_.begin(), structures_.end(), fits)) return;
-  auto [list, structure] = match_(grads).cast<std::pair<std::vector<py::object>, py::object>>();
+  auto [list, structure] =
+      match_(grads, role).cast<std::pair<std::vector<py::object>, py::object>>();
   if (list.size() != size) throw py::value_error("grads: changed while they were looked over");
   found.swap(list);
   if (structure.is_none()) return;
@@ -113,6 +115,8 @@ void plan::begin_gradients(const request& asked) {
   std::vector<member>& members = registry_.members();
   given_.resize(members.size());
   if (!asked.pieces.is_none()) {
+    if (PyTuple_GET_SIZE(asked.pieces.ptr()) != static_cast<Py_ssize_t>(asked.weights.size()))
+      throw py::value_error("weights: one for each of pieces");
     weights_ = asked.weights;
     std::vector<py::tuple> parts;
     for (std::size_t i = 0; i < members.size(); ++i) parts.emplace_back(weights_.size());
@@ -120,7 +124,8 @@ void plan::begin_gradients(const request& asked) {
     std::size_t j = 0;
     for (const py::handle piece : py::reinterpret_borrow<py::tuple>(asked.pieces)) {
       std::vector<py::object> found;
-      gather_gradients(py::reinterpret_borrow<py::object>(piece), found);
+      const std::string role = "pieces[" + std::to_string(j) + "]";
+      gather_gradients(py::reinterpret_borrow<py::object>(piece), role.c_str(), found);
       for (std::size_t i = 0; i < members.size(); ++i) {
         const bool none = !found[i] || found[i].is_none();
         any[i] = any[i] || !none;
@@ -138,7 +143,7 @@ void plan::begin_gradients(const request& asked) {
     }
     if (!bound) throw py::value_error("grads: none given and none bound; pass them, or bind them");
   } else {
-    gather_gradients(asked.grads, given_);
+    gather_gradients(asked.grads, "grads", given_);
   }
   select_gradients();
 }
@@ -153,30 +158,34 @@ void plan::expect_gradients() {
 
 // The members that have a gradient, and theirs.
 void plan::select_gradients() {
-  std::vector<member>& members = registry_.members();
   gradients_.clear();
   replaced_.clear();
   std::size_t found = 0;
   bool others = false;
-  for (std::size_t i = 0; i < members.size(); ++i) {
+  for (std::size_t i = 0; i < registry_.members().size(); ++i) {
     py::object& g = given_[i];
     if (!g || g.is_none()) continue;
-    if (found == active_.size()) active_.push_back(members.size());
+    if (found == active_.size()) active_.push_back(registry_.members().size());
     others = others || active_[found] != i;
     active_[found++] = i;
-    member& m = members[i];
-    const bool plain = reinterpret_cast<PyObject*>(Py_TYPE(g.ptr())) == ndarray();
-    const bool source = !plain && (has_pieces(g) || is_rows(g));
-    if (!plain && !source && !py::isinstance<py::array>(g)) g = as_array(m, g);
-    if (!recipe_->convert.is_none() && !source &&
-        !(py::isinstance<py::array>(g) && m.fits(g, aligned) && goes_with(kind_of(g), m.type))) {
-      py::object stands = recipe_->convert(i, g);
-      replaced_.emplace_back(std::exchange(g, stands), stands);
-    }
-    gradients_.push_back(std::move(g));
+    begin_gradient(i, std::move(g));
   }
   if (others || found != active_.size()) keyed_right_ = filled_ = false;
   active_.resize(found);
+}
+
+// Takes a gradient in as the next one: an array in place of a number, or one of another type.
+void plan::begin_gradient(std::size_t number, py::object g) {
+  const member& m = registry_.members()[number];
+  const bool plain = reinterpret_cast<PyObject*>(Py_TYPE(g.ptr())) == ndarray();
+  const bool source = !plain && (has_pieces(g) || is_rows(g));
+  if (!plain && !source && !py::isinstance<py::array>(g)) g = as_array(m, g);
+  if (!recipe_->convert.is_none() && !source &&
+      !(py::isinstance<py::array>(g) && m.fits(g, aligned) && goes_with(kind_of(g), m.type))) {
+    py::object stands = recipe_->convert(number, g);
+    replaced_.emplace_back(std::exchange(g, stands), stands);
+  }
+  gradients_.push_back(std::move(g));
 }
 
 // One set of scalars for each key. Keys that once were apart stay so, even if they'd meet.

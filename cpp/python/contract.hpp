@@ -87,6 +87,12 @@ inline std::optional<kind> kind_of(py::handle a) {
   return std::nullopt;
 }
 
+// Whether what has a role are whole numbers, one for each row, that no kernel sees: how many steps
+// it has done, or after how many of the array its last one was.
+inline bool counts_rows(const std::string& role) {
+  return role == "row_step" || role == "row_last";
+}
+
 // The kind of an array that stays beside a parameter, by its role: whole numbers are codes of
 // blockfloat8 or their scales, and in a master the remainder.
 inline std::optional<kind> kind_of(py::handle a, const std::string& role) {
@@ -97,7 +103,7 @@ inline std::optional<kind> kind_of(py::handle a, const std::string& role) {
   if (role == "codes" || role == "scales") return std::nullopt;
   if (role == "master" && number == int16 && descriptor(a)->byteorder != '>')
     return kind::remainder;
-  if (role == "row_step") {
+  if (counts_rows(role)) {
     const bool fits = descriptor(a)->kind == 'i' && dtype_of(a).itemsize() == sizeof(std::int64_t);
     return fits && descriptor(a)->byteorder != '>' ? std::optional(kind::none) : std::nullopt;
   }

@@ -12,7 +12,8 @@ const row_gradient* as_rows(py::handle g) {
 }
 
 bool is_index(py::handle a) {
-  if (!py::isinstance<py::array>(a) || fields(a)->nd != 1) return false;
+  if (reinterpret_cast<PyObject*>(Py_TYPE(a.ptr())) != ndarray() || fields(a)->nd != 1)
+    return false;  // a class may have its own idea, as of a mask
   const py::ssize_t size = dtype_of(a).itemsize();
   constexpr int wanted = c_order | aligned;
   return descriptor(a)->kind == 'i' && (size == 4 || size == 8) &&
@@ -57,6 +58,8 @@ void require_rows(const member& m, const row_gradient& g, const std::string& lab
     const std::string of = label + ".index";
     if (!py::isinstance<py::array>(g.index))
       wrong_type(of, type_text(g.index) + "; pass an array of int64 or int32");
+    if (reinterpret_cast<PyObject*>(Py_TYPE(g.index.ptr())) != ndarray())
+      wrong_type(of, type_text(g.index) + "; pass it as a plain array, np.array(index)");
     const bool kind = descriptor(g.index)->kind == 'i' || descriptor(g.index)->kind == 'u';
     if (!kind || dtype_of(g.index).attr("char").cast<std::string>().find_first_of("ilq") != 0)
       wrong_type(of, dtype_text(g.index) + "; pass it as .astype(np.int64)");
@@ -89,11 +92,11 @@ void source::explain(member& m, const py::object& g, bool has_pieces, int flags)
   const auto one = [&](const py::object& part, const std::string& label) {
     if (const row_gradient* const rows = as_rows(part)) {
       require_rows(m, *rows, label, flags);
-      m.gradient_class = py::type::of(rows->values);
+      m.accept(rows->values);
     } else {
       m.require_like(part, label, "gradient");
       if ((flags & writeable) != 0) require_writeable(part, label);
-      m.gradient_class = py::type::of(part);
+      m.accept(part);
     }
     for (const kept& beside : m.keeps) {
       const bool codes = beside.role == "codes";

@@ -58,27 +58,34 @@ void average(const std::vector<py::array>& arrays, const std::vector<double>& we
   freely([&] { add(kernels(), all); });
 }
 
-// ---- A plan is part of the optimizer's cycles, and the garbage collector has to know.
+// ---- A plan is part of the optimizer's cycles, as what lies in bound Rows may be, and the garbage
+// collector has to know.
 
-int traverse(PyObject* self, visitproc visit, void* arg) {
-  Py_VISIT(Py_TYPE(self));
-  if (!py::detail::is_holder_constructed(self)) return 0;
-  return py::cast<const plan&>(py::handle(self)).visit([&](PyObject* object) {
-    Py_VISIT(object);
-    return 0;
-  });
+template <class See> int visit(const plan& own, const See& see) { return own.visit(see); }
+template <class See> int visit(const row_gradient& own, const See& see) {
+  const int stopped = see(own.index.ptr());
+  return stopped != 0 ? stopped : see(own.values.ptr());
 }
 
-int clear(PyObject* self) {
+template <class Own> int traverse(PyObject* self, visitproc each, void* arg) {
+  if (PyTypeObject* const type = Py_TYPE(self))
+    if (const int stopped = each(reinterpret_cast<PyObject*>(type), arg); stopped != 0)
+      return stopped;
   if (!py::detail::is_holder_constructed(self)) return 0;
-  const plan gone = std::exchange(py::cast<plan&>(py::handle(self)), plan());
+  return visit(py::cast<const Own&>(py::handle(self)),
+               [&](PyObject* object) { return object == nullptr ? 0 : each(object, arg); });
+}
+
+template <class Own> int clear(PyObject* self) {
+  if (!py::detail::is_holder_constructed(self)) return 0;
+  const Own gone = std::exchange(py::cast<Own&>(py::handle(self)), Own());
   return 0;
 }
 
-void collected(PyHeapTypeObject* type) {
+template <class Own> void collected(PyHeapTypeObject* type) {
   type->ht_type.tp_flags |= Py_TPFLAGS_HAVE_GC;
-  type->ht_type.tp_traverse = traverse;
-  type->ht_type.tp_clear = clear;
+  type->ht_type.tp_traverse = traverse<Own>;
+  type->ht_type.tp_clear = clear<Own>;
 }
 
 }  // namespace
@@ -89,7 +96,7 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "The compiled half of schuss: rules, driver, and the contract of the arrays.";
 
   py::class_<row_gradient>(
-      m, "Rows", py::is_final(),
+      m, "Rows", py::is_final(), py::custom_type_setup(collected<row_gradient>),
       "The rows of a gradient that are not zero: rows of the first axis of a parameter.\n\n"
       "index    their numbers: one axis of int64 or int32, in any order; where one comes more than "
       "once,\n         its values are summed in the order given\n"
@@ -107,7 +114,7 @@ PYBIND11_MODULE(_core, m) {
         return "Rows(" + description(g.index) + ", " + description(g.values) + ")";
       });
 
-  py::class_<plan>(m, "Plan", py::custom_type_setup(collected),
+  py::class_<plan>(m, "Plan", py::custom_type_setup(collected<plan>),
                    "The arrays of a step, their contract and their counters.")
       .def(py::init<>())
       .def("add", &plan::add, py::arg("labels"), py::arg("x"), py::arg("keeps"), py::arg("g"),
@@ -138,26 +145,27 @@ PYBIND11_MODULE(_core, m) {
       .def(
           "open",
           [](plan& own, const py::object& lr, const py::object& loss, const py::object& grad_scale,
-             bool reports, const py::object& before) {
-            own.open({py::none(), lr, loss, grad_scale, py::none(), {}, reports, true}, before);
+             bool reports, const py::object& before, const py::object& arrival) {
+            own.open({py::none(), lr, loss, grad_scale, py::none(), {}, reports, true}, before,
+                     arrival);
           },
           py::arg("lr"), py::arg("loss"), py::arg("grad_scale"), py::arg("report"),
-          py::arg("before"))
+          py::arg("before"), py::arg("arrival"))
       .def("arrive", &plan::arrive, py::arg("number"), py::arg("g"))
-      .def("close", &plan::close, py::arg("failed"))
+      .def("close", &plan::close, py::arg("arrival"), py::arg("failed"))
       .def_property_readonly("arriving", &plan::arriving)
       .def_property_readonly("arrived", &plan::arrived)
       .def_property_readonly("report", &plan::report)
       .def("once", &plan::once, py::arg("x"), py::arg("g"), py::arg("keeps"), py::arg("finished"),
            py::arg("memory"), py::arg("shared"), py::arg("lr"), py::arg("loss"))
       .def("change", &plan::change)
-      .def("enter", &plan::enter)
+      .def("enter", &plan::enter_alone)
       .def("leave", &plan::leave)
       .def_property_readonly("busy", &plan::busy)
       .def("count", &plan::count_of, py::arg("number"))
       .def("memory", &plan::memory, py::arg("number"))
       .def("restore", &plan::restore, py::arg("iterations"), py::arg("counts"), py::arg("memories"),
-           py::arg("shared"))
+           py::arg("shared"), py::arg("norm"))
       .def_readwrite("barred", &plan::barred)
       .def_property_readonly("grad_norm", &plan::grad_norm)
       .def_property_readonly("shared", &plan::shared)

@@ -19,7 +19,17 @@ py::dict nothing() {
 }
 
 constexpr char as_they_arrive[] =
-    "step: gradients are arriving; leave opt.arriving() first, which closes the step";
+    "gradients are arriving: leave opt.arriving() first, which closes the step";
+
+// Fills what a gradient consists of with zeros.
+void zero(py::handle g) {
+  if (PyTuple_Check(g.ptr()) != 0)
+    for (const py::handle piece : g) zero(piece);
+  else if (is_rows(g))
+    zero(g.attr("values"));
+  else if (!g.is_none())
+    g.attr("fill")(0);
+}
 
 }  // namespace
 
@@ -45,20 +55,25 @@ class plan::call_of {
   plan& own_;
 };
 
+bool plan::enter_alone() {
+  if (arriving()) throw std::runtime_error(as_they_arrive);
+  return enter();
+}
+
 bool plan::enter() {
   if (busy()) return false;
   within_ = PyThread_get_thread_ident();
   return true;
 }
 
-void plan::require_idle() const {
-  if (arriving_) throw std::runtime_error(as_they_arrive);
+void plan::require_idle() {
+  if (arriving()) throw std::runtime_error(as_they_arrive);
   if (reading_)
     throw std::runtime_error("re-entered: the optimizer is in the middle of a call of this thread");
 }
 
-void plan::require_unbarred() const {
-  if (arriving_) throw std::runtime_error(as_they_arrive);
+void plan::require_unbarred() {
+  if (arriving()) throw std::runtime_error(as_they_arrive);
   if (!barred.empty()) throw std::runtime_error("step: " + barred);
 }
 
@@ -68,10 +83,19 @@ void plan::add(std::vector<std::string> labels, py::object x,
                const std::vector<std::pair<std::string, py::object>>& keeps, py::object g,
                std::size_t group, bool decays, std::vector<double> memory, int rule_case) {
   require_idle();
+  const std::size_t before = registry_.members().size();
+  const bool bound_rows = is_rows(g);
   registry_.add(std::move(labels), std::move(x), keeps, std::move(g), group, decays,
                 std::move(memory), rule_case);
   let_go();
   keyed_right_ = filled_ = false;
+  if (!bound_rows) return;
+  try {
+    source::explain(registry_.members().back(), registry_.members().back().g, false, aligned);
+  } catch (...) {
+    registry_.keep_first(before);
+    throw;
+  }
 }
 
 void plan::keep_first(std::size_t size) {
@@ -147,7 +171,8 @@ void plan::serve(py::object lock, py::object make, py::object match) {
 }
 
 void plan::restore(std::int64_t iterations, const std::vector<std::int64_t>& counts,
-                   const std::vector<std::vector<double>>& memories, std::vector<double> shared) {
+                   const std::vector<std::vector<double>>& memories, std::vector<double> shared,
+                   std::optional<double> norm) {
   require_idle();
   std::vector<member>& members = registry_.members();
   if (counts.size() != members.size() || memories.size() != members.size())
@@ -158,6 +183,7 @@ void plan::restore(std::int64_t iterations, const std::vector<std::int64_t>& cou
   }
   iterations_ = iterations;
   shared_ = std::move(shared);
+  grad_norm_ = norm;
   keyed_right_ = false;
 }
 
@@ -255,8 +281,8 @@ void plan::carry_out() {
   require_rows_as_spread();
   if (has_copies_) start_copies();
   if (!recipe_->backend.is_none()) compute_in_python();
-  require_copyable();
   prepare_run();
+  require_copyable();
   // From here on no Python runs and nothing can fail: the step is whole, or there is none.
   if (recipe_->backend.is_none()) run();
   for (const copying& c : copies_) std::memcpy(c.to, c.from, c.bytes);
@@ -265,12 +291,14 @@ void plan::carry_out() {
 
 // ---- A step as its gradients arrive
 
-void plan::open(const request& asked, const py::object& before) {
+void plan::open(const request& asked, const py::object& before, const py::object& arrival) {
   const held lock(acquire_, release_);
   const call_of one(*this, "optimizer is in the middle of a call");
-  if (arriving_) throw std::runtime_error("arriving: a step is open; leave it first");
+  const std::size_t size = registry_.members().size();
   std::vector<std::size_t> arrived;
-  arrived.reserve(registry_.members().size());
+  std::vector<bool> has_arrived(size);
+  arrived.reserve(size);
+  py::object whose = py::weakref(arrival);
   repeated([&](bool last) {
     py::dict shared;
     begin(asked, shared);
@@ -287,7 +315,9 @@ void plan::open(const request& asked, const py::object& before) {
     return outcome::done;
   });
   arrived_.swap(arrived);
-  report_.clear();
+  has_arrived_.swap(has_arrived);
+  if (reports_) report_.emplace();
+  std::swap(arrival_, whose);
   arriving_ = true;
 }
 
@@ -296,12 +326,13 @@ void plan::arrive(std::size_t number_of_it, const py::object& g) {
   const call_of one(*this, "optimizer is in the middle of a call");
   if (!arriving_) throw std::runtime_error("arriving: the step is closed");
   const member& m = registry_.members().at(number_of_it);
-  if (std::find(arrived_.begin(), arrived_.end(), number_of_it) != arrived_.end())
+  if (has_arrived_[number_of_it])
     wrong_value(m.labels[1], "came already; each parameter steps once");
-  given_.assign(registry_.members().size(), py::object());
-  given_[number_of_it] = g;
-  select_gradients();
-  if (active_.empty()) return;
+  if (g.is_none()) return;
+  gradients_.clear();
+  replaced_.clear();
+  active_ = {number_of_it};
+  begin_gradient(number_of_it, g);
   set_of_ = {opened_sets_[number_of_it]};
   adapted_.clear();
   sets_.resize(keyed_.size());
@@ -316,14 +347,27 @@ void plan::arrive(std::size_t number_of_it, const py::object& g) {
   if (registry_.factored()) factor();
   if (recipe_->wanted != 0) adapt_scalars(measured());
   carry_out();
+  has_arrived_[number_of_it] = true;
   arrived_.push_back(number_of_it);
   zero_replaced();
 }
 
-void plan::close(bool failed) {
+// Whether a step is open; one that nobody holds, since an interrupt fell where it began or ended,
+// is closed.
+bool plan::arriving() {
+  if (arriving_ && arrival_().is_none()) end_arrival(true);
+  return arriving_;
+}
+
+void plan::close(const py::object& arrival, bool failed) {
   const held lock(acquire_, release_);
   const call_of one(*this, "optimizer is in the middle of a call");
-  if (!std::exchange(arriving_, false) || (failed && arrived_.empty())) return;
+  if (arriving_ && arrival_().is(arrival)) end_arrival(failed);
+}
+
+void plan::end_arrival(bool failed) {
+  arriving_ = false;
+  if (failed && arrived_.empty()) return;
   active_ = arrived_;
   std::sort(active_.begin(), active_.end());
   set_of_.clear();
@@ -341,7 +385,8 @@ void plan::close(bool failed) {
 // A step whose gradients are not finite, or of which one overflows where it is scaled, if that has
 // a number.
 plan::outcome plan::leave_undone(const py::object& overflowing, bool own_scale) {
-  recipe_->undone(gradients_, active_, overflowing);
+  recipe_->undone(gradients_, active_, overflowing, weights_);
+  if (!recipe_->backend.is_none()) recipe_->backend.attr("given").attr("clear")();
   zero_replaced();
   if (own_scale && !recipe_->told.is_none()) recipe_->told(false);
   return outcome::undone;
@@ -384,7 +429,12 @@ void plan::direct() {
 // A gradient as one array, for Python: a sum is written to one.
 py::object plan::as_one(std::size_t k) {
   const span& a = spans_[k];
-  if (a.g.kind != kind::sum || a.rows != nullptr) return gradients_[k];
+  if (a.rows != nullptr) return gradients_[k];
+  if (a.g.kind != kind::sum) {  // an array, or the only piece that isn't None
+    if (!has_pieces(gradients_[k])) return gradients_[k];
+    for (const py::handle piece : gradients_[k])
+      if (!piece.is_none()) return py::reinterpret_borrow<py::object>(piece);
+  }
   static const auto& numpy = *new py::module_(py::module_::import("numpy"));
   const member& m = registry_.members()[active_[k]];
   const char* const computing = m.type == kind::float64 ? "float64" : "float32";
@@ -472,7 +522,12 @@ void plan::require_copyable() {
     copies_.push_back(
         {fields(array)->data, fields(value)->data, static_cast<std::size_t>(array.nbytes())});
   }
-  if (!recipe_->backend.is_none()) return;
+  if (!recipe_->backend.is_none()) {  // whose Python may have changed what is counted of rows
+    const auto still = [](const sighting& a) { return a.still(); };
+    if (registry_.counts_rows() && !std::all_of(seen_.begin(), seen_.end(), still))
+      throw py::value_error("state: changed while it was stepped");
+    return;
+  }
   for (std::size_t k = 0; k < factors_.size(); ++k) {
     const factors& f = factors_[k];
     if (spans_[k].size == 0 || spans_[k].row.kind == kind::none) continue;
@@ -485,11 +540,11 @@ void plan::require_copyable() {
 void plan::prepare_run() {
   joined_.reserve(spans_.size());
   if (!reports_) return;
-  if (!arriving_) report_.clear();
-  report_.reserve(report_.size() + active_.size());
+  if (!arriving_) report_.emplace();
+  report_->reserve(report_->size() + active_.size());
   if (!recipe_->backend.is_none()) {
     const py::object own = recipe_->backend.attr("report");
-    for (const std::size_t i : active_) report_.emplace_back(i, own(i).cast<reported_sums>());
+    for (const std::size_t i : active_) report_->emplace_back(i, own(i).cast<reported_sums>());
     return;
   }
   report_sums_.resize(static_cast<std::size_t>(chunks_) * most_reports);
@@ -514,14 +569,14 @@ void plan::run() {
       fold(spans_[k], sums, most_reports);
       std::copy_n(sums, most_reports, found.begin());
     }
-    report_.emplace_back(active_[k], found);
+    report_->emplace_back(active_[k], found);
   }
 }
 
 // The kernels zero what they read: where that stands for a gradient, here is the gradient.
 void plan::zero_replaced() const {
   if (!recipe_->zero_grad) return;
-  for (const auto& [came, stands] : replaced_) came.attr("fill")(0);
+  for (const auto& [came, stands] : replaced_) zero(came);
 }
 
 // ---- Count

@@ -68,14 +68,16 @@ class plan {
   // The same as its gradients arrive: `open`, then `arrive` for each of them, and `close`, at which
   // counters move, but where it failed before the first one. Settings and scalars are those at the
   // opening. `before` is the norm to clip by, or None.
-  void open(const request& asked, const py::object& before);
+  // It is of an object, `arrival`, and closed where that isn't there any more.
+  void open(const request& asked, const py::object& before, const py::object& arrival);
   void arrive(std::size_t number, const py::object& g);
-  void close(bool failed);
-  bool arriving() const { return arriving_; }
+  void close(const py::object& arrival, bool failed);
+  bool arriving();
   const std::vector<std::size_t>& arrived() const { return arrived_; }
 
   // Of the last step that was asked for it: each array's number with its sums.
-  const std::vector<std::pair<std::size_t, reported_sums>>& report() const { return report_; }
+  using report_of_arrays = std::vector<std::pair<std::size_t, reported_sums>>;
+  const std::optional<report_of_arrays>& report() const { return report_; }
 
   // Something was set that a recipe depends on.
   void change() { stale_ = true; }
@@ -83,6 +85,7 @@ class plan {
   // Marks that this thread is within a call; false where one is. In a forked child none is but the
   // one that forked.
   bool enter();
+  bool enter_alone();  // for calls of Python's, which raise while gradients arrive
   void leave() { within_ = 0; }
   bool busy() const { return within_ != 0; }
 
@@ -97,7 +100,8 @@ class plan {
   const std::vector<double>& shared() const { return shared_; }
   std::optional<double> grad_norm() const { return grad_norm_; }
   void restore(std::int64_t iterations, const std::vector<std::int64_t>& counts,
-               const std::vector<std::vector<double>>& memories, std::vector<double> shared);
+               const std::vector<std::vector<double>>& memories, std::vector<double> shared,
+               std::optional<double> norm);
 
   // One step of other arrays than those of the only member, which lets go of them afterwards, after
   // `finished` steps: a stateless call.
@@ -112,9 +116,10 @@ class plan {
     const auto seen = [&](const auto&... objects) {
       ((stopped = stopped != 0 ? stopped : see(objects.ptr())), ...);
     };
-    seen(acquire_, release_, make_, match_);
+    seen(acquire_, release_, make_, match_, arrival_);
     for (const member& m : registry_.members()) {
-      seen(m.x, m.g, m.gradient_class);
+      seen(m.x, m.g);
+      for (const py::object& one : m.gradient_classes) seen(one);
       for (const kept& beside : m.keeps) seen(beside.array);
     }
     for (const auto& [container, structure] : containers_) {
@@ -148,16 +153,18 @@ class plan {
   void follow(py::dict& shared, const py::object& loss, const py::object& groups) const;
   void carry_out();
 
-  void require_idle() const;
-  void require_unbarred() const;
+  void require_idle();
+  void require_unbarred();
+  void end_arrival(bool failed);
 
   // begin
   void follow_recipe();
   bool read_settings();
   void begin_groups(const py::object& lr);
-  void gather_gradients(const py::object& grads, std::vector<py::object>& found);
+  void gather_gradients(const py::object& grads, const char* role, std::vector<py::object>& found);
   void begin_gradients(const request& asked);
   void select_gradients();
+  void begin_gradient(std::size_t number, py::object g);
   void expect_gradients();
   void begin_sets();
   double scale_of(const py::object& grad_scale) const;
@@ -271,14 +278,16 @@ class plan {
   std::vector<double> sums_, measurements_;       // room for those of the chunks
   bool reports_ = false;
   std::vector<double> report_sums_;
-  std::vector<std::pair<std::size_t, reported_sums>> report_;
+  std::optional<report_of_arrays> report_;
 
   // Between `open` and `close`.
   bool arriving_ = false;
+  py::object arrival_;  // a weak reference to whose it is
   double opened_scale_ = 1,
          opened_raw_ = 1;                   // with what is clipped by the norm before, and without
   std::vector<std::size_t> opened_sets_;    // of each member
   std::vector<std::size_t> arrived_;        // in their order
+  std::vector<bool> has_arrived_;           // of each member
   std::vector<scaled_norm> arrived_norms_;  // of each member
 };
 

@@ -39,7 +39,8 @@ inline const std::map<std::string, std::pair<stream* (*)(span&, std::size_t), bo
     {"average", {[](span& a, std::size_t) { return &a.average; }, true}},
     {"low", {[](span& a, std::size_t) { return &a.low; }, false}},
     {"high", {[](span& a, std::size_t) { return &a.high; }, false}},
-    {"row_step", {nullptr, true}},  // whole numbers that no kernel sees
+    {"row_step", {nullptr, true}},
+    {"row_last", {nullptr, true}},
 };
 
 inline int flags_of(const kept& k) { return k.written ? aligned | writeable : aligned; }
@@ -48,8 +49,8 @@ inline int flags_of(const kept& k) { return k.written ? aligned | writeable : al
 // each row of its matrices, the last two axes, or for each column; or one for each row of the first
 // axis.
 inline shape_t shape_beside(shape_t of, const std::string& role) {
-  if (role == "row_step" && of.empty()) throw py::value_error(role + ": of an array without rows");
-  if (role == "row_step") return {of[0]};
+  if (counts_rows(role) && of.empty()) throw py::value_error(role + ": of an array without rows");
+  if (counts_rows(role)) return {of[0]};
   if (role != "row_var" && role != "col_var") return of;
   if (of.size() < 2) throw py::value_error(role + ": of an array that is no matrix");
   of[of.size() - (role == "row_var" ? 1 : 2)] = 1;
@@ -67,12 +68,12 @@ struct member {
   std::size_t states = 0;  // arrays that the rule sees
   py::ssize_t position;    // elements of the members before it
   std::size_t group;
-  bool decays;                             // whether its group's weight decay is for it, too
-  int rule_case;                           // which of those that its rule tells apart
-  std::vector<double> memory;              // numbers that its rule keeps beside the arrays
-  std::int64_t count = 0;                  // finished steps of this array
-  py::object gradient_class = py::none();  // of a gradient that was checked and found good
-  std::size_t first_address = 0;           // of its arrays among those that the registry knows
+  bool decays;                               // whether its group's weight decay is for it, too
+  int rule_case;                             // which of those that its rule tells apart
+  std::vector<double> memory;                // numbers that its rule keeps beside the arrays
+  std::int64_t count = 0;                    // finished steps of this array
+  std::vector<py::object> gradient_classes;  // of gradients that were checked and found good
+  std::size_t first_address = 0;             // of its arrays among those that the registry knows
   const char *apart = nullptr, *apart_end = nullptr;  // memory of the last gradient that was
                                                       // found to overlap nothing that is written
 
@@ -82,9 +83,17 @@ struct member {
   bool fits(py::handle a, int flags, const shape_t& wanted) const {
     const auto* own = reinterpret_cast<PyObject*>(Py_TYPE(a.ptr()));
     return (own == reinterpret_cast<PyObject*>(Py_TYPE(x.ptr())) || own == ndarray() ||
-            own == gradient_class.ptr()) &&
+            std::any_of(gradient_classes.begin(), gradient_classes.end(),
+                        [own](const py::object& one) { return one.ptr() == own; })) &&
            (fields(a)->flags & flags) == flags && has_shape(a, wanted) &&
            (fields(a)->flags & fields(x)->flags & (c_order | f_order)) != 0;
+  }
+
+  // Takes a gradient's class in, which may run Python; the last few are known.
+  void accept(py::handle g) {
+    constexpr std::size_t most = 8;
+    if (gradient_classes.size() == most) gradient_classes.erase(gradient_classes.begin());
+    gradient_classes.push_back(py::type::of(g));
   }
 
   // A state array or a gradient: shape, order and type of the parameter.
@@ -164,7 +173,7 @@ struct member {
            own,
            place,
            written};
-    if (role == "row_step") {
+    if (counts_rows(role)) {
       require_row_steps(k, found.has_value(), label);
       return k;
     }
@@ -250,7 +259,7 @@ class registry {
       m.keeps.push_back(m.checked(a, role, scales ? m.states - 1 : m.states, m.labels[s + 2]));
       if (codes || role == "state" || role == "row_var") ++m.states;  // the rule sees a product
       factored_ = factored_ || role == "row_var";
-      counts_rows_ = counts_rows_ || role == "row_step";
+      counts_rows_ = counts_rows_ || schuss::counts_rows(role);
     }
     if (m.states > most_states) throw py::value_error("state: too many arrays");
     if (!m.g.is_none() && !is_rows(m.g))  // which every step looks at

@@ -351,12 +351,14 @@ scalars plan::scalars_of_row(std::size_t k, std::int64_t value) {
 void plan::spread_rows() {
   if (!registry_.counts_rows()) return;
   check();
-  for (std::size_t k = 0; k < row_steps_.size(); ++k) {
+  std::vector<std::vector<std::size_t>> all_sets(row_steps_.size());
+  for (std::size_t k = 0; k < all_sets.size() && k < row_steps_.size(); ++k) {
     if (row_steps_[k] == nullptr) continue;
     std::map<std::int64_t, std::size_t> numbers;
     std::vector<std::size_t> sets;
-    for (const std::ptrdiff_t row : sources_[k].numbers) {
-      const std::int64_t value = row_steps_[k][row];
+    std::vector<std::int64_t> values;  // before Python runs, which may take them away
+    for (const std::ptrdiff_t row : sources_[k].numbers) values.push_back(row_steps_[k][row]);
+    for (const std::int64_t value : values) {
       auto known = numbers.find(value);
       if (known == numbers.end()) {
         const scalars c = scalars_of_row(k, value);
@@ -365,7 +367,12 @@ void plan::spread_rows() {
       }
       sets.push_back(known->second);
     }
-    sources_[k].sets.swap(sets);
+    all_sets[k].swap(sets);
+  }
+  check();
+  for (std::size_t k = 0; k < all_sets.size() && k < row_steps_.size(); ++k) {
+    if (row_steps_[k] == nullptr) continue;
+    sources_[k].sets.swap(all_sets[k]);
     sources_[k].fill(spans_[k]);
   }
 }

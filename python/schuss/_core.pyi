@@ -58,16 +58,22 @@ class Plan:
         report: bool,
     ) -> bool: ...
     def open(
-        self, lr: object, loss: object, grad_scale: object, report: bool, before: object
+        self,
+        lr: object,
+        loss: object,
+        grad_scale: object,
+        report: bool,
+        before: object,
+        arrival: object,
     ) -> None: ...
     def arrive(self, number: int, g: object) -> None: ...
-    def close(self, failed: bool) -> None: ...
+    def close(self, arrival: object, failed: bool) -> None: ...
     @property
     def arriving(self) -> bool: ...
     @property
     def arrived(self) -> list[int]: ...
     @property
-    def report(self) -> list[tuple[int, tuple[float, float, float]]]: ...
+    def report(self) -> list[tuple[int, tuple[float, float, float]]] | None: ...
     def once(
         self,
         x: object,
@@ -92,6 +98,7 @@ class Plan:
         counts: Sequence[int],
         memories: Sequence[Sequence[float]],
         shared: Sequence[float],
+        norm: float | None,
     ) -> None: ...
     barred: str
     @property

@@ -529,7 +529,7 @@ def test_many_counts_cost_no_more_than_many_arrays() -> None:
     n = 3000
     opt = schuss.SGD([np.zeros(1) for _ in range(n)])
     counts = list(range(n))
-    opt._plan.restore(n, counts, [[]] * n, [])
+    opt._plan.restore(n, counts, [[]] * n, [], None)
     opt.step([np.ones(1)] * n)
     assert [opt.state[i]["step"] for i in range(n)] == [t + 1 for t in counts]
 

@@ -273,6 +273,19 @@ def test_rows_of_one_axis_and_of_no_elements() -> None:
 # ---- What a step reports, and what is measured, of rows
 
 
+def in_blocks(a: Any) -> float:
+    """The sum of squares of up to 4096 numbers, in their own type within blocks of 512."""
+    lanes = [0.0] * 16
+    for first in range(0, a.size, 512):
+        own = [a.dtype.type(0)] * 16
+        for i, x in enumerate(a[first : first + 512]):
+            own[i % 16] += x * x
+        lanes = [lane + float(more) for lane, more in zip(lanes, own, strict=True)]
+    for half in (8, 4, 2, 1):
+        lanes = [lanes[i] + lanes[i + half] for i in range(half)]
+    return lanes[0]
+
+
 @pytest.mark.parametrize("kind", ["float64", "bfloat16", "master", "remainder", "codes"])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_report_is_of_what_moves_x(kernel: str, kind: str, rng: np.random.Generator) -> None:
@@ -289,8 +302,8 @@ def test_a_report_is_of_what_moves_x(kernel: str, kind: str, rng: np.random.Gene
     number = computing(x.dtype)
     w = storage.weight(x, master, number)[rows]
     d = number(-0.5) * g + number(0.1) * w
-    np.testing.assert_array_equal(found[0], [tree(square(a)) for a in d])
-    np.testing.assert_array_equal(found[2], [tree(square(a)) for a in w])
+    np.testing.assert_array_equal(found[0], [in_blocks(a) for a in d])
+    np.testing.assert_array_equal(found[2], [in_blocks(a) for a in w])
     if kind == "float64":
         after = x.copy()
         reference.step(rule, after, g, state, numbers, stages, rows=rows)
@@ -303,16 +316,13 @@ def test_a_report_is_of_what_moves_x(kernel: str, kind: str, rng: np.random.Gene
     whole = reference.report(rule, x, g, state, numbers, stages, **around)
     every = reference.report(rule, x, g, state, numbers, stages, rows=np.arange(6), **around)
     assert whole.shape == (3, 1)
-    np.testing.assert_allclose(reference.pairwise(every), whole[:, 0], rtol=1e-12)
+    rtol = 1e-12 if kind == "float64" else 1e-6
+    np.testing.assert_allclose(reference.pairwise(every), whole[:, 0], rtol=rtol)
     measured = reference.measure(rule, x, g, state, numbers, stages, **around)
-    assert [measured[i] for i in (1, 2, 0)] == whole[:, 0].tolist()
+    np.testing.assert_allclose([measured[i] for i in (1, 2, 0)], whole[:, 0], rtol=rtol)
     measured = reference.measure(rule, x, g, state, numbers, stages, rows=np.arange(6), **around)
-    assert [measured[i] for i in (1, 2, 0)] == reference.pairwise(every).tolist()
-
-
-def square(a: Any) -> list[float]:
-    found: list[float] = (a.astype(np.float64) ** 2).tolist()
-    return found
+    found = reference.pairwise(every)
+    np.testing.assert_allclose([measured[i] for i in (1, 2, 0)], found, rtol=rtol)
 
 
 # ---- Fades

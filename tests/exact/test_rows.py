@@ -504,7 +504,7 @@ def test_what_was_missed_is_made_up(
     np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-13)
     for key, a in dense.state[0].items():
         np.testing.assert_allclose(some.state[0][key], a, rtol=1e-12, atol=1e-14)
-    assert (some.state[0]["row_step"] == 40).all()
+    assert (some.state[0]["row_last"] == 40).all()
 
 
 @pytest.mark.parametrize("backend", ["compiled", "numpy"])
@@ -523,7 +523,7 @@ def test_row_step_is_the_count_at_the_last_step(backend: Backend) -> None:
     opt = schuss.Momentum(np.ones((4, 2)), rows="decayed", backend=backend)
     for row in (2, 2, 0, 3):
         opt.step(schuss.Rows(np.array([row]), np.ones((1, 2))))
-    assert opt.state[0]["row_step"].tolist() == [3, 0, 2, 4]
+    assert opt.state[0]["row_last"].tolist() == [3, 0, 2, 4]
     assert opt.state[0]["step"] == 4
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from schuss import _core, reference
 from schuss.engine.codes import BlockFloat8
+from schuss.engine.groups import ROW_COUNTS
 from schuss.engine.scalars import KERNELS, NAMES
 from schuss.reference.storage import computing
 
@@ -26,7 +27,10 @@ class Given(NamedTuple):
     @classmethod
     def of(cls, gradient: Any, weights: Sequence[float] | None, p: Parameter) -> Given:
         """Of an array or Rows; with weights, of a tuple of pieces, some of which may be None."""
-        every = np.arange(len(p.x)) if "row_step" in p.beside else None  # where rows are counted
+        counted = not p.beside.keys().isdisjoint(ROW_COUNTS.values())
+        every = np.arange(len(p.x)) if counted else None
+        if not isinstance(gradient, tuple):  # which came in place of pieces, or without any
+            weights = None
         if weights is None and not isinstance(gradient, _core.Rows):
             return cls(np.asarray(gradient), every, [np.asarray(gradient)])
         pieces, weights = ([gradient], [1.0]) if weights is None else (gradient, weights)
@@ -45,7 +49,9 @@ class Numpy:
     """The specification as a backend; works on the plain array behind a subclass.
 
     What it computes is copied into place by the compiled sequence, once all of it is there: an
-    interrupt leaves a whole step, or none. Arrays are told apart by their parameters' numbers.
+    interrupt leaves a whole step, or none. Arrays are told apart by their parameters' numbers. A
+    step calls `take`, where it is asked for `norm` and then `clip`, and the others in the order in
+    which they stand here.
     """
 
     def __init__(self, parameters: Sequence[Parameter]) -> None:

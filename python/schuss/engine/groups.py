@@ -20,6 +20,8 @@ from schuss.engine.structure import described, label
 from schuss.reference.storage import computing, weight, within
 from schuss.reference.sums import WANTED
 
+# What is counted of each row, by the option `rows`: its steps, or the array's at its last one.
+ROW_COUNTS = {"counted": "row_step", "decayed": "row_last"}
 FACTORS = ("row_var", "col_var")  # state in the place of a state array: see Rule.factors
 
 
@@ -31,7 +33,7 @@ class Parameter:
     x: np.ndarray
     g: np.ndarray | None  # bound, or none
     state: dict[str, Any]  # of the rule: arrays, or BlockFloat8
-    beside: dict[str, np.ndarray]  # by role: master, average, low, high of the stages, row_step
+    beside: dict[str, np.ndarray]  # by role: master, average, low, high of the stages, row counts
     group: int
     decays: bool  # whether its group's weight decay is for it, too
     position: int  # elements of the parameters before it
@@ -52,7 +54,7 @@ class Parameter:
     def saved(self) -> dict[str, np.ndarray]:
         """The arrays that a resumed run needs, under the names that the user sees."""
         master = "remainder" if self.has_remainder else "master"
-        names = {"master": master, "average": "ema", "row_step": "row_step"}
+        names = {"master": master, "average": "ema"} | {k: k for k in ROW_COUNTS.values()}
         beside = {names[k]: a for k, a in self.beside.items() if k in names}
         state = {key: saved_form(a) for key, a in arrays_of(self.state).items()}
         return state | self.matrices | beside
@@ -68,7 +70,7 @@ class Parameter:
                 shown[role] = Remainder(x, a) if a.dtype == np.int16 else a
             elif role == "average":
                 shown["ema"] = a
-            elif role == "row_step":
+            elif role in ROW_COUNTS.values():
                 shown[role] = a
         return shown
 

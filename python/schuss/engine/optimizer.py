@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import InitVar
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, dataclass_transform
 from weakref import WeakSet
 
 import numpy as np
 
 from schuss import _core
-from schuss.engine.backend import Numpy
+from schuss.engine.arriving import Arriving
+from schuss.engine.backend import Given, Numpy
 from schuss.engine.codes import BlockFloat8, blocks_of
 from schuss.engine.declare import (
     REQUIRED,
@@ -52,6 +53,7 @@ from schuss.engine.declare import (
 )
 from schuss.engine.groups import (
     FACTORS,
+    ROW_COUNTS,
     Averaging,
     Group,
     Parameter,
@@ -65,7 +67,7 @@ from schuss.engine.guard import IN_A_CALL, alive, one_at_a_time, shorten
 from schuss.engine.mapped import Alone, Files
 from schuss.engine.memory import FREE, Flat, order_of, room, write
 from schuss.engine.observers import check_metric, observers
-from schuss.engine.pieces import arrays_of_gradient, check_pieces
+from schuss.engine.pieces import arrays_of_gradient, check_flag, check_pieces
 from schuss.engine.report import Report
 from schuss.engine.rule import Rule, is_ours
 from schuss.engine.saved import (
@@ -94,7 +96,7 @@ from schuss.engine.structure import (
     listed,
     listing,
 )
-from schuss.reference.storage import computing, is_narrow, within
+from schuss.reference.storage import CODED, computing, is_narrow, within
 
 NoDecay = Callable[[str, np.ndarray], bool]
 
@@ -208,11 +210,13 @@ class Optimizer(Rule, Declared):
                  rows by their array; "counted", each row by itself, for corrections of a start at
                  0; "decayed", as "lazy", and what steps without a gradient would have done to a
                  row's moments, and to x by weight decay and SGD's momentum, is made up for before
-                 its next step, at the coming rate: SGD, Adam and AdamW with decoupled decay alone
+                 its next step, at the coming rate: SGD, Momentum, NAG, Adam and AdamW, with no
+                 weight decay but the decoupled
     missing      "raise" (default): a key of params that gradients lack is an error; "skip": there
                  is no gradient then, as with None
     convert      gradients of another type or memory order are copied into one that fits, which
-                 costs a pass over them and their memory; default False: an error
+                 costs a pass over them and their memory; default False: an error. Not of Rows and
+                 pieces
     backend      "compiled" (default), or "numpy": the same bits, in readable Python
 
     A hyperparameter that is a number may be a callable: it is called with the number of finished
@@ -324,7 +328,7 @@ class Optimizer(Rule, Declared):
         self._require_options_that_go_together(self._settings())
         self._register(self._parameters)
         self._expect()
-        self._restore(0, [0] * len(self._parameters), self._memories(), self.shared)
+        self._restore(0, [0] * len(self._parameters), self._memories(), self.shared, None)
         self._free()
         if self._files is not None:
             self._files.end(self)
@@ -344,7 +348,8 @@ class Optimizer(Rule, Declared):
     def _moved(self) -> tuple[Any, ...]:
         """All that a step moves beside the arrays, as `_plan.restore` takes it."""
         plan, numbers = self._plan, range(len(self._parameters))
-        return plan.iterations, [plan.count(i) for i in numbers], self._memories(), plan.shared
+        counts = [plan.count(i) for i in numbers]
+        return plan.iterations, counts, self._memories(), plan.shared, plan.grad_norm
 
     def _register_anew(self) -> None:
         """For benchmarks, which lay the state elsewhere: the counters stay."""
@@ -370,9 +375,11 @@ class Optimizer(Rule, Declared):
         counts: list[int],
         memories: list[list[float]],
         shared: Mapping[str, float],
+        norm: float | None,
     ) -> None:
         """Sets all that a step moves beside the arrays."""
-        self._plan.restore(iterations, counts, memories, [shared[name] for name in self.shared])
+        numbers = [shared[name] for name in self.shared]
+        self._plan.restore(iterations, counts, memories, numbers, norm)
 
     def _memories(self) -> list[list[float]]:
         return [self._plan.memory(i) for i in range(len(self._parameters))]
@@ -459,6 +466,7 @@ class Optimizer(Rule, Declared):
         self._grouped = True
         try:
             self._add(group)
+            self._require_options_that_go_together(self._settings())
             added = self._parameters[size:]
             if self._bound and all(p.g is None for p in added):
                 raise ValueError('group: gradients are bound; pass its "grads"')
@@ -723,10 +731,16 @@ class Optimizer(Rule, Declared):
                 keep(role, bound)
         require_room(bounds, x.dtype, label("params", name))
         if self.rows != "lazy" and x.ndim > 0:  # last, by which messages name it
+            of, size = label("params", name), math.prod(x.shape[1:])
             if not x.flags.c_contiguous:
-                of = label("params", name)
                 raise ValueError(f"rows: {self.rows!r} counts rows, but {of} is in Fortran order")
-            beside["row_step"] = self._zeros(x, np.int64, taken + len(beside), x.shape[:1])
+            if "blockfloat8" in (self.state_dtype or {}).values() and size % CODED:
+                raise ValueError(
+                    f"rows: {self.rows!r} steps rows of {of} by themselves, which have {size} "
+                    f"elements, but state in blockfloat8 has a scale for each {CODED}"
+                )
+            role = ROW_COUNTS[self.rows]
+            beside[role] = self._zeros(x, np.int64, taken + len(beside), x.shape[:1])
         return beside
 
     def _gather(self, values: Any, role: str) -> list[Any]:
@@ -748,7 +762,7 @@ class Optimizer(Rule, Declared):
         except ValueError as other:
             if isinstance(tree, int):  # whose name, a number, is no place in a list
                 raise
-            skip = role == "grads" and self.missing == "skip"
+            skip = role not in ("params", "out") and self.missing == "skip"
             try:
                 return by_name(self._names, values, role, skip)
             except ValueError:
@@ -803,9 +817,10 @@ class Optimizer(Rule, Declared):
                 lr, grad_scale = self._checked_for_step(lr, grad_scale)
             asked: tuple[Any, ...] = grads, lr, loss, grad_scale
             if pieces is not None or weights is not None:
-                asked = (*asked, *check_pieces(grads, pieces, weights), report)
+                asked = (*asked, *check_pieces(grads, pieces, weights))
+                asked = (*asked, check_flag("report", report))
             elif report:
-                asked = (*asked, None, (), True)
+                asked = (*asked, None, (), check_flag("report", report))
             if params is not None:
                 return self._step_of(params, asked)
             if self._files is not None:
@@ -854,7 +869,6 @@ class Optimizer(Rule, Declared):
                     write(kept)
                 raise
 
-    @contextmanager
     def arriving(
         self,
         *,
@@ -863,7 +877,7 @@ class Optimizer(Rule, Declared):
         grad_scale: float | None = None,
         clip_norm: Literal["previous"] | None = None,
         report: bool = False,
-    ) -> Iterator[Arrival]:
+    ) -> Arriving:
         """A step of each parameter as soon as its gradient is there, while it is in the caches.
 
             with opt.arriving() as step:
@@ -886,15 +900,9 @@ class Optimizer(Rule, Declared):
         try:
             lr, grad_scale = self._checked_for_step(lr, grad_scale)
             self._require_no_other_gradients(clip_norm)
+            self._require_parameters("arriving")
             before = self.grad_norm if clip_norm else None
-            with self._changing():
-                self._plan.open(lr, loss, grad_scale, report, before)
-                try:
-                    yield self._arrive
-                except BaseException:
-                    self._plan.close(True)
-                    raise
-                self._plan.close(False)
+            return Arriving(self, lr, loss, grad_scale, check_flag("report", report), before)
         except (TypeError, ValueError) as error:
             shorten(error)
             raise
@@ -917,19 +925,6 @@ class Optimizer(Rule, Declared):
             if s.form.sums and s.rule.shared:
                 raise ValueError(f"arriving: {s.rule.__name__} has numbers of all gradients")
 
-    def _arrive(self, name: str | int, grad: Any) -> None:
-        """Steps one parameter, by its name or its position."""
-        try:
-            number = self._names.get(str(name) if isinstance(name, int) else name)
-            if isinstance(name, int) and 0 <= name < len(self._parameters):
-                number = name
-            if number is None:
-                raise ValueError(f"{name!r}: no parameter; wanted {listing(self._names)}")
-            self._plan.arrive(number, grad)
-        except (TypeError, ValueError) as error:
-            shorten(error)
-            raise
-
     @property
     def arrived(self) -> tuple[str, ...]:
         """The parameters that have stepped in the last `arriving`, in their order."""
@@ -937,9 +932,11 @@ class Optimizer(Rule, Declared):
 
     @property
     def report(self) -> Report | None:
-        """How far the last step with report=True went; None where there was none."""
-        sums = {self._parameters[i].name: own for i, own in sorted(self._plan.report)}
-        return Report(sums) if sums else None
+        """How far the last step with report=True that was done went; None where there was none."""
+        found = self._plan.report
+        if found is None:
+            return None
+        return Report({self._parameters[i].name: own for i, own in sorted(found)})
 
     def _recipe(self) -> Recipe:
         """What a step needs, by the present options and settings."""
@@ -1004,9 +1001,9 @@ class Optimizer(Rule, Declared):
         if mode == "decayed":
             require_closed_form(rule, settings.values)
 
-    def _match(self, grads: Any) -> tuple[list[Any], Any]:
+    def _match(self, grads: Any, role: str) -> tuple[list[Any], Any]:
         """Gradients in a structure that the plan does not know."""
-        found, tree = self._matched(grads, "grads")
+        found, tree = self._matched(grads, role)
         return found, tree if isinstance(grads, dict | list | tuple) else None
 
     def _converted(self, number: int, g: Any) -> np.ndarray:
@@ -1043,19 +1040,21 @@ class Optimizer(Rule, Declared):
             raise RuntimeError(f"{what}: gradients are arriving; leave opt.arriving() first")
 
     def _leave_undone(
-        self, gradients: list[Any], active: list[int], overflowing: int | None
+        self,
+        gradients: list[Any],
+        active: list[int],
+        overflowing: int | None,
+        weights: list[float],
     ) -> None:
         """What is left of a step whose gradients are not finite, or overflow when scaled: which."""
         scale = self.grad_scale
         why = scale.given_up if isinstance(scale, SharedScale) else ""
         if self.nonfinite == "raise" or why:
             if overflowing is None:
-                arrays = map(arrays_of_gradient, gradients)
-                finite = [all(np.isfinite(a).all() for a in own) for own in arrays]
-                bad = [k for k, all_of_it in enumerate(finite) if not all_of_it]
+                own = [self._parameters[i] for i in active]
+                sums = [Given.of(g, weights, p) for g, p in zip(gradients, own, strict=True)]
+                bad = [k for k, given in enumerate(sums) if not np.isfinite(given.values).all()]
                 what = "has elements that are not finite"
-                if not bad:
-                    bad, what = [*range(len(gradients))], "adds up to what is not finite"
             else:
                 bad, what = [overflowing], "has elements that overflow when grad_scale divides them"
             names = [self._parameters[active[k]].labels()[1] for k in bad]
@@ -1292,12 +1291,6 @@ class Optimizer(Rule, Declared):
             for group in self._groups
         )
         return f"{type(self).__name__}({', '.join(own)}{groups}\n)"
-
-
-class Arrival(Protocol):
-    """Steps a parameter, by its name or its position, with its gradient."""
-
-    def __call__(self, name: str | int, grad: Any, /) -> None: ...
 
 
 def is_groups(params: Any) -> bool:

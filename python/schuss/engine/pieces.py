@@ -12,7 +12,8 @@ from schuss._core import Rows
 from schuss.checks import Interval
 from schuss.engine.structure import is_sequence, listed
 
-FINITE = Interval("(-inf, inf)")
+# Of a weight: what float32 has.
+WEIGHT = Interval("[-3.4028234663852886e+38, 3.4028234663852886e+38]")
 
 # What a compiled class doesn't tell by itself.
 ARGUMENTS = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in ("index", "values")]
@@ -51,7 +52,14 @@ def check_weights(role: str, count: int, weights: Any) -> list[float]:
         return [1.0 / count] * count
     if not (is_sequence(weights) or (isinstance(weights, np.ndarray) and weights.ndim == 1)):
         raise TypeError(f"weights: {type(weights).__name__}, wanted a number for each of {role}")
-    if len(weights) != count:
-        raise ValueError(f"weights: {len(weights)} for {count} {role}; pass one for each")
-    found: list[float] = [FINITE.check(f"weights[{i}]", w) for i, w in enumerate(weights)]
+    found: list[float] = [WEIGHT.check(f"weights[{i}]", w) for i, w in enumerate(list(weights))]
+    if len(found) != count:
+        raise ValueError(f"weights: {len(found)} for {count} {role}; pass one for each")
     return found
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Raises where it is neither True nor False."""
+    if value is True or value is False:
+        return bool(value)
+    raise TypeError(f"{name}: {value!r}, wanted True or False")

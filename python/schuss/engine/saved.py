@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from schuss import _core
-from schuss.checks import check_int, check_remembered, shown, unpacked
+from schuss.checks import Interval, check_int, check_remembered, shown, unpacked
 from schuss.engine.codes import SCALES, BlockFloat8, blocks_of, numbers_of, saved_form
 from schuss.engine.declare import Scale
-from schuss.engine.groups import Group, Parameter, Settings, Swapped, is_same
+from schuss.engine.groups import ROW_COUNTS, Group, Parameter, Settings, Swapped, is_same
 from schuss.engine.memory import address, write
 from schuss.engine.observers import load, saved
 from schuss.engine.rule import HOOKS, is_ours
@@ -25,6 +25,7 @@ from schuss.engine.structure import described, is_floating, label, listing
 # optimizer. Whoever knows one adds it here.
 FORMATS: list[tuple[Callable[[Any], bool], Callable[[Any, Any], dict[str, Any]]]] = []
 
+NORM = Interval("[0, inf]")
 MOST = 2**53 - 1  # steps that a saved counter may say: every whole number up to here is a float's
 
 
@@ -78,6 +79,7 @@ def written(opt: Any) -> dict[str, Any]:
         "iterations": opt.iterations,
         "shared": dict(zip(opt.shared, opt._plan.shared, strict=True)),
         "skipped_steps": opt.skipped_steps,
+        "grad_norm": opt.grad_norm,
         "schedules": saved(opt._observers()),
         "loss_scale": scale.state_dict() if hasattr(scale, "state_dict") else None,
         # In which form the parameters were, and where not in training, their weights there.
@@ -123,6 +125,7 @@ class Saved(NamedTuple):
     shared: dict[str, float]
     iterations: int
     skipped_steps: int
+    grad_norm: float | None
     schedules: dict[str, Any]
     loss_scale: Any
     form: str
@@ -222,6 +225,7 @@ class Reader:
             self.shared(),
             self.checked(check_int, "iterations", self.given.get("iterations"), 0, MOST),
             self.checked(check_int, "skipped_steps", self.given.get("skipped_steps", 0), 0, MOST),
+            self.grad_norm(),
             self.schedules(places),
             self.loss_scale(),
             form,
@@ -229,6 +233,14 @@ class Reader:
         )
         if self.wrong:
             raise ValueError(f"state_dict: {listing(self.wrong, '; ', most=20)}")
+        return found
+
+    def grad_norm(self) -> float | None:
+        """The last norm that was measured, by which the next step may clip."""
+        value = plain(self.given.get("grad_norm"))
+        if value is None:
+            return None
+        found: float | None = self.checked(NORM.check, "grad_norm", value)
         return found
 
     # ---- The parameters' state
@@ -269,7 +281,7 @@ class Reader:
         self, p: Parameter, key: str, own: np.ndarray, step: Any
     ) -> list[tuple[np.ndarray, Any]]:
         """An array of the optimizer's with what it begins with, after so many steps."""
-        if key == "row_step":  # which no row has missed
+        if key in ROW_COUNTS.values():  # as if all had been in each
             return [(own, step)]
         start = self.opt.initial(self.opt.param_groups[p.group])
         for name, a in p.state.items():
@@ -311,6 +323,9 @@ class Reader:
     def array(self, name: str, own: np.ndarray, value: Any) -> list[tuple[np.ndarray, Any]]:
         """An array of the optimizer's with the saved one, where that fits."""
         good = is_array(value)
+        if good and own.dtype == np.int64 and value.dtype == np.int64 and (value < 0).any():
+            self.wrong.append(f"{name}: {value.min()}, no number of steps")
+            return []
         if good and (value.dtype.str, own.dtype.name) == ("|V2", "bfloat16"):
             value = value.view(own.dtype)  # NumPy's files don't know its name
         same = good and value.dtype == own.dtype
@@ -517,11 +532,19 @@ class Reader:
 # What a state dictionary has.
 KEYS = (
     *("rule", "state", "param_groups", "options", "iterations", "shared", "skipped_steps"),
-    *("schedules", "loss_scale", "form", "weights"),
+    *("schedules", "loss_scale", "form", "weights", "grad_norm"),
 )
 
 # Options that a saved state brings along; the others are those of the place where it is loaded.
-CARRIED = ("clip_norm", "nonfinite", "zero_grad", "stochastic_rounding", "seed", "subnormals")
+CARRIED = (
+    "clip_norm",
+    "clip_norm_per",
+    "nonfinite",
+    "zero_grad",
+    "stochastic_rounding",
+    "seed",
+    "subnormals",
+)
 
 
 def in_groups(names: Sequence[Sequence[object]]) -> str:
@@ -582,6 +605,6 @@ def assign_once(opt: Any, found: Saved) -> None:
             opt.options[name].__set__(opt, value)
         opt._swapped, opt._plan.barred = [], ""
         write(found.arrays)
-        opt._restore(found.iterations, found.counts, found.memories, found.shared)
+        opt._restore(found.iterations, found.counts, found.memories, found.shared, found.grad_norm)
         opt._skipped_steps = found.skipped_steps
         opt._resume(found.form)
