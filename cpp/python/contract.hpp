@@ -7,6 +7,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <new>
 #include <optional>
 #include <string>
 #include <vector>
@@ -27,6 +29,10 @@ constexpr int writeable = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
 // What a user passes in place of a gradient's array: rows of the first axis.
 struct row_gradient {
   py::object index, values;
+
+  // pybind11 makes room where an object was never initialized, and reads it.
+  static void* operator new(std::size_t size) { return std::memset(::operator new(size), 0, size); }
+  static void operator delete(void* room) { ::operator delete(room); }
 };
 // Not isinstance, for which an object may have Python of its own run; and none that was never
 // initialized.

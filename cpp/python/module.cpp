@@ -61,6 +61,12 @@ void average(const std::vector<py::array>& arrays, const std::vector<double>& we
 // ---- A plan is part of the optimizer's cycles, as what lies in bound Rows may be, and the garbage
 // collector has to know.
 
+// A member of Rows that were initialized.
+py::object there(const py::object& member) {
+  if (!member) throw py::type_error("Rows: never initialized");
+  return member;
+}
+
 template <class See> int visit(const plan& own, const See& see) { return own.visit(see); }
 template <class See> int visit(const row_gradient& own, const See& see) {
   const int stopped = see(own.index.ptr());
@@ -103,15 +109,15 @@ PYBIND11_MODULE(_core, m) {
       "values   the gradients of these rows: of shape (len(index), *param.shape[1:])\n\n"
       "It comes wherever the array of a gradient does. The step reads and writes these rows alone.")
       .def(py::init<py::object, py::object>(), py::arg("index"), py::arg("values"))
-      .def_readonly("index", &row_gradient::index)
-      .def_readonly("values", &row_gradient::values)
+      .def_property_readonly("index", [](const row_gradient& g) { return there(g.index); })
+      .def_property_readonly("values", [](const row_gradient& g) { return there(g.values); })
       .def("__reduce__",
            [](const py::object& own) {
              const py::object index = own.attr("index"), values = own.attr("values");
              return py::make_tuple(py::type::of(own), py::make_tuple(index, values));
            })
       .def("__repr__", [](const row_gradient& g) {
-        return "Rows(" + description(g.index) + ", " + description(g.values) + ")";
+        return "Rows(" + description(there(g.index)) + ", " + description(there(g.values)) + ")";
       });
 
   py::class_<plan>(m, "Plan", py::custom_type_setup(collected<plan>),
