@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
+import sys
+import weakref
 from typing import Any
 
 import ml_dtypes
@@ -106,6 +111,9 @@ def test_what_is_refused() -> None:
         ({}, ValueError, "params: no array in it"),
         ({"a": x, "b": np.ones(2, np.float32)}, TypeError, r'params\["b"\]: float32, .* float64'),
         ({"a": x, "b": [x]}, ValueError, r'params\["b.0"\]: overlaps params\["a"\]'),
+        ([x, x[1:]], ValueError, r"params\[1\]: overlaps params\[0\]"),
+        ([x[1:], np.ones(2), x], ValueError, r"params\[2\]: overlaps params\[0\]"),
+        ([x, x[:2]], ValueError, r"params\[1\]: overlaps params\[0\]"),
         ({"a": [1.0, 2.0]}, TypeError, r'params\["a.0"\]: not a numpy.ndarray'),
         ([np.ones(3, int)], TypeError, r"params\[0\]: dtype int64"),
         ([np.ones(6)[::2]], ValueError, r"params\[0\]: not contiguous"),
@@ -114,10 +122,151 @@ def test_what_is_refused() -> None:
     for params, error, says in wrong:
         with pytest.raises(error, match=says):
             schuss.flatten(params)
+    assert schuss.flatten([x[2:], x[:0], x[:2]])[0].size == 3
     x.flags.writeable = False
     flat, view = schuss.flatten(x)
     assert flat.flags.writeable
     assert view.flags.writeable
+
+
+# ---- Gradients in one array
+
+
+def flattened() -> tuple[dict[str, np.ndarray], Optimizer]:
+    params = schuss.flatten({"w": np.ones((4, 3)), "b": np.zeros(3)})[1]
+    return params, schuss.Adam(params, lr=0.1)
+
+
+def test_arrays_without_elements_part_nothing() -> None:
+    for shapes in ([(3,), (0, 4), (2,)], [(0,), (3,)], [(3,), (2, 0)], [(0, 4)]):
+        arrays = [np.ones(shape) for shape in shapes]
+        flat, views = schuss.flatten(arrays)
+        opt, apart = schuss.Adam(views, lr=0.1), schuss.Adam(arrays, lr=0.1)
+        opt.flat_grads[...] = np.arange(flat.size)
+        own = [np.asarray(p.g) for p in opt._parameters]
+        assert [g.shape for g in own] == shapes
+        means = [p.state["exp_avg"] for p in opt._parameters]
+        assert len({id(m.base) for m in means if m.size}) <= 1
+        opt.step()
+        apart.step(own)
+        assert b"".join(a.tobytes() for a in arrays) == flat.tobytes()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))])
+def test_a_copy_has_no_flat_gradients(copied: Any) -> None:
+    params, opt = flattened()
+    opt.flat_grads[...] = 1
+    assert opt.step()
+    other = copied(opt)
+    with pytest.raises(ValueError, match="grads: none bound"):
+        other.zero_grad()
+    with pytest.raises((TypeError, ValueError), match="grads"):
+        other.step()
+    assert other.step({k: np.ones_like(x) for k, x in params.items()})
+    assert opt.step()
+    assert all((p.x == params[p.name]).all() for p in other._parameters)
+    assert opt.flat_grads.any()
+
+
+def test_a_copy_keeps_gradients_that_are_apart() -> None:
+    x, g = np.ones(3), np.ones(3)
+    other = copy.deepcopy(schuss.SGD([x], grads=[g], lr=1.0))
+    assert other.step()
+
+
+def test_flat_gradients_are_not_bound_while_others_arrive() -> None:
+    params, opt = flattened()
+    with opt.arriving() as step:
+        with pytest.raises(RuntimeError, match="gradients are arriving"):
+            _ = opt.flat_grads
+        step("w", np.ones((4, 3)))
+    with pytest.raises(ValueError, match="grads: none bound"):
+        opt.zero_grad()
+    own = opt.flat_grads
+    with opt.arriving() as step:
+        assert opt.flat_grads is own
+        step("b", np.ones(3))
+    assert params["b"][0] == pytest.approx(-0.1)
+
+
+def test_flat_gradients_may_come_while_means_stand() -> None:
+    params = schuss.flatten([np.ones(3), np.ones(2)])[1]
+    opt = schuss.SGD(params, lr=1.0, ema=0.5)
+    with opt.averaged():
+        opt.flat_grads.fill(1)
+        with pytest.raises(RuntimeError, match="averaged"):
+            opt.step()
+    assert opt.step()
+    assert (params[1] == 0).all()
+
+
+class Interrupting:
+    """Interrupts at the k-th line that is run in this package, but for what holds the lock."""
+
+    def __init__(self, k: int) -> None:
+        self.left = k
+
+    def __call__(self, frame: Any, event: str, argument: Any) -> Any:
+        name = frame.f_globals.get("__name__", "")
+        if event == "line" and name.startswith("schuss.") and name != "schuss.engine.guard":
+            self.left -= 1
+            if self.left == 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return self
+
+
+def test_flat_gradients_are_bound_whole_whatever_interrupts() -> None:
+    interrupted, bound, k = True, set(), 0
+    while interrupted:
+        k += 1
+        params, opt = flattened()
+        grads = {name: np.ones_like(x) for name, x in params.items()}
+        opt.step(grads)
+        interrupted = False
+        before = sys.gettrace()
+        try:
+            sys.settrace(Interrupting(k))
+            _ = opt.flat_grads
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            sys.settrace(before)
+        assert opt.iterations == 1
+        own = [p.g is not None for p in opt._parameters]
+        assert own == [opt._bound] * 2
+        assert (opt._flat_grads is not None) == opt._bound
+        bound.add(opt._bound)
+        if opt._bound:
+            opt.flat_grads.fill(1)
+            opt.step()
+        else:
+            with pytest.raises((TypeError, ValueError), match="grads"):
+                opt.step()
+            opt.step(grads)
+        assert [opt.state[name]["step"] for name in params] == [2, 2]
+        assert params["b"] == pytest.approx(-0.2)
+        opt.flat_grads.fill(0)
+        opt.step()
+        assert opt.iterations == 3
+    assert k > 20
+    assert bound == {False, True}
+
+
+def test_what_an_optimizer_no_longer_steps_is_let_go() -> None:
+    flat, views = schuss.flatten([np.ones(3), np.ones(2)])
+    opt, old = schuss.Adam(views, lr=0.1), weakref.ref(flat)
+    opt.rebind([np.ones(3), np.ones(2)])
+    del flat, views
+    gc.collect()
+    assert old() is None
+    flat, views = schuss.flatten([np.ones(3), np.ones(2)])
+    old = weakref.ref(flat)
+    with pytest.raises(ValueError, match="two groups have this name"):
+        opt.add_param_group({"params": {"0": views[0], "1": views[1]}})
+    del flat, views
+    gc.collect()
+    assert old() is None
 
 
 # ---- The sum of arrays alone

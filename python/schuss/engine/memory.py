@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise, repeat
 from typing import Any, Literal
 
@@ -48,29 +49,27 @@ class Flat:
         self.whole: dict[int, np.ndarray] = {}  # of which an array is a part, by its id
         self.beside: dict[tuple[int, np.dtype[Any], int], np.ndarray] = {}
 
+    @contextmanager
+    def among(self, arrays: Iterable[np.ndarray]) -> Iterator[None]:
+        """Within a `with`, `zeros` knows these; afterwards nothing is held of them, since others
+        may take their place.
+        """
+        try:
+            self.look([x for x in arrays if x.size])
+            yield
+        finally:
+            self.whole, self.beside = {}, {}
+
     def look(self, arrays: Sequence[np.ndarray]) -> None:
         """Finds those that follow one another in an array of one axis."""
-        self.whole, self.beside = {}, {}
         first = 0
         for i in range(1, len(arrays) + 1):
             if i < len(arrays) and follows(arrays[i - 1], arrays[i]):
                 continue
             if i - first > 1:
-                whole = self.of(arrays[first:i])
+                whole = side_by_side(arrays[first:i])
                 self.whole |= {id(x): whole for x in arrays[first:i] if whole is not None}
             first = i
-
-    def of(self, arrays: Sequence[np.ndarray]) -> np.ndarray | None:
-        """The part of one axis that these make up in their order; None where they make up none."""
-        base = arrays[0].base
-        if not (isinstance(base, np.ndarray) and base.ndim == 1 and base.flags.c_contiguous):
-            return None
-        if base.dtype != arrays[0].dtype:
-            return None
-        if not all(follows(a, b) for a, b in pairwise(arrays)):
-            return None
-        start = (address(arrays[0]) - address(base)) // base.itemsize
-        return base[start : start + sum(x.size for x in arrays)]
 
     def zeros(self, x: np.ndarray, dtype: Any, place: int) -> np.ndarray:
         """As `room`; side by side for arrays that lie so."""
@@ -83,6 +82,23 @@ class Flat:
         start = (address(x) - address(whole)) // x.itemsize
         part = self.beside[key][start : start + x.size]
         return part.reshape(x.shape, order=order_of(x))
+
+
+def side_by_side(arrays: Sequence[np.ndarray]) -> np.ndarray | None:
+    """The part of one axis that these make up in their order; None where they make up none.
+
+    Arrays without elements lie nowhere: NumPy's begin where their base does.
+    """
+    arrays = [x for x in arrays if x.size] or arrays[:1]
+    base = arrays[0].base
+    if not (isinstance(base, np.ndarray) and base.ndim == 1 and base.flags.c_contiguous):
+        return None
+    if base.dtype != arrays[0].dtype:
+        return None
+    if not all(follows(a, b) for a, b in pairwise(arrays)):
+        return None
+    start = (address(arrays[0]) - address(base)) // base.itemsize
+    return base[start : start + sum(x.size for x in arrays)]
 
 
 def follows(before: np.ndarray, after: np.ndarray) -> bool:

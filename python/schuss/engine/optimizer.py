@@ -8,9 +8,10 @@ import math
 import os
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import InitVar
+from dataclasses import InitVar, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, dataclass_transform
 from weakref import WeakSet
@@ -65,7 +66,7 @@ from schuss.engine.groups import (
 )
 from schuss.engine.guard import IN_A_CALL, alive, one_at_a_time, shorten
 from schuss.engine.mapped import Alone, Files
-from schuss.engine.memory import FREE, Flat, order_of, room, write
+from schuss.engine.memory import FREE, Flat, order_of, room, side_by_side, write
 from schuss.engine.observers import check_metric, observers
 from schuss.engine.pieces import arrays_of_gradient, check_flag, check_pieces
 from schuss.engine.report import Report
@@ -333,17 +334,18 @@ class Optimizer(Rule, Declared):
         if self._files is not None:
             self._files.end(self)
 
-    def _register(self, parameters: list[Parameter]) -> None:
+    def _register(self, parameters: list[Parameter], plan: _core.Plan | None = None) -> None:
         """Hands parameters to the plan: all of them, or none. Raises where an array can't be."""
+        plan = self._plan if plan is None else plan
         before = len(self._parameters) - len(parameters)
         try:
             for p in parameters:
-                self._plan.add(p.labels(), p.x, p.keeps(), p.g, p.group, p.decays, p.memory, p.case)
-            self._plan.require_disjoint()
+                plan.add(p.labels(), p.x, p.keeps(), p.g, p.group, p.decays, p.memory, p.case)
+            plan.require_disjoint()
         except BaseException:
-            self._plan.keep_first(before)
+            plan.keep_first(before)
             raise
-        self._plan.change()
+        plan.change()
 
     def _moved(self) -> tuple[Any, ...]:
         """All that a step moves beside the arrays, as `_plan.restore` takes it."""
@@ -352,11 +354,19 @@ class Optimizer(Rule, Declared):
         return plan.iterations, counts, self._memories(), plan.shared, plan.grad_norm
 
     def _register_anew(self) -> None:
-        """For benchmarks, which lay the state elsewhere: the counters stay."""
-        moved = self._moved()
-        self._plan.keep_first(0)
-        self._register(self._parameters)
-        self._plan.restore(*moved)
+        """Where arrays beside the parameters are others now: the counters stay."""
+        self._plan = self._plan_of(self._parameters)
+
+    def _plan_of(self, parameters: list[Parameter]) -> _core.Plan:
+        """Another plan, of all parameters, that goes on where the present one is."""
+        plan, trees = _core.Plan(), self._trees
+        self._register(parameters, plan)
+        plan.expect([trees if self._grouped else trees[0]])
+        plan.watch(self._watched)
+        plan.restore(*self._moved())
+        plan.barred = self._plan.barred
+        plan.serve(self._lock, self._recipe, self._match)
+        return plan
 
     def _expect(self) -> None:
         """Tells the plan in which structure gradients come, and where the user keeps arrays."""
@@ -572,27 +582,39 @@ class Optimizer(Rule, Declared):
         """One array of the gradients of parameters that lie side by side: see schuss.flatten.
 
         At first zeros. `step()` reads them from then on: they are bound. Raises ValueError where
-        the parameters don't lie side by side in their order, or other gradients are bound.
+        the parameters don't lie side by side in their order, or other gradients are bound. A copy
+        of the optimizer, whose parameters lie apart, has none bound.
         """
         if self._flat_grads is None:
-            self._flat_grads = self._bind_flat()
+            return self._bind_flat()
         return self._flat_grads
 
     @one_at_a_time
     def _bind_flat(self) -> np.ndarray:
         if self._bound:
             raise ValueError("flat_grads: other gradients are bound")
-        own = self._flat.of([p.x for p in self._parameters])
+        if self._plan.arriving:
+            self._require_parameters("flat_grads")
+        own = side_by_side([p.x for p in self._parameters])
         if own is None:
             raise ValueError(
                 "flat_grads: the parameters don't lie side by side; see schuss.flatten, and pass "
                 "its arrays in their order"
             )
         grads = room(own, own.dtype, 1)
-        for p in self._parameters:
-            p.g = grads[p.position : p.position + p.x.size].reshape(p.x.shape, order=order_of(p.x))
-        self._register_anew()
-        self._bound = True
+        views = [
+            grads[p.position : p.position + p.x.size].reshape(p.x.shape, order=order_of(p.x))
+            for p in self._parameters
+        ]
+        plan = self._plan_of(
+            [replace(p, g=g) for p, g in zip(self._parameters, views, strict=True)]
+        )
+        now = [
+            *((p, "g", g) for p, g in zip(self._parameters, views, strict=True)),
+            *((self, k, v) for k, v in (("_plan", plan), ("_bound", True), ("_flat_grads", grads))),
+        ]
+        # All of them, or an interrupt comes before the first: as in memory.write.
+        deque(map(object.__setattr__, *zip(*now, strict=True)), maxlen=0)
         return grads
 
     def _add(self, group: Mapping[str, Any]) -> list[Parameter]:
@@ -607,30 +629,32 @@ class Optimizer(Rule, Declared):
         if not (no_decay is None or callable(no_decay)):
             raise TypeError(f"no_decay: {no_decay!r} is no function of a name and an array")
         tree, arrays = flatten(listed(group["params"]), len(self._parameters))
-        self._flat.look(list(arrays.values()))
         added: list[Parameter] = []
-        for name, x in arrays.items():
-            if name in self._names:
-                raise ValueError(f"{label('params', name)}: two groups have this name; rename one")
-            _core.require_parameter(x, label("params", name))
-            number = part(name, x)
-            before = [*self._parameters[-1:], *added[-1:]]
-            added.append(
-                Parameter(
-                    name,
-                    x,
-                    None,
-                    self._state(x, made[number], name),
-                    self._beside(x, made[number], name),
-                    len(self._groups) + number,
-                    no_decay is None or not no_decay(name, x),
-                    before[-1].position + before[-1].x.size if before else 0,
-                    list(self.memory.values()),
-                    self.starting,
-                    made[number].rule.case(x),
+        with self._flat.among(arrays.values()):
+            for name, x in arrays.items():
+                if name in self._names:
+                    raise ValueError(
+                        f"{label('params', name)}: two groups have this name; rename one"
+                    )
+                _core.require_parameter(x, label("params", name))
+                number = part(name, x)
+                before = [*self._parameters[-1:], *added[-1:]]
+                added.append(
+                    Parameter(
+                        name,
+                        x,
+                        None,
+                        self._state(x, made[number], name),
+                        self._beside(x, made[number], name),
+                        len(self._groups) + number,
+                        no_decay is None or not no_decay(name, x),
+                        before[-1].position + before[-1].x.size if before else 0,
+                        list(self.memory.values()),
+                        self.starting,
+                        made[number].rule.case(x),
+                    )
                 )
-            )
-            made[number].members.append(added[-1])
+                made[number].members.append(added[-1])
         if group.get("grads") is not None:
             own = gather(tree, group["grads"], "grads") if added else []
             for p, g in zip(added, own, strict=True):
@@ -1245,7 +1269,8 @@ class Optimizer(Rule, Declared):
         own = {k: v for k, v in vars(self).items() if k not in ("_plan", "_lock")}
         own |= {"_files": None, "_state_dir": None}  # a copy has its state in memory
         own["_averaging"] = None
-        own |= {"_flat": Flat(), "_flat_grads": None}  # a copy's arrays lie where they may
+        if self._flat_grads is not None:  # a copy's arrays lie apart
+            own |= {"_bound": False, "_flat_grads": None}
         own["_start"] = {k: v for k, v in self._start.items() if k not in self.apart}
         return own | {"moved": self._moved(), "pickled": PICKLED}
 
@@ -1256,6 +1281,9 @@ class Optimizer(Rule, Declared):
                 "lasts longer is schuss.save"
             )
         vars(self).update({k: v for k, v in own.items() if k not in ("moved", "pickled")})
+        if not self._bound:
+            for p in self._parameters:
+                p.g = None
         moved = own["moved"]
         self._plan = _core.Plan()
         self._register(self._parameters)
