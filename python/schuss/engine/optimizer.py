@@ -593,8 +593,6 @@ class Optimizer(Rule, Declared):
     def _bind_flat(self) -> np.ndarray:
         if self._bound:
             raise ValueError("flat_grads: other gradients are bound")
-        if self._plan.arriving:
-            self._require_parameters("flat_grads")
         own = side_by_side([p.x for p in self._parameters])
         if own is None:
             raise ValueError(
