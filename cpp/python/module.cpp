@@ -174,6 +174,7 @@ PYBIND11_MODULE(_core, m) {
            py::arg("shared"), py::arg("norm"))
       .def_readwrite("barred", &plan::barred)
       .def_property_readonly("grad_norm", &plan::grad_norm)
+      .def_property_readonly("last_norm", &plan::last_norm)
       .def_property_readonly("shared", &plan::shared)
       .def_property_readonly("iterations", &plan::iterations);
 

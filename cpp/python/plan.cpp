@@ -183,7 +183,7 @@ void plan::restore(std::int64_t iterations, const std::vector<std::int64_t>& cou
   }
   iterations_ = iterations;
   shared_ = std::move(shared);
-  grad_norm_ = norm;
+  last_norm_ = norm;
   keyed_right_ = false;
 }
 
@@ -376,7 +376,7 @@ void plan::end_arrival(bool failed) {
     std::vector<scaled_norm> norms;
     for (const std::size_t i : active_) norms.push_back(arrived_norms_[i]);
     const scaled_norm all = added(norms);
-    grad_norm_ = std::ldexp(std::sqrt(all.squares) * opened_raw_, all.exponent);
+    grad_norm_ = stepped_norm_ = std::ldexp(std::sqrt(all.squares) * opened_raw_, all.exponent);
   }
   count();
   keyed_right_ = filled_ = false;
@@ -605,6 +605,7 @@ void plan::count() noexcept {
     std::get<3>(s.shared) = s.next_memory;
   }
   shared_.swap(next_shared_);
+  if (recipe_->measures_norm) last_norm_ = stepped_norm_;
   ++iterations_;
 }
 

@@ -99,6 +99,7 @@ class plan {
   std::vector<double> memory(std::size_t i) const { return registry_.members().at(i).memory; }
   const std::vector<double>& shared() const { return shared_; }
   std::optional<double> grad_norm() const { return grad_norm_; }
+  std::optional<double> last_norm() const { return last_norm_; }
   void restore(std::int64_t iterations, const std::vector<std::int64_t>& counts,
                const std::vector<std::vector<double>>& memories, std::vector<double> shared,
                std::optional<double> norm);
@@ -243,7 +244,9 @@ class plan {
 
   std::int64_t iterations_ = 0;
   std::vector<double> shared_;
-  std::optional<double> grad_norm_;
+  std::optional<double> grad_norm_,
+      last_norm_;            // that was measured; of the last step that was done
+  double stepped_norm_ = 0;  // of the step at hand
 
   // The step at hand. Where the next one has gradients for the same arrays, what doesn't depend on
   // the gradients is still right.

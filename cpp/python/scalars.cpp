@@ -74,7 +74,7 @@ bool plan::clip(double& scale, double& length) {
   const bool each = limit < inf && recipe_->per != "all";
   norm_ = each ? clip_each(scale) : norm_of_gradients();
   length = std::ldexp(std::sqrt(norm_.squares) * scale, norm_.exponent);
-  if (!arriving_) grad_norm_ = length;
+  if (!arriving_) grad_norm_ = stepped_norm_ = length;
   if (!norm_.finite && !recipe_->propagates) return false;
   if (each || arriving_ || limit == inf) return true;
   // Where there is a limit the norm of finite gradients may be infinite, though limit/length is a

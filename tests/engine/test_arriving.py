@@ -6,6 +6,7 @@ import copy
 import gc
 import math
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -512,3 +513,48 @@ def test_zeroed_as_they_arrive(backend: Backend) -> None:
         step("w", grads["w"])
         assert not grads["w"].any()
         assert grads["b"].any()
+
+
+def test_a_name_that_is_a_number_comes_before_a_position() -> None:
+    a, b = np.zeros(2), np.zeros(2)
+    opt = schuss.SGD({1: a, 0: b}, lr=1.0)
+    with opt.arriving() as step:
+        step(1, np.ones(2))
+    assert (opt.arrived, a.tolist(), b.tolist()) == (("1",), [-1.0, -1.0], [0.0, 0.0])
+
+
+def test_the_norm_before_is_saved() -> None:
+    def arrived(opt: Optimizer) -> None:
+        with opt.arriving(clip_norm="previous") as step:
+            step("w", np.full(4, 10.0))
+
+    first = schuss.SGD({"w": np.zeros(4)}, lr=1.0, clip_norm=1.0)
+    arrived(first)
+    loaded = schuss.SGD({"w": first.param_groups[0]["params"][0].copy()}, lr=1.0, clip_norm=1.0)
+    loaded.load_state_dict(first.state_dict())
+    copied = copy.deepcopy(first)
+    for opt in (first, loaded, copied):
+        arrived(opt)
+    x, *others = (opt.param_groups[0]["params"][0] for opt in (first, loaded, copied))
+    assert all((x == y).all() for y in others)
+
+
+def test_interrupts_leave_no_step_open() -> None:
+    """Wherever they fall: where it begins, within it, and where it ends."""
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    g, rng = np.ones((4, 4), F4), random.Random(1)
+    opt = schuss.Adam({"w": np.ones((4, 4), F4)}, lr=lambda n: 0.1)
+    interrupted = 0
+    for _ in range(1500):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-6, 60e-6))
+            try:
+                for _ in range(3):
+                    with opt.arriving() as step:
+                        step("w", g)
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        except KeyboardInterrupt:
+            interrupted += 1
+        assert opt.step({"w": g})
+    assert interrupted > 50

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import collections.abc
+import gc
+import weakref
 from typing import Any
 
 import ml_dtypes
@@ -296,3 +299,116 @@ def test_no_such_row(row: int) -> None:
     opt = schuss.SGD({"x": np.ones((ROWS, WIDTH))})
     with Unchanged(opt, ERRORS, 'grads["x"]'):
         opt.step({"x": schuss.Rows(np.array([0, row, 1]), np.ones((3, WIDTH)))})
+
+
+# ---- What can't be had by a wrong array
+
+
+def one(row: int) -> schuss.Rows:
+    return schuss.Rows(np.array([row]), np.ones((1, WIDTH), F4))
+
+
+def test_rows_without_anything_in_them(opt: Optimizer) -> None:
+    never = schuss.Rows.__new__(schuss.Rows)
+    with Unchanged(opt, TypeError, 'grads["w1"]'):
+        opt.step(grads(never))
+    with pytest.raises(TypeError, match="never initialized"):
+        repr(never)
+
+
+def test_an_index_with_a_mask(opt: Optimizer) -> None:
+    masked: Any = np.ma.array([0, 1], mask=[False, True])
+    with Unchanged(opt, TypeError, 'grads["w1"].index'):
+        opt.step(grads(schuss.Rows(masked, np.ones((2, WIDTH), F4))))
+
+
+def test_bound_rows_are_looked_at_when_they_are_bound() -> None:
+    with pytest.raises(ValueError, match=r"grads\[0\].index: row 12"):
+        schuss.SGD([np.ones((ROWS, WIDTH), F4)], grads=[one(12)])
+
+
+class Longer(collections.abc.Sequence[float]):
+    """Has more in it than it says."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, i: Any) -> Any:
+        return [1.0, 2.0, 3.0][i]
+
+
+def test_weights_are_as_many_as_there_are() -> None:
+    opt = stepped()
+    with Unchanged(opt, ValueError, "weights: 3 for 2 pieces"):
+        opt.step(pieces=[grads(None)] * 2, weights=Longer())
+    with Unchanged(opt, ValueError, "weights[0]"):  # which float32 doesn't have
+        opt.step(pieces=[grads(None)] * 2, weights=[1e300, 1.0])
+
+
+def test_counts_of_rows_are_loaded_as_what_they_are() -> None:
+    counted = schuss.Adam({"t": np.ones((ROWS, WIDTH), F4)}, rows="counted")
+    for row in (0, 0, 1):
+        counted.step({"t": one(row)})
+    decayed = schuss.Adam({"t": np.ones((ROWS, WIDTH), F4)}, rows="decayed")
+    with pytest.raises(ValueError, match=r"row_step.*row_last"):
+        decayed.load_state_dict(counted.state_dict())
+    wrong = counted.state_dict()
+    wrong["state"]["t"]["row_step"][0] = -1
+    with pytest.raises(ValueError, match="row_step: -1"):
+        counted.load_state_dict(wrong)
+
+
+def test_state_without_counts_goes_on_as_if_no_row_had_missed_a_step() -> None:
+    lazy = schuss.Adam({"t": np.ones((ROWS, WIDTH), F4)})
+    for _ in range(5):
+        lazy.step({"t": one(0)})
+    decayed = schuss.Adam({"t": np.ones((ROWS, WIDTH), F4)}, rows="decayed")
+    decayed.load_state_dict(lazy.state_dict(), strict=False)
+    for opt in (lazy, decayed):
+        opt.step({"t": one(0)})
+    a, b = (opt.state["t"]["exp_avg"] for opt in (lazy, decayed))
+    assert (a == b).all()
+
+
+def test_a_group_whose_rows_cant_be_counted_is_refused() -> None:
+    opt = schuss.Adam([{"params": {"t": np.ones((ROWS, WIDTH), F4)}}], rows="decayed")
+    with Unchanged(opt, ValueError, "rows"):
+        opt.add_param_group({"params": {"u": np.ones((2, 2), F4)}, "weight_decay": 0.1})
+
+
+def test_what_is_counted_of_rows_may_go_in_the_middle_of_a_step() -> None:
+    class Mine(schuss.Adam):
+        hook: Any = None
+
+        @staticmethod
+        def scalars(h: Any, t: int, memory: Any) -> dict[str, float]:
+            if Mine.hook:
+                Mine.hook()
+            return schuss.Adam.scalars(h, t, memory)
+
+    opt = Mine({"t": np.ones((ROWS, WIDTH), F4)}, rows="counted")
+    opt.step({"t": one(0)})
+    calls = iter(range(100))
+
+    def hook() -> None:
+        if next(calls) == 1:
+            opt.state["t"]["row_step"].resize(0, refcheck=False)
+
+    Mine.hook = hook
+    with pytest.raises(ValueError, match="row_step"):
+        opt.step({"t": schuss.Rows(np.arange(ROWS), np.ones((ROWS, WIDTH), F4))})
+    assert opt.iterations == 1
+
+
+def test_rows_are_collected_with_what_leads_back_from_them() -> None:
+    class Own(np.ndarray):
+        opt: Any
+
+    values = np.ones((1, WIDTH), F4).view(Own)
+    bound = schuss.Rows(np.array([1]), values)
+    opt = schuss.Adam([np.ones((ROWS, WIDTH), F4)], grads=[bound])
+    values.opt = opt
+    there = weakref.ref(opt)
+    del opt, values, bound
+    gc.collect()
+    assert there() is None

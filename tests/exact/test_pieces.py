@@ -20,6 +20,7 @@ from exact.ends import Ends, ends, everywhere, require_same
 from schuss import rules
 from schuss.engine.declare import Backend
 from schuss.engine.optimizer import Optimizer
+from schuss.rules import matrix
 
 STEPS = 5
 F4, F8, BF = np.float32, np.float64, ml_dtypes.bfloat16
@@ -316,3 +317,56 @@ def test_average_of_what_does_not_fit(given: dict[str, Any], says: str) -> None:
     read_only.flags.writeable = False
     with pytest.raises(ValueError, match="out"):
         schuss.average([np.ones(3)], out=read_only)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("zero_grad", [False, True])
+@pytest.mark.parametrize("rule", matrix.RULES, ids=lambda rule: rule.__name__)
+def test_matrices(rule: type[Optimizer], zero_grad: bool, backend: Backend) -> None:
+    """And the vectors beside them, of which another rule takes care."""
+    rng = np.random.default_rng(7)
+    start = {"w": rng.standard_normal((4, 5)), "b": rng.standard_normal(5)}
+    ends = []
+    for in_pieces in (False, True):
+        x = {name: a.astype(F4) for name, a in start.items()}
+        opt = rule(x, zero_grad=zero_grad, backend=backend)
+        for t in range(3):
+            g = [{k: np.full_like(a, 1 + t + j) for k, a in x.items()} for j in range(3)]
+            if in_pieces:
+                opt.step(pieces=[g[0], {"w": None, "b": g[1]["b"]}, g[2]], weights=[0.5, 1.0, 0.25])
+                left = [*g[0].values(), g[1]["b"], *g[2].values()]
+                assert not zero_grad or not any(a.any() for a in left)
+            else:
+                w = F4(0.5) * g[0]["w"] + F4(0.25) * g[2]["w"]
+                b = F4(0.5) * g[0]["b"] + g[1]["b"] + F4(0.25) * g[2]["b"]
+                opt.step({"w": w, "b": b})
+        opt.step(
+            pieces=[{"w": None, "b": None}, {"w": np.ones((4, 5), F4), "b": None}], weights=[1, 1]
+        )
+        ends.append(x)
+    for name in start:
+        np.testing.assert_allclose(ends[0][name], ends[1][name], rtol=1e-5, err_msg=name)
+
+
+def test_pieces_may_be_of_several_classes() -> None:
+    class One(np.ndarray):
+        pass
+
+    class Other(np.ndarray):
+        pass
+
+    x = np.ones(3)
+    schuss.SGD({"x": x}, lr=1.0).step(
+        pieces=[{"x": np.ones(3).view(One)}, {"x": np.ones(3).view(Other)}]
+    )
+    assert (x == 0).all()
+
+
+def test_the_sum_that_is_not_finite_is_named() -> None:
+    x = {"a": np.zeros(3, F4), "b": np.zeros(3, F4)}
+    opt = schuss.SGD(x, nonfinite="raise")
+    large = {"a": np.ones(3, F4), "b": np.full(3, 3e38, F4)}
+    with pytest.raises(FloatingPointError, match=r'^grads\["b"\]: has elements that are not'):
+        opt.step(pieces=[large, large], weights=[1.0, 1.0])
+    assert opt.iterations == 0
+    assert not any(a.any() for a in x.values())

@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 from schuss.engine.guard import shorten
 from schuss.engine.structure import listing
 
 
-class Arrival(Protocol):
-    """Steps a parameter, by its name or its position, with its gradient."""
+class Arrival:
+    """What `with opt.arriving()` gives: it steps a parameter, whose gradient is there."""
 
-    def __call__(self, name: str | int, grad: Any, /) -> None: ...
+    def __init__(self, opt: Any) -> None:
+        self.opt = opt
+
+    def __call__(self, name: str | int, grad: Any) -> None:
+        """Steps a parameter, by its name, or its position where none is named so."""
+        try:
+            self.opt._plan.arrive(self.number(name), grad)
+        except (TypeError, ValueError) as error:
+            shorten(error)
+            raise
+
+    def number(self, name: Any) -> int:
+        names: dict[str, int] = self.opt._names
+        found = names.get(name if isinstance(name, str) else str(name))
+        if found is None and isinstance(name, int) and 0 <= name < len(names):
+            return name
+        if found is None:
+            raise ValueError(f"{name!r}: no parameter; wanted {listing(names)}")
+        return found
 
 
 class Arriving:
-    """One `with opt.arriving()`; where nobody holds it any more, the plan closes the step, too."""
+    """One `with opt.arriving()`, which nothing outlives.
+
+    The plan closes the step, too, where this is there no more: an interrupt may fall where the
+    block begins or ends.
+    """
 
     def __init__(self, opt: Any, *asked: Any) -> None:
         self.opt, self.asked = opt, asked
@@ -32,7 +54,7 @@ class Arriving:
             if isinstance(error, TypeError | ValueError):
                 shorten(error)
             raise
-        return self.arrive
+        return Arrival(self.opt)
 
     def __exit__(
         self,
@@ -47,20 +69,3 @@ class Arriving:
             if changing is not None:
                 with self.opt._lock:
                     changing.__exit__(None, None, None)
-
-    def arrive(self, name: str | int, grad: Any) -> None:
-        """Steps one parameter, by its name, or its position where none is named so."""
-        try:
-            self.opt._plan.arrive(self.number(name), grad)
-        except (TypeError, ValueError) as error:
-            shorten(error)
-            raise
-
-    def number(self, name: Any) -> int:
-        names: dict[str, int] = self.opt._names
-        found = names.get(name) if isinstance(name, str) else names.get(str(name))
-        if found is None and isinstance(name, int) and 0 <= name < len(names):
-            return name
-        if found is None:
-            raise ValueError(f"{name!r}: no parameter; wanted {listing(names)}")
-        return found

@@ -351,7 +351,7 @@ class Optimizer(Rule, Declared):
         """All that a step moves beside the arrays, as `_plan.restore` takes it."""
         plan, numbers = self._plan, range(len(self._parameters))
         counts = [plan.count(i) for i in numbers]
-        return plan.iterations, counts, self._memories(), plan.shared, plan.grad_norm
+        return plan.iterations, counts, self._memories(), plan.shared, plan.last_norm
 
     def _register_anew(self) -> None:
         """Where arrays beside the parameters are others now: the counters stay."""
@@ -923,7 +923,7 @@ class Optimizer(Rule, Declared):
             lr, grad_scale = self._checked_for_step(lr, grad_scale)
             self._require_no_other_gradients(clip_norm)
             self._require_parameters("arriving")
-            before = self.grad_norm if clip_norm else None
+            before = self._plan.last_norm if clip_norm else None
             return Arriving(self, lr, loss, grad_scale, check_flag("report", report), before)
         except (TypeError, ValueError) as error:
             shorten(error)

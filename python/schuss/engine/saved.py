@@ -79,7 +79,7 @@ def written(opt: Any) -> dict[str, Any]:
         "iterations": opt.iterations,
         "shared": dict(zip(opt.shared, opt._plan.shared, strict=True)),
         "skipped_steps": opt.skipped_steps,
-        "grad_norm": opt.grad_norm,
+        "last_norm": opt._plan.last_norm,
         "schedules": saved(opt._observers()),
         "loss_scale": scale.state_dict() if hasattr(scale, "state_dict") else None,
         # In which form the parameters were, and where not in training, their weights there.
@@ -125,7 +125,7 @@ class Saved(NamedTuple):
     shared: dict[str, float]
     iterations: int
     skipped_steps: int
-    grad_norm: float | None
+    last_norm: float | None
     schedules: dict[str, Any]
     loss_scale: Any
     form: str
@@ -225,7 +225,7 @@ class Reader:
             self.shared(),
             self.checked(check_int, "iterations", self.given.get("iterations"), 0, MOST),
             self.checked(check_int, "skipped_steps", self.given.get("skipped_steps", 0), 0, MOST),
-            self.grad_norm(),
+            self.last_norm(),
             self.schedules(places),
             self.loss_scale(),
             form,
@@ -235,12 +235,12 @@ class Reader:
             raise ValueError(f"state_dict: {listing(self.wrong, '; ', most=20)}")
         return found
 
-    def grad_norm(self) -> float | None:
-        """The last norm that was measured, by which the next step may clip."""
-        value = plain(self.given.get("grad_norm"))
+    def last_norm(self) -> float | None:
+        """The norm of the last step, by which the next one may clip."""
+        value = plain(self.given.get("last_norm"))
         if value is None:
             return None
-        found: float | None = self.checked(NORM.check, "grad_norm", value)
+        found: float | None = self.checked(NORM.check, "last_norm", value)
         return found
 
     # ---- The parameters' state
@@ -453,8 +453,10 @@ class Reader:
         wrong = len(self.wrong)
         for name, value in values.items():
             values[name] = self.checked(self.value, group, name, value)
-        decays = [str(name) for name in saved.get("no_decay", group["no_decay"])]
-        if {*decays} != {*group["no_decay"]}:
+        given = saved.get("no_decay", group["no_decay"])
+        several = isinstance(given, list | tuple) or (is_array(given) and given.ndim == 1)
+        decays = [str(name) for name in given] if several else shown(given)
+        if not several or {*decays} != {*group["no_decay"]}:
             self.wrong.append(f"no_decay: {decays} were saved, but {group['no_decay']} here")
         if len(self.wrong) == wrong:
             values = {name: value for name, value in values.items() if value is not group[name]}
@@ -532,7 +534,7 @@ class Reader:
 # What a state dictionary has.
 KEYS = (
     *("rule", "state", "param_groups", "options", "iterations", "shared", "skipped_steps"),
-    *("schedules", "loss_scale", "form", "weights", "grad_norm"),
+    *("schedules", "loss_scale", "form", "weights", "last_norm"),
 )
 
 # Options that a saved state brings along; the others are those of the place where it is loaded.
@@ -605,6 +607,6 @@ def assign_once(opt: Any, found: Saved) -> None:
             opt.options[name].__set__(opt, value)
         opt._swapped, opt._plan.barred = [], ""
         write(found.arrays)
-        opt._restore(found.iterations, found.counts, found.memories, found.shared, found.grad_norm)
+        opt._restore(found.iterations, found.counts, found.memories, found.shared, found.last_norm)
         opt._skipped_steps = found.skipped_steps
         opt._resume(found.form)

@@ -118,7 +118,7 @@ class Sophia(Optimizer):
         plan.step(self._gather(hhat, "hhat"), None, None, None)
 
 
-def in_order(values: Any) -> tuple[Any, None]:
+def in_order(values: Any, role: str) -> tuple[Any, None]:
     """Estimates as they are, which the step then finds fault with."""
     return values, None
 
