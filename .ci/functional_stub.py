@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from schuss._core import Rows
 from schuss.engine.codes import BlockFloat8
 from schuss.engine.declare import Backend, DecayMode, Number, Scale
 from schuss.engine.optimizer import Optimizer
@@ -51,7 +52,9 @@ def annotation(rule: type[Optimizer], name: str, of_state: bool) -> str:
         "zero_grad": "bool",
         "preset": " | ".join((f"Literal[{', '.join(map(spelled, rule.presets))}]", "None")),
     }
-    if of_state and name not in ("param", "grad"):
+    if name == "grad":
+        return "np.ndarray | Rows"
+    if of_state and name != "param":
         return "np.ndarray | BlockFloat8"
     if of_state or name == "master" or name in rule.memory or name in rule.shared:
         return "np.ndarray"

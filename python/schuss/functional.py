@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from schuss import _core, rules
+from schuss._core import Rows
 from schuss.checks import check_int, check_remembered
 from schuss.engine.backend import Numpy
 from schuss.engine.codes import BlockFloat8, arrays_of, behind
@@ -159,7 +160,7 @@ def stateless(rule: type[Optimizer]) -> Callable[..., None]:
 
     def step_once(
         param: np.ndarray,
-        grad: np.ndarray,
+        grad: np.ndarray | Rows,
         *state: np.ndarray | None,
         step: int,
         loss: float | None = None,
@@ -232,7 +233,7 @@ def document(rule: type[Optimizer], states: tuple[str, ...]) -> str:
     return f"""One step of one array by {rule.__name__}, which keeps nothing.
 
     param        the array (written)
-    grad         its gradient (read)
+    grad         its gradient (read), or schuss.Rows of it
 {arrays}    step         the array's step, counted from 1
     loss         the loss at param, for rules that read it
     master       float32 values that a 16-bit param is rounded from, or the int16 remainder of a

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from schuss._core import Rows
 from schuss.engine.codes import BlockFloat8
 from schuss.engine.declare import Backend, DecayMode, Number, Scale
 from schuss.engine.optimizer import Optimizer
@@ -16,7 +17,7 @@ CALLS: dict[str, Callable[..., None]]
 def stateless(rule: type[Optimizer]) -> Callable[..., None]: ...
 def sgd(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     momentum_buffer: np.ndarray | BlockFloat8 | None = None,
     *,
     step: int,
@@ -48,7 +49,7 @@ def sgd(
 ) -> None: ...
 def momentum(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     momentum_buffer: np.ndarray | BlockFloat8 | None = None,
     *,
     step: int,
@@ -80,7 +81,7 @@ def momentum(
 ) -> None: ...
 def nag(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     momentum_buffer: np.ndarray | BlockFloat8 | None = None,
     *,
     step: int,
@@ -112,7 +113,7 @@ def nag(
 ) -> None: ...
 def adagrad(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     sum: np.ndarray | BlockFloat8,
     *,
     step: int,
@@ -141,7 +142,7 @@ def adagrad(
 ) -> None: ...
 def rmsprop(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     square_avg: np.ndarray | BlockFloat8,
     grad_avg: np.ndarray | BlockFloat8 | None = None,
     momentum_buffer: np.ndarray | BlockFloat8 | None = None,
@@ -178,7 +179,7 @@ def rmsprop(
 ) -> None: ...
 def adadelta(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     square_avg: np.ndarray | BlockFloat8,
     acc_delta: np.ndarray | BlockFloat8,
     *,
@@ -207,7 +208,7 @@ def adadelta(
 ) -> None: ...
 def ftrl(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     accumulator: np.ndarray | BlockFloat8,
     linear: np.ndarray | BlockFloat8,
     *,
@@ -238,7 +239,7 @@ def ftrl(
 ) -> None: ...
 def adam(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     exp_avg: np.ndarray | BlockFloat8,
     exp_avg_sq: np.ndarray | BlockFloat8,
     max_exp_avg_sq: np.ndarray | BlockFloat8 | None = None,
@@ -273,7 +274,7 @@ def adam(
 ) -> None: ...
 def adamw(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     exp_avg: np.ndarray | BlockFloat8,
     exp_avg_sq: np.ndarray | BlockFloat8,
     max_exp_avg_sq: np.ndarray | BlockFloat8 | None = None,
@@ -308,7 +309,7 @@ def adamw(
 ) -> None: ...
 def adamax(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     exp_avg: np.ndarray | BlockFloat8,
     exp_inf: np.ndarray | BlockFloat8,
     *,
@@ -338,7 +339,7 @@ def adamax(
 ) -> None: ...
 def nadam(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     exp_avg: np.ndarray | BlockFloat8,
     exp_avg_sq: np.ndarray | BlockFloat8,
     *,
@@ -370,7 +371,7 @@ def nadam(
 ) -> None: ...
 def nadamw(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     exp_avg: np.ndarray | BlockFloat8,
     exp_avg_sq: np.ndarray | BlockFloat8,
     *,
@@ -402,7 +403,7 @@ def nadamw(
 ) -> None: ...
 def radam(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     exp_avg: np.ndarray | BlockFloat8,
     exp_avg_sq: np.ndarray | BlockFloat8,
     *,
@@ -433,7 +434,7 @@ def radam(
 ) -> None: ...
 def eve(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     exp_avg: np.ndarray | BlockFloat8,
     exp_avg_sq: np.ndarray | BlockFloat8,
     *,
@@ -469,7 +470,7 @@ def eve(
 ) -> None: ...
 def adabelief(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     exp_avg: np.ndarray | BlockFloat8,
     exp_avg_var: np.ndarray | BlockFloat8,
     *,
@@ -499,7 +500,7 @@ def adabelief(
 ) -> None: ...
 def yogi(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     exp_avg: np.ndarray | BlockFloat8,
     exp_avg_sq: np.ndarray | BlockFloat8,
     *,
@@ -529,7 +530,7 @@ def yogi(
 ) -> None: ...
 def laprop(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     exp_avg_sq: np.ndarray | BlockFloat8,
     exp_avg: np.ndarray | BlockFloat8,
     *,
@@ -560,7 +561,7 @@ def laprop(
 ) -> None: ...
 def adopt(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     exp_avg: np.ndarray | BlockFloat8,
     exp_avg_sq: np.ndarray | BlockFloat8,
     *,
@@ -590,7 +591,7 @@ def adopt(
 ) -> None: ...
 def grams(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     exp_avg: np.ndarray | BlockFloat8,
     exp_avg_sq: np.ndarray | BlockFloat8,
     *,
@@ -620,7 +621,7 @@ def grams(
 ) -> None: ...
 def ademamix(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     exp_avg: np.ndarray | BlockFloat8,
     exp_avg_slow: np.ndarray | BlockFloat8,
     exp_avg_sq: np.ndarray | BlockFloat8,
@@ -654,7 +655,7 @@ def ademamix(
 ) -> None: ...
 def adan(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     exp_avg: np.ndarray | BlockFloat8,
     exp_avg_diff: np.ndarray | BlockFloat8,
     exp_avg_sq: np.ndarray | BlockFloat8,
@@ -687,7 +688,7 @@ def adan(
 ) -> None: ...
 def sophia(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     exp_avg: np.ndarray | BlockFloat8,
     hessian: np.ndarray | BlockFloat8,
     *,
@@ -720,7 +721,7 @@ def sophia(
 ) -> None: ...
 def signsgd(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     *,
     step: int,
     loss: float | None = None,
@@ -745,7 +746,7 @@ def signsgd(
 ) -> None: ...
 def signum(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     exp_avg: np.ndarray | BlockFloat8,
     *,
     step: int,
@@ -772,7 +773,7 @@ def signum(
 ) -> None: ...
 def lion(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     exp_avg: np.ndarray | BlockFloat8,
     *,
     step: int,
@@ -799,7 +800,7 @@ def lion(
 ) -> None: ...
 def rprop(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     prev: np.ndarray | BlockFloat8,
     step_size: np.ndarray | BlockFloat8,
     prev_step: np.ndarray | BlockFloat8 | None = None,
@@ -831,7 +832,7 @@ def rprop(
 ) -> None: ...
 def deltabardelta(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     gain: np.ndarray | BlockFloat8,
     prev: np.ndarray | BlockFloat8,
     momentum_buffer: np.ndarray | BlockFloat8 | None = None,
@@ -865,7 +866,7 @@ def deltabardelta(
 ) -> None: ...
 def asgd(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     ax: np.ndarray | BlockFloat8,
     *,
     step: int,
@@ -896,7 +897,7 @@ def asgd(
 ) -> None: ...
 def schedulefreesgd(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     z: np.ndarray | BlockFloat8,
     *,
     step: int,
@@ -928,7 +929,7 @@ def schedulefreesgd(
 ) -> None: ...
 def schedulefreeadamw(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     z: np.ndarray | BlockFloat8,
     exp_avg_sq: np.ndarray | BlockFloat8,
     *,
@@ -962,7 +963,7 @@ def schedulefreeadamw(
 ) -> None: ...
 def lars(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     momentum_buffer: np.ndarray | BlockFloat8,
     *,
     step: int,
@@ -996,7 +997,7 @@ def lars(
 ) -> None: ...
 def lamb(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     exp_avg: np.ndarray | BlockFloat8,
     exp_avg_sq: np.ndarray | BlockFloat8,
     *,
@@ -1027,7 +1028,7 @@ def lamb(
 ) -> None: ...
 def stableadamw(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     exp_avg: np.ndarray | BlockFloat8,
     exp_avg_sq: np.ndarray | BlockFloat8,
     *,
@@ -1056,7 +1057,7 @@ def stableadamw(
 ) -> None: ...
 def adafactor(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     variance: np.ndarray | BlockFloat8,
     *,
     step: int,
@@ -1085,7 +1086,7 @@ def adafactor(
 ) -> None: ...
 def mars(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     exp_avg: np.ndarray | BlockFloat8,
     exp_avg_sq: np.ndarray | BlockFloat8,
     last_grad: np.ndarray | BlockFloat8,
@@ -1117,7 +1118,7 @@ def mars(
 ) -> None: ...
 def prodigy(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     exp_avg: np.ndarray | BlockFloat8,
     exp_avg_sq: np.ndarray | BlockFloat8,
     s: np.ndarray | BlockFloat8,
@@ -1157,7 +1158,7 @@ def prodigy(
 ) -> None: ...
 def dadaptadam(
     param: np.ndarray,
-    grad: np.ndarray,
+    grad: np.ndarray | Rows,
     exp_avg: np.ndarray | BlockFloat8,
     exp_avg_sq: np.ndarray | BlockFloat8,
     s: np.ndarray | BlockFloat8,
