@@ -241,7 +241,8 @@ scaled_norm added(const std::vector<scaled_norm>& norms) noexcept {
   scaled_norm all{0, norms.empty() ? 0 : norms.front().exponent, true};
   for (const scaled_norm& one : norms) all.exponent = std::max(all.exponent, one.exponent);
   for (const scaled_norm& one : norms) {
-    all.squares += std::ldexp(one.squares, 2 * (one.exponent - all.exponent));
+    const int beyond = one.exponent - all.exponent;
+    all.squares += beyond == 0 ? one.squares : std::ldexp(one.squares, 2 * beyond);
     all.finite = all.finite && one.finite;
   }
   return all;

@@ -75,10 +75,10 @@ struct sum {
 // behind the other. Their gradients are sums.
 struct rows {
   const std::ptrdiff_t* numbers;  // of each; ascending where something of them is summed
-  const std::ptrdiff_t* begins;   // of each the first of its pieces, and the end; null: one each
-  const piece* pieces;
-  const double* factors;    // of each one's gradient, or null: all 1
-  const std::size_t* sets;  // of each the number of its set of scalars, or null: the span's
+  const std::ptrdiff_t* begins;   // of each the first of its pieces, and the end; or null:
+  const piece* pieces;            // then there is one, of which each has a row
+  const double* factors;          // of each one's gradient, or null: all 1
+  const std::size_t* sets;        // of each the number of its set of scalars, or null: the span's
 };
 
 constexpr int most_states = 4;    // state arrays of one rule

@@ -37,9 +37,13 @@ class lanes {
 
   // Their sum, as a tree.
   [[gnu::noinline]] double fold() const {
-    double all[sixteen];
-    __builtin_memcpy(all, all_, sizeof all);
-    for (std::ptrdiff_t half = sixteen / 2; half > 0; half /= 2)
+    number packs[sixteen / number::size];
+    __builtin_memcpy(packs, all_, sizeof packs);
+    for (std::ptrdiff_t half = sixteen / number::size / 2; half > 0; half /= 2)
+      for (std::ptrdiff_t p = 0; p < half; ++p) packs[p] = packs[p] + packs[p + half];
+    double all[number::size];
+    packs[0].to(all);
+    for (std::ptrdiff_t half = number::size / 2; half > 0; half /= 2)
       for (std::ptrdiff_t l = 0; l < half; ++l) all[l] = all[l] + all[l + half];
     return all[0];
   }

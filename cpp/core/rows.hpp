@@ -55,21 +55,32 @@ class ahead {
   int count_ = 0;
 };
 
-SCHUSS_INLINE std::ptrdiff_t first_piece(const rows& some, std::ptrdiff_t k) {
-  return some.begins == nullptr ? k : some.begins[k];
+// The first piece of row k, and how many there are.
+SCHUSS_INLINE piece first_piece(const rows& some, std::ptrdiff_t k, std::ptrdiff_t row_size) {
+  if (some.begins != nullptr) return some.pieces[some.begins[k]];
+  piece own = *some.pieces;
+  own.data = static_cast<char*>(own.data) + k * row_size * width_of(own.kind);
+  return own;
+}
+SCHUSS_INLINE std::ptrdiff_t pieces_of(const rows& some, std::ptrdiff_t k) {
+  return some.begins == nullptr ? 1 : some.begins[k + 1] - some.begins[k];
 }
 
-// The gradient of row k of those that a step is of: a piece as it lies, or their sum.
+// The gradient of row k of those that a step is of, which begins at element `first`: a piece as it
+// lies, or a sum, in room for the two.
+struct sum_of_row {
+  piece own;
+  sum up;
+};
 SCHUSS_INLINE stream gradient_of(const rows& some, std::ptrdiff_t k, std::ptrdiff_t row_size,
-                                 std::ptrdiff_t first, sum& up) {
-  const piece* const pieces = some.pieces + first_piece(some, k);
-  const std::ptrdiff_t count = first_piece(some, k + 1) - first_piece(some, k);
-  if (count == 1 && pieces->weight == 1 && some.factors == nullptr) {
-    const std::ptrdiff_t width = width_of(pieces->kind);
-    return {static_cast<char*>(pieces->data) - first * width, pieces->kind, width};
-  }
-  up = {pieces, count, first, some.factors == nullptr ? nullptr : some.factors + k, row_size};
-  return {&up, kind::sum, width_of(pieces->kind)};
+                                 std::ptrdiff_t first, sum_of_row& room) {
+  room.own = first_piece(some, k, row_size);
+  const std::ptrdiff_t count = pieces_of(some, k), width = width_of(room.own.kind);
+  if (count == 1 && room.own.weight == 1 && some.factors == nullptr)
+    return {static_cast<char*>(room.own.data) - first * width, room.own.kind, width};
+  const piece* const pieces = count == 1 ? &room.own : some.pieces + some.begins[k];
+  room.up = {pieces, count, first, some.factors == nullptr ? nullptr : some.factors + k, row_size};
+  return {&room.up, kind::sum, width};
 }
 
 // Calls work(a, first, last) for elements first <= i < last of a span.
@@ -80,13 +91,13 @@ template <class Work> SCHUSS_INLINE void each_row(const span& of, std::ptrdiff_t
   const std::ptrdiff_t size = of.row_size, count = of.size / size;
   const ahead next(of);
   span a = of;
-  sum up;
+  sum_of_row room;
   a.rows = nullptr;
   for (std::ptrdiff_t k = first / size; first < last; ++k) {
     if (const std::ptrdiff_t row = k + ahead::rows; row < count)
-      next.ask(some.numbers[row], some.pieces[first_piece(some, row)], size);
+      next.ask(some.numbers[row], first_piece(some, row, size), size);
     const std::ptrdiff_t end = std::min(last, (k + 1) * size), row = some.numbers[k] * size;
-    a.g = gradient_of(some, k, size, row, up);
+    a.g = gradient_of(some, k, size, row, room);
     a.size = row + size;
     work(a, first - k * size + row, end - k * size + row);
     first = end;

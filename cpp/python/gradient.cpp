@@ -194,27 +194,42 @@ bool source::read_rows(const member& m, const std::vector<part>& parts, bool asc
   std::size_t all = 0;
   for (const part& one : parts)
     all += static_cast<std::size_t>(fields(as_rows(one.g)->index)->dimensions[0]);
-  numbers.reserve(all), pieces_.reserve(all);
+  numbers.resize(all);
+  std::ptrdiff_t* to = numbers.data();
   for (const part& one : parts) {
-    const row_gradient& g = *as_rows(one.g);
-    const py::ssize_t n = fields(g.index)->dimensions[0];
-    const kind k = *kind_of(g.values);
-    const std::ptrdiff_t bytes = row_size_ * stream_of(k).width;
-    const auto take = [&](const auto* index) {
+    const py::object& index = as_rows(one.g)->index;
+    const auto take = [&](const auto* from, py::ssize_t n) {
+      bool inside = true;
       for (py::ssize_t i = 0; i < n; ++i) {
-        const std::ptrdiff_t row = index[i];
-        if (row < 0 || row >= m.shape[0]) return false;
-        numbers.push_back(row);
-        pieces_.push_back({fields(g.values)->data + i * bytes, k, one.weight});
+        *to++ = from[i];
+        inside = inside && from[i] >= 0 && from[i] < m.shape[0];
       }
-      return true;
+      return inside;
     };
-    const char* const data = fields(g.index)->data;
-    if (!(dtype_of(g.index).itemsize() == 4 ? take(reinterpret_cast<const std::int32_t*>(data))
-                                            : take(reinterpret_cast<const std::int64_t*>(data))))
+    const char* const data = fields(index)->data;
+    const py::ssize_t n = fields(index)->dimensions[0];
+    if (!(dtype_of(index).itemsize() == 4 ? take(reinterpret_cast<const std::int32_t*>(data), n)
+                                          : take(reinterpret_cast<const std::int64_t*>(data), n)))
       return false;
   }
-  if (ascending || !are_distinct(m.shape[0])) gather(m.shape[0]);
+  const auto piece_of = [](const part& one) {
+    const py::object& values = as_rows(one.g)->values;
+    return piece{fields(values)->data, *kind_of(values), one.weight};
+  };
+  if (parts.size() == 1 && !ascending && are_distinct(m.shape[0])) {
+    pieces_.push_back(piece_of(parts.front()));
+    return true;
+  }
+  pieces_.reserve(all);
+  for (const part& one : parts) {
+    piece own = piece_of(one);
+    const std::ptrdiff_t bytes = row_size_ * stream_of(own.kind).width;
+    for (py::ssize_t n = fields(as_rows(one.g)->index)->dimensions[0]; n > 0; --n) {
+      pieces_.push_back(own);
+      own.data = static_cast<char*>(own.data) + bytes;
+    }
+  }
+  gather(m.shape[0]);
   return true;
 }
 

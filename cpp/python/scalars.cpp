@@ -95,7 +95,8 @@ scaled_norm plan::clip_each(double scale) {
   if (norms.size() != std::accumulate(counts.begin(), counts.end(), std::size_t{0}))
     throw py::value_error("norm: one for each");
   const auto factor = [&](const scaled_norm& own) {
-    const double length = std::ldexp(std::sqrt(own.squares) * scale, own.exponent);
+    double length = std::sqrt(own.squares) * scale;
+    if (own.exponent != 0) length = std::ldexp(length, own.exponent);
     if (own.finite && length == std::numeric_limits<double>::infinity())
       return std::ldexp(recipe_->limit / std::sqrt(own.squares), -own.exponent) / scale;
     return share_within(recipe_->limit, length);
