@@ -300,13 +300,18 @@ template <class T>
 }
 
 // Elements of a piece as packs: calls work(k, pack) for those from i + k on, the last of them
-// filled up with zeros.
+// filled up with zeros. The next block is asked for: before it is read other pieces are, and the
+// processor forgets that it read on here.
 template <class T, class Work>
 SCHUSS_INLINE void each_of(const piece& of, std::ptrdiff_t i, std::ptrdiff_t n, const Work& work) {
-  constexpr std::ptrdiff_t size = pack<T>::size;
+  constexpr std::ptrdiff_t size = pack<T>::size, line = 64;
   of_pack_kind<T>(of.kind, [&](auto as) {
     const std::ptrdiff_t left = n % size, whole = n - left, width = width_of(of.kind);
-    for (std::ptrdiff_t k = 0; k < whole; k += size) work(k, load<T, as.value>(of.data, i + k));
+    for (std::ptrdiff_t k = 0; k < whole; k += size) {
+      const char* const at = static_cast<const char*>(of.data) + (i + k) * width;
+      if (k * width % line == 0) __builtin_prefetch(at + block * width);
+      work(k, load<T, as.value>(of.data, i + k));
+    }
     if (left == 0) return;
     alignas(register_bytes) char room[register_bytes] = {};
     __builtin_memcpy(room, static_cast<const char*>(of.data) + (i + whole) * width,
