@@ -38,7 +38,7 @@ class lanes {
   // Their sum, as a tree.
   [[gnu::noinline]] double fold() const {
     number packs[sixteen / number::size];
-    __builtin_memcpy(packs, all_, sizeof packs);
+    for (std::ptrdiff_t p = 0; p < sixteen / number::size; ++p) packs[p] = all_[p];
     for (std::ptrdiff_t half = sixteen / number::size / 2; half > 0; half /= 2)
       for (std::ptrdiff_t p = 0; p < half; ++p) packs[p] = packs[p] + packs[p + half];
     double all[number::size];
