@@ -180,6 +180,8 @@ void plan::begin_gradient(std::size_t number, py::object g) {
   const bool plain = reinterpret_cast<PyObject*>(Py_TYPE(g.ptr())) == ndarray();
   const bool source = !plain && (has_pieces(g) || is_rows(g));
   if (!plain && !source && !py::isinstance<py::array>(g)) g = as_array(m, g);
+  // The first array of bfloat16 may be this one, which needs no conversion.
+  if (!recipe_->convert.is_none() && py::isinstance<py::array>(g)) recognize(g);
   if (!recipe_->convert.is_none() && !source &&
       !(py::isinstance<py::array>(g) && m.fits(g, aligned) && goes_with(kind_of(g), m.type))) {
     py::object stands = recipe_->convert(number, g);

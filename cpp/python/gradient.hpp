@@ -36,7 +36,6 @@ class source {
     for (const sighting& a : seen_) look(a.array());
   }
 
-  bool has_rows() const { return by_row_; }
   bool is_read() const { return !seen_.empty(); }
   void forget() { seen_.clear(); }
   std::ptrdiff_t count() const { return static_cast<std::ptrdiff_t>(numbers.size()); }

@@ -11,6 +11,7 @@ import pydoc
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -250,3 +251,16 @@ def test_without_scipy_only_what_needs_it_is_missing() -> None:
     for ask in ("schuss.minimize", "schuss.scipy"):
         done = python(code.format(ask))
         assert done.stderr.endswith("minimize: needs SciPy: pip install 'schuss[scipy]'\n")
+
+
+def test_the_first_bfloat16_may_be_a_gradient() -> None:
+    """It is known by its name, and needs no conversion, which would be warned of."""
+    code = """
+        import warnings
+        import ml_dtypes, numpy as np, schuss
+        warnings.simplefilter("error")
+        opt = schuss.SGD([np.ones(3, np.float32)], convert=True)
+        opt.step([np.ones(3, ml_dtypes.bfloat16)])
+        """
+    done = python(textwrap.dedent(code))
+    assert done.returncode == 0, done.stderr
