@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "layout.hpp"
 #include "threads.hpp"
 
 namespace schuss {
@@ -103,12 +104,9 @@ void fold_pairs(double* sums, std::ptrdiff_t count, std::ptrdiff_t stride) {
   }
 }
 
-std::ptrdiff_t chunks_of(std::ptrdiff_t row_size) { return (row_size + chunk - 1) / chunk; }
-std::ptrdiff_t chunks_of_row(const span& a) { return chunks_of(a.row_size); }
-
 // The number of the chunk that begins at an element, among those of all spans.
 std::ptrdiff_t chunk_at(const span& a, std::ptrdiff_t first) {
-  return a.chunk + first / a.row_size * chunks_of_row(a) + first % a.row_size / chunk;
+  return a.chunk + chunks_before(a, first);
 }
 
 // Those of the chunks of each row of so many elements, into one behind the other; returns how many
@@ -126,9 +124,7 @@ std::ptrdiff_t fold_rows(std::ptrdiff_t row_size, std::ptrdiff_t size, double* s
 
 }  // namespace
 
-std::ptrdiff_t chunks(const span& a) noexcept {
-  return a.size == 0 ? 0 : a.size / a.row_size * chunks_of_row(a);
-}
+std::ptrdiff_t chunks(const span& a) noexcept { return a.size == 0 ? 0 : chunks_before(a, a.size); }
 
 void fold(const span& a, double* sums, int several) noexcept {
   const std::ptrdiff_t rows = fold_rows(a.row_size, a.size, sums, several);
@@ -221,9 +217,9 @@ scaled_norm norm(const table& kernels, const std::vector<span>& spans,
   return norm_at(exponent, kernels, spans, sums);
 }
 
-bool norms(const table& kernels, const std::vector<span>& spans, bool of_rows,
+void norms(const table& kernels, const std::vector<span>& spans, bool of_rows,
            std::vector<double>& sums, std::vector<scaled_norm>& found) noexcept {
-  const bool finite = sum_squares(0, kernels, spans, sums);
+  sum_squares(0, kernels, spans, sums);
   parallel_for(divide(0), [&](int) {  // for the floating-point environment of a region
     scaled_norm* next = found.data();
     for (const span& a : spans) {
@@ -231,10 +227,9 @@ bool norms(const table& kernels, const std::vector<span>& spans, bool of_rows,
       double* const own = sums.data() + a.chunk;
       if (!of_rows) *next++ = settle(kernels, a, 0, a.size, own);
       for (std::ptrdiff_t row = 0; of_rows && row < a.size; row += each)
-        *next++ = settle(kernels, a, row, row + each, own + row / each * chunks_of_row(a));
+        *next++ = settle(kernels, a, row, row + each, own + chunks_before(a, row));
     }
   });
-  return finite;
 }
 
 scaled_norm added(const std::vector<scaled_norm>& norms) noexcept {
@@ -252,12 +247,11 @@ namespace {
 
 // Whether a stream goes on behind the elements of another one.
 bool goes_on(const stream& before, const stream& after, std::ptrdiff_t size) {
-  if (before.kind != after.kind || before.kind == kind::outer || before.kind == kind::sum)
-    return false;
+  if (before.kind != after.kind || derived(before.kind)) return false;
   if (before.kind == kind::none) return true;
-  const bool codes = before.kind == kind::signed8 || before.kind == kind::unsigned8;
-  if (codes && (size % coded != 0 || static_cast<const char*>(before.beside) + size / coded !=
-                                         static_cast<const char*>(after.beside)))
+  if (has_codes(before.kind) &&
+      (size % coded != 0 || static_cast<const char*>(before.beside) + size / coded !=
+                                static_cast<const char*>(after.beside)))
     return false;
   return static_cast<const char*>(before.data) + size * before.width == after.data;
 }

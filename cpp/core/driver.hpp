@@ -27,9 +27,9 @@ struct scaled_norm {
 scaled_norm norm(const table& kernels, const std::vector<span>& spans,
                  std::vector<double>& sums) noexcept;
 
-// The norms of each span by itself, or of each of its rows, in their order. Returns whether all
-// gradients are finite. `found` has as many as are wanted.
-bool norms(const table& kernels, const std::vector<span>& spans, bool of_rows,
+// The norms of each span by itself, or of each of its rows, in their order. `found` has as many as
+// are wanted.
+void norms(const table& kernels, const std::vector<span>& spans, bool of_rows,
            std::vector<double>& sums, std::vector<scaled_norm>& found) noexcept;
 
 // Of norms by themselves that of all, their squares added in order.

@@ -11,6 +11,7 @@
 
 #include "factored.hpp"
 #include "kernel.hpp"
+#include "layout.hpp"
 #include "rules.hpp"
 #include "stages.hpp"
 #include "storage.hpp"
@@ -31,12 +32,6 @@ template <class Rule> constexpr auto traits_of(int) -> decltype(&*Rule::states) 
   return Rule::states;
 }
 template <class Rule> constexpr const trait* traits_of(long) { return nullptr; }
-
-// Where the sums go that a step reports of elements from one on.
-double* sums_from(const span& a, std::ptrdiff_t first) {
-  const std::ptrdiff_t chunks = (a.row_size + chunk - 1) / chunk, row = a.row_size;
-  return a.report + most_reports * (first / row * chunks + first % row / chunk);
-}
 
 template <template <class> class Rule> struct kernels_of {
   static constexpr const trait* traits = traits_of<Rule<float>>(0);
@@ -86,7 +81,8 @@ template <template <class> class Rule> struct kernels_of {
     for (; a != end; ++a, first = 0) {
       const std::ptrdiff_t until = a + 1 == end ? last : a->size;
       if (first == until) continue;
-      double* sums = a->report == nullptr ? nullptr : sums_from(*a, first);
+      double* sums = a->report;
+      if (sums != nullptr) sums += most_reports * chunks_before(*a, first);
       way<T> by_kinds(*a, of, around);
       each_row(*a, first, until,
                [&](const span& row, std::ptrdiff_t from, std::ptrdiff_t to)

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "kernel.hpp"
+#include "layout.hpp"
 #include "pack.hpp"
 #include "storage.hpp"
 
@@ -102,11 +103,6 @@ template <class Work> SCHUSS_INLINE void each_row(const span& of, std::ptrdiff_t
     work(a, first - k * size + row, end - k * size + row);
     first = end;
   }
-}
-
-// Where the chunk of a span ends that begins at an element.
-SCHUSS_INLINE std::ptrdiff_t end_of_chunk(const span& a, std::ptrdiff_t from, std::ptrdiff_t last) {
-  return std::min({from + chunk, last, (from / a.row_size + 1) * a.row_size});
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include "elements.hpp"
 #include "kernel.hpp"
 #include "lanes.hpp"
+#include "layout.hpp"
 #include "pack.hpp"
 #include "rows.hpp"
 #include "storage.hpp"

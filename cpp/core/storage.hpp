@@ -9,23 +9,13 @@
 
 #include "elements.hpp"
 #include "kernel.hpp"
+#include "layout.hpp"
 #include "pack.hpp"
 
 namespace schuss {
 namespace {
 
-// Whether a kind is narrower than the compute type.
-constexpr bool narrow(kind k) { return k >= kind::float16; }
-
-// Whether its elements are stored nowhere: they are computed where they are read.
-constexpr bool derived(kind k) { return k == kind::outer || k == kind::sum; }
-
 constexpr bool is(const stream& s) { return s.kind != kind::none; }
-
-// Bytes of an element of a gradient.
-constexpr std::ptrdiff_t width_of(kind k) {
-  return narrow(k) ? 2 : k == kind::float64 ? sizeof(double) : sizeof(float);
-}
 
 template <class T> SCHUSS_INLINE T* at(const stream& s, std::ptrdiff_t i) {
   return static_cast<T*>(s.data) + i;
@@ -77,8 +67,6 @@ SCHUSS_INLINE pack<float> dithered_float16(pack<float> x, words random) {
 // above. A code k is the float with the bits base + (k << 19), less that with the bits base: 16
 // steps an octave, of which the last one goes down to 0. Unsigned it has 16 octaves; signed 8, and
 // a sign. Of a block with a NaN or an infinity all elements are read as NaN.
-constexpr bool has_codes(kind k) { return k == kind::signed8 || k == kind::unsigned8; }
-
 template <kind k> struct code {
   static constexpr bool negative = k == kind::signed8;
   static constexpr std::int32_t octaves = negative ? 8 : 16, steps = 19;

@@ -9,6 +9,7 @@
 #include "elements.hpp"
 #include "kernel.hpp"
 #include "lanes.hpp"
+#include "layout.hpp"
 #include "pack.hpp"
 #include "rows.hpp"
 #include "rules.hpp"
@@ -214,7 +215,7 @@ template <class T> bool all_finite(const stream& g, std::ptrdiff_t first, std::p
 // Writes the sum of the squares of each chunk, returns whether all is finite. A sum of finite
 // doubles may still overflow, so that only then each element is asked.
 template <class T, bool scales> bool squares_of(const span& of, std::ptrdiff_t first,
-                                                std::ptrdiff_t last, double scale, double* sums) {
+                                                std::ptrdiff_t last, double scale, double*& sums) {
   bool finite = true;
   for (std::ptrdiff_t from = first, to; from < last; from = to) {
     lanes own[1];
@@ -246,7 +247,6 @@ bool add_squares(const span& of, std::ptrdiff_t first, std::ptrdiff_t last, doub
     a.g = row.g;
     a.row_size = row.row_size;
     finite = add(a, from, to, scale, sums) && finite;
-    if (of.rows != nullptr) sums += (to - from + chunk - 1) / chunk;
   });
   return finite;
 }

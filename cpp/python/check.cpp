@@ -1,7 +1,6 @@
 // A step checks every array, before anything changes.
 #include "plan.hpp"
 
-#include <algorithm>
 #include <cstdint>
 
 namespace schuss {
@@ -65,7 +64,6 @@ bool plan::fill() {
   filled_ = has_copies_ = false;
   spans_.clear();
   factors_.resize(registry_.factored() ? active_.size() : 0);
-  sources_.resize(std::max(sources_.size(), active_.size()));  // spans point into them
   row_steps_.assign(active_.size(), nullptr);
   chunks_ = 0;
   seen_.clear();
@@ -137,6 +135,7 @@ bool plan::fill_gradient(span& a, const member& m, std::size_t k) {
   const py::object& g = gradients_[k];
   const int flags = gradient_flags();
   if (is_source(k)) {
+    while (sources_.size() <= k) sources_.emplace_back();
     source& from = sources_[k];
     if (!(from.is_read() && from.still()) &&
         !from.read(m, g, weights_, row_steps_[k] != nullptr, sums_rows(), flags))
@@ -170,7 +169,7 @@ bool plan::refill() {
   bool others = false;
   for (std::size_t k = 0; k < active_.size(); ++k) {
     if (is_source(k)) {
-      if (sources_[k].is_read() && sources_[k].still()) continue;
+      if (k < sources_.size() && sources_[k].is_read() && sources_[k].still()) continue;
       return false;
     }
     if (seen_gradients_[k].still(gradients_[k])) continue;

@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "kernel.hpp"
+#include "layout.hpp"
 
 namespace schuss {
 
@@ -126,16 +126,7 @@ inline void recognize(py::handle a) {
     bfloat16_types.push_back(dtype.num());
 }
 
-// A stream of this kind, of what lies nowhere yet.
-inline stream stream_of(kind k) {
-  constexpr std::ptrdiff_t widths[] = {0, 4, 8, 0, 0, 2, 2, 2, 1, 1};
-  return {nullptr, k, widths[static_cast<int>(k)]};
-}
-inline stream stream_of(py::handle a, kind k) {
-  stream found = stream_of(k);
-  found.data = fields(a)->data;
-  return found;
-}
+inline stream stream_of(py::handle a, kind k) { return {fields(a)->data, k, width_of(k)}; }
 inline stream stream_of(py::handle a) { return stream_of(a, *kind_of(a)); }
 
 // Whether an array of one kind may stand beside a parameter of another: all in float64, or none.

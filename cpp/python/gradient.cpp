@@ -86,6 +86,20 @@ void require_rows(const member& m, const row_gradient& g, const std::string& lab
   }
 }
 
+// Why the state of a member can't be stepped by rows; empty where it can.
+std::string whole_state(const member& m) {
+  for (const kept& beside : m.keeps) {
+    if (beside.role == "row_var")
+      return "Rows, but the second moments of " + m.labels[0] +
+             " are factors of whole matrices; pass the gradient of all of it";
+    if (const py::ssize_t size = rows_of(m).size; beside.role == "codes" && size % coded != 0)
+      return "Rows of " + std::to_string(size) +
+             " elements, but state in blockfloat8 has a scale " + "for each " +
+             std::to_string(coded) + "; make rows multiples of that, or choose another state_dtype";
+  }
+  return "";
+}
+
 }  // namespace
 
 void source::explain(member& m, const py::object& g, bool has_pieces, int flags) {
@@ -93,22 +107,11 @@ void source::explain(member& m, const py::object& g, bool has_pieces, int flags)
     if (const row_gradient* const rows = as_rows(part)) {
       require_rows(m, *rows, label, flags);
       m.accept(rows->values);
+      if (const std::string why = whole_state(m); !why.empty()) wrong_value(label, why);
     } else {
       m.require_like(part, label, "gradient");
       if ((flags & writeable) != 0) require_writeable(part, label);
       m.accept(part);
-    }
-    for (const kept& beside : m.keeps) {
-      const bool codes = beside.role == "codes";
-      if (as_rows(part) == nullptr || (!codes && beside.role != "row_var")) continue;
-      const py::ssize_t size = rows_of(m).size;
-      if (!codes)
-        wrong_value(label, "Rows, but the second moments of " + m.labels[0] +
-                               " are factors of whole matrices; pass the gradient of all of it");
-      if (size % coded != 0)
-        wrong_value(label, "Rows of " + std::to_string(size) + " elements, but state in " +
-                               "blockfloat8 has a scale for each " + std::to_string(coded) +
-                               "; make rows multiples of that, or choose another state_dtype");
     }
   };
   if (!has_pieces) return one(g, m.labels[1]);
@@ -160,9 +163,7 @@ bool source::read(const member& m, const py::object& g, const std::vector<double
   row_size_ = rows_of(m).size;
   if (rows) {
     by_row_ = true;
-    for (const kept& beside : m.keeps)
-      if (beside.role == "row_var" || (beside.role == "codes" && row_size_ % coded != 0))
-        return false;
+    if (!whole_state(m).empty()) return false;
     const int wanted = flags | c_order;
     for (const part& one : parts) {
       const row_gradient& part_rows = *as_rows(one.g);
@@ -182,7 +183,7 @@ bool source::read(const member& m, const py::object& g, const std::vector<double
     numbers.push_back(row);
     begins_.push_back(static_cast<std::ptrdiff_t>(pieces_.size()));
     for (piece one : whole) {
-      one.data = static_cast<char*>(one.data) + row * row_size_ * stream_of(one.kind).width;
+      one.data = static_cast<char*>(one.data) + row * row_size_ * width_of(one.kind);
       pieces_.push_back(one);
     }
   }
@@ -223,7 +224,7 @@ bool source::read_rows(const member& m, const std::vector<part>& parts, bool asc
   pieces_.reserve(all);
   for (const part& one : parts) {
     piece own = piece_of(one);
-    const std::ptrdiff_t bytes = row_size_ * stream_of(own.kind).width;
+    const std::ptrdiff_t bytes = row_size_ * width_of(own.kind);
     for (py::ssize_t n = fields(as_rows(one.g)->index)->dimensions[0]; n > 0; --n) {
       pieces_.push_back(own);
       own.data = static_cast<char*>(own.data) + bytes;
@@ -285,6 +286,11 @@ void source::gather(std::ptrdiff_t rows) {
   begins_.push_back(static_cast<std::ptrdiff_t>(pieces_.size()));
 }
 
+void source::spread(std::vector<std::size_t> of, span& a) {
+  sets.swap(of);
+  fill(a);
+}
+
 void source::scale_rows(std::vector<double> factors, std::ptrdiff_t row_size) {
   factors_ = std::move(factors);
   row_size_ = row_size;
@@ -299,14 +305,14 @@ void source::fill(span& a) const {
     a.rows = &rows_;
     a.row_size = row_size_;
     a.size = row_size_ * count();
-    a.g = {nullptr, kind::sum, pieces_.empty() ? 0 : stream_of(pieces_.front().kind).width};
+    a.g = {nullptr, kind::sum, pieces_.empty() ? 0 : width_of(pieces_.front().kind)};
   } else if (pieces_.size() == 1 && pieces_.front().weight == 1 && factors == nullptr) {
-    a.g = stream_of(pieces_.front().kind);
-    a.g.data = pieces_.front().data;
+    const piece& only = pieces_.front();
+    a.g = {only.data, only.kind, width_of(only.kind)};
   } else {
     sum_ = {pieces_.data(), static_cast<std::ptrdiff_t>(pieces_.size()), 0, factors, row_size_};
     a.g = {&sum_, kind::sum, 0};
-    for (const piece& one : pieces_) a.g.width += stream_of(one.kind).width;
+    for (const piece& one : pieces_) a.g.width += width_of(one.kind);
   }
   a.width += a.g.width;
 }

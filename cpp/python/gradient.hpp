@@ -28,6 +28,9 @@ class source {
   // Multiplies each row, of `row_size` elements, by a factor from here on.
   void scale_rows(std::vector<double> factors, std::ptrdiff_t row_size);
 
+  // Gives each row a set of scalars of its own.
+  void spread(std::vector<std::size_t> of, span& a);
+
   // Puts it into the span of its member, which has all else.
   void fill(span& a) const;
 

@@ -16,16 +16,16 @@ kind half_named(const std::string& name) {
   throw py::value_error("kind: '" + name + "', wanted float16 or bfloat16");
 }
 
-py::array_t<float> widen(const std::string& from,
-                         const py::array_t<std::uint16_t, py::array::c_style>& in) {
+py::array_t<float> widened(const std::string& from,
+                           const py::array_t<std::uint16_t, py::array::c_style>& in) {
   const stream bits{const_cast<std::uint16_t*>(in.data()), half_named(from), 2};
   py::array_t<float> out(in.size());
   kernels().convert(bits, {out.mutable_data(), kind::float32, sizeof(float)}, in.size());
   return out;
 }
 
-py::array_t<std::uint16_t> narrow(const std::string& to,
-                                  const py::array_t<float, py::array::c_style>& in) {
+py::array_t<std::uint16_t> narrowed(const std::string& to,
+                                    const py::array_t<float, py::array::c_style>& in) {
   py::array_t<std::uint16_t> out(in.size());
   const stream bits{out.mutable_data(), half_named(to), 2};
   const stream wide{const_cast<float*>(in.data()), kind::float32, sizeof(float)};
@@ -52,7 +52,7 @@ void average(const std::vector<py::array>& arrays, const std::vector<double>& we
   std::vector<span> all(1);
   span& a = all[0];
   a.x = stream_of(out);
-  a.g = {const_cast<sum*>(&up), kind::sum, stream_of(pieces.at(0).kind).width};
+  a.g = {const_cast<sum*>(&up), kind::sum, width_of(pieces.at(0).kind)};
   a.size = a.row_size = out.size();
   a.width = a.x.width + static_cast<std::ptrdiff_t>(pieces.size()) * a.g.width;
   freely([&] { add(kernels(), all); });
@@ -214,9 +214,9 @@ PYBIND11_MODULE(_core, m) {
   m.def("use_isa", &use_isa, py::arg("name"));
   m.def("average", &average, py::arg("arrays"), py::arg("weights"), py::arg("out"));
   m.def("divide", &quotients, py::arg("a"), py::arg("b"));
-  m.def("widen", &widen, py::arg("kind"), py::arg("bits"),
+  m.def("widen", &widened, py::arg("kind"), py::arg("bits"),
         "The numbers that these bits of float16 or bfloat16 stand for, as a step reads them.");
-  m.def("narrow", &narrow, py::arg("kind"), py::arg("numbers"),
+  m.def("narrow", &narrowed, py::arg("kind"), py::arg("numbers"),
         "The bits of these numbers in float16 or bfloat16, as a step stores them.");
 
   m.def("threads", [] {

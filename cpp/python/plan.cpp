@@ -240,6 +240,12 @@ void plan::follow(py::dict& shared, const py::object& loss, const py::object& gr
   if (PyDict_Update(shared.ptr(), found.ptr()) != 0) throw py::error_already_set();
 }
 
+// What is shared becomes this by the step.
+void plan::read_shared(const py::dict& shared) {
+  next_shared_.clear();
+  for (const py::object& name : recipe_->shared) next_shared_.push_back(number(shared[name]));
+}
+
 plan::outcome plan::attempt(const request& asked, bool last) {
   py::dict shared;
   begin(asked, shared);
@@ -263,8 +269,7 @@ plan::outcome plan::attempt(const request& asked, bool last) {
     if (recipe_->adapts) adapt_scalars(sums);
     if (!last && !as_read()) return outcome::again;
   }
-  next_shared_.clear();
-  for (const py::object& name : recipe_->shared) next_shared_.push_back(number(shared[name]));
+  read_shared(shared);
   carry_out();
   count();
   zero_replaced();
@@ -306,8 +311,7 @@ void plan::open(const request& asked, const py::object& before, const py::object
     if (!before.is_none()) scale *= share_within(recipe_->limit, number(before));
     compute_scalars(scale, shared);
     if (!last && !as_read()) return outcome::again;
-    next_shared_.clear();
-    for (const py::object& name : recipe_->shared) next_shared_.push_back(number(shared[name]));
+    read_shared(shared);
     registry_.find_written();
     opened_scale_ = scale;
     opened_sets_ = set_of_;
@@ -428,9 +432,8 @@ void plan::direct() {
 
 // A gradient as one array, for Python: a sum is written to one.
 py::object plan::as_one(std::size_t k) {
-  const span& a = spans_[k];
-  if (a.rows != nullptr) return gradients_[k];
-  if (a.g.kind != kind::sum) {  // an array, or the only piece that isn't None
+  if (spans_[k].rows != nullptr) return gradients_[k];
+  if (spans_[k].g.kind != kind::sum) {  // an array, or the only piece that isn't None
     if (!has_pieces(gradients_[k])) return gradients_[k];
     for (const py::handle piece : gradients_[k])
       if (!piece.is_none()) return py::reinterpret_borrow<py::object>(piece);
@@ -438,7 +441,9 @@ py::object plan::as_one(std::size_t k) {
   static const auto& numpy = *new py::module_(py::module_::import("numpy"));
   const member& m = registry_.members()[active_[k]];
   const char* const computing = m.type == kind::float64 ? "float64" : "float32";
-  py::object found = numpy.attr("empty_like")(m.x, py::dtype(computing));
+  py::object found = numpy.attr("empty_like")(m.x, py::dtype(computing), py::arg("subok") = false);
+  check();  // Python may have run
+  const span& a = spans_[k];
   std::vector<span> all(1);
   all[0].x = stream_of(found, m.type == kind::float64 ? kind::float64 : kind::float32);
   all[0].g = a.g;

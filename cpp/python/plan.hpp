@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <deque>
 #include <memory>
 #include <optional>
 
@@ -151,6 +152,7 @@ class plan {
   template <class Attempt> bool repeated(const Attempt& attempt_once);
   outcome attempt(const request& asked, bool last);
   void begin(const request& asked, py::dict& shared);
+  void read_shared(const py::dict& shared);
   void follow(py::dict& shared, const py::object& loss, const py::object& groups) const;
   void carry_out();
 
@@ -265,10 +267,11 @@ class plan {
   std::vector<double> next_shared_;    // what is shared becomes by the step
   bool keyed_right_ = false;
   bool filled_ = false;
-  bool has_copies_ = false;               // a span has a master or an average
-  bool spread_ = false;                   // each span has a set of its own
-  std::vector<double> weights_;           // of the pieces, where gradients are sums of some
-  std::vector<source> sources_;           // of each active member, if any is no array
+  bool has_copies_ = false;      // a span has a master or an average
+  bool spread_ = false;          // each span has a set of its own
+  std::vector<double> weights_;  // of the pieces, where gradients are sums of some
+  std::deque<source> sources_;   // of active members, up to the last that is no array; spans point
+                                 // into them
   std::vector<std::int64_t*> row_steps_;  // of each active member, or null
   std::vector<double> scales_;            // of each active member, where they have their own
   std::vector<std::vector<double>> row_factors_;  // of its rows, where they are clipped

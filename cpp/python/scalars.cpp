@@ -373,8 +373,7 @@ void plan::spread_rows() {
   check();
   for (std::size_t k = 0; k < all_sets.size() && k < row_steps_.size(); ++k) {
     if (row_steps_[k] == nullptr) continue;
-    sources_[k].sets.swap(all_sets[k]);
-    sources_[k].fill(spans_[k]);
+    sources_[k].spread(std::move(all_sets[k]), spans_[k]);
   }
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from schuss import _core
-from schuss.engine.memory import address
+from schuss.engine.memory import address, order_of
 from schuss.engine.structure import Arrays, filled, label, listed
 from schuss.engine.structure import flatten as found_in
 
@@ -42,8 +42,7 @@ def flatten(params: Arrays) -> tuple[np.ndarray, Any]:
     flat = np.empty(sum(x.size for x in arrays.values()), dtype)
     views, begin = [], 0
     for x in arrays.values():
-        order: Any = "C" if x.flags.c_contiguous else "F"
-        views.append(flat[begin : begin + x.size].reshape(x.shape, order=order))
+        views.append(flat[begin : begin + x.size].reshape(x.shape, order=order_of(x)))
         views[-1][...] = x
         begin += x.size
     return flat, filled(tree, views)

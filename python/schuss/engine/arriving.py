@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import TracebackType
 from typing import Any
 
@@ -69,3 +70,22 @@ class Arriving:
             if changing is not None:
                 with self.opt._lock:
                     changing.__exit__(None, None, None)
+
+
+def require_no_other_gradients(opt: Any, clip_norm: str | None) -> None:
+    """Raises where a parameter can't step before all gradients are there."""
+    if clip_norm not in (None, "previous"):
+        raise ValueError(f'clip_norm: {clip_norm!r}, wanted "previous" or None')
+    limits = opt.clip_norm < math.inf and opt.clip_norm_per == "all"
+    if limits and not clip_norm:
+        raise ValueError(
+            "clip_norm: the norm of all gradients is known when all are there; pass "
+            'arriving(clip_norm="previous") to go by that of the step before'
+        )
+    if clip_norm and not limits:
+        raise ValueError('clip_norm: "previous" wants opt.clip_norm, and clip_norm_per="all"')
+    if opt.nonfinite != "propagate":
+        raise ValueError(f"nonfinite: {opt.nonfinite!r} looks at all gradients first")
+    for s in opt._settings():
+        if s.form.sums and s.rule.shared:
+            raise ValueError(f"arriving: {s.rule.__name__} has numbers of all gradients")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from schuss.engine.memory import write
+from schuss.engine.memory import order_of, write
 from schuss.reference.storage import CODED, blocks, decode, encode, join, split
 
 if TYPE_CHECKING:
@@ -120,12 +120,13 @@ class BlockFloat8(Narrow):
         return decode(self.codes, self.scales)
 
     def encoded(self, numbers: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        order: Any = "C" if self.codes.flags.c_contiguous else "F"
         codes, scales = encode(require_sign(numbers, self.signed), not self.signed)
         # Blocks of the numbers that are there stay: encoded anew they may get another scale.
         stays = (blocks(numbers.ravel("K")) == blocks(self.decoded().ravel("K"))).all(axis=1)
         scales[stays] = self.scales[stays]
-        stays = np.repeat(stays, CODED)[: codes.size].reshape(self.shape, order=order)
+        stays = np.repeat(stays, CODED)[: codes.size].reshape(
+            self.shape, order=order_of(self.codes)
+        )
         return [(self.codes, np.where(stays, self.codes, codes)), (self.scales, scales)]
 
 

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from schuss.engine.memory import LINE, PAGE, STAGGER, address
+from schuss.engine.memory import LINE, PAGE, STAGGER, address, order_of
 from schuss.engine.replacing import locked
 from schuss.engine.safetensors import strict_json
 from schuss.engine.saved import written
@@ -67,7 +67,7 @@ class Files:
     def zeros(self, x: np.ndarray, dtype: Any, shape: Any, place: int) -> np.ndarray:
         """Zeros in a file of their own and in the memory order of x, begun as memory.room does."""
         dtype = np.dtype(dtype)
-        order: Any = "C" if x.flags.c_contiguous else "F"
+        order = order_of(x)
         start = (address(x) + place * STAGGER) // LINE * LINE % PAGE + PAGE
         like = {
             "descr": np.lib.format.dtype_to_descr(dtype),

@@ -19,7 +19,7 @@ from weakref import WeakSet
 import numpy as np
 
 from schuss import _core
-from schuss.engine.arriving import Arriving
+from schuss.engine.arriving import Arriving, require_no_other_gradients
 from schuss.engine.backend import Given, Numpy
 from schuss.engine.codes import BlockFloat8, blocks_of
 from schuss.engine.declare import (
@@ -80,7 +80,7 @@ from schuss.engine.saved import (
     require_writeable,
     written,
 )
-from schuss.engine.scalars import TRAITS, Options, require_closed_form
+from schuss.engine.scalars import TRAITS, Options, require_rows
 from schuss.engine.step import Recipe
 from schuss.engine.structure import (
     Arrays,
@@ -359,9 +359,9 @@ class Optimizer(Rule, Declared):
 
     def _plan_of(self, parameters: list[Parameter]) -> _core.Plan:
         """Another plan, of all parameters, that goes on where the present one is."""
-        plan, trees = _core.Plan(), self._trees
+        plan = _core.Plan()
         self._register(parameters, plan)
-        plan.expect([trees if self._grouped else trees[0]])
+        plan.expect([self._structure()])
         plan.watch(self._watched)
         plan.restore(*self._moved())
         plan.barred = self._plan.barred
@@ -370,9 +370,12 @@ class Optimizer(Rule, Declared):
 
     def _expect(self) -> None:
         """Tells the plan in which structure gradients come, and where the user keeps arrays."""
-        trees: list[Any] = self._trees
-        self._plan.expect([trees if self._grouped else trees[0]])
+        self._plan.expect([self._structure()])
         self._watch(self._watched)
+
+    def _structure(self) -> Any:
+        """That of params, or of the groups."""
+        return self._trees if self._grouped else self._trees[0]
 
     def _watch(self, watched: list[tuple[Any, Tree]]) -> None:
         """Only what stays is watched, and what the plan can look into."""
@@ -777,7 +780,7 @@ class Optimizer(Rule, Declared):
         """
         if self._grouped and is_groups(values):
             values = [group["params"] for group in values]
-        tree: Any = self._trees if self._grouped else self._trees[0]
+        tree: Any = self._trees if self._grouped else self._trees[0]  # a call less
         try:
             found = self._plan.gather(values)
             return (gather(tree, values, role) if found is None else found), tree
@@ -838,11 +841,9 @@ class Optimizer(Rule, Declared):
             if lr is not None or grad_scale is not None:
                 lr, grad_scale = self._checked_for_step(lr, grad_scale)
             asked: tuple[Any, ...] = grads, lr, loss, grad_scale
-            if pieces is not None or weights is not None:
-                asked = (*asked, *check_pieces(grads, pieces, weights))
-                asked = (*asked, check_flag("report", report))
-            elif report:
-                asked = (*asked, None, (), check_flag("report", report))
+            if pieces is not None or weights is not None or report:
+                parts = check_pieces(grads, pieces, weights)
+                asked = (*asked, *parts, check_flag("report", report))
             if params is not None:
                 return self._step_of(params, asked)
             if self._files is not None:
@@ -921,31 +922,13 @@ class Optimizer(Rule, Declared):
         """
         try:
             lr, grad_scale = self._checked_for_step(lr, grad_scale)
-            self._require_no_other_gradients(clip_norm)
+            require_no_other_gradients(self, clip_norm)
             self._require_parameters("arriving")
             before = self._plan.last_norm if clip_norm else None
             return Arriving(self, lr, loss, grad_scale, check_flag("report", report), before)
         except (TypeError, ValueError) as error:
             shorten(error)
             raise
-
-    def _require_no_other_gradients(self, clip_norm: str | None) -> None:
-        """Raises where a parameter can't step before all gradients are there."""
-        if clip_norm not in (None, "previous"):
-            raise ValueError(f'clip_norm: {clip_norm!r}, wanted "previous" or None')
-        limits = self.clip_norm < math.inf and self.clip_norm_per == "all"
-        if limits and not clip_norm:
-            raise ValueError(
-                "clip_norm: the norm of all gradients is known when all are there; pass "
-                'arriving(clip_norm="previous") to go by that of the step before'
-            )
-        if clip_norm and not limits:
-            raise ValueError('clip_norm: "previous" wants opt.clip_norm, and clip_norm_per="all"')
-        if self.nonfinite != "propagate":
-            raise ValueError(f"nonfinite: {self.nonfinite!r} looks at all gradients first")
-        for s in self._settings():
-            if s.form.sums and s.rule.shared:
-                raise ValueError(f"arriving: {s.rule.__name__} has numbers of all gradients")
 
     @property
     def arrived(self) -> tuple[str, ...]:
@@ -1004,24 +987,9 @@ class Optimizer(Rule, Declared):
         if given["master"] and given["stochastic_rounding"]:
             raise ValueError("stochastic_rounding: not with master, which needs no chance")
         for s in settings if given["rows"] != "lazy" else ():
-            self._require_rows(s, given)
+            require_rows(s, given["rows"], given["ema"] is not None)
         if isinstance(given["grad_scale"], Scale) and given["nonfinite"] != "skip":
             raise ValueError('grad_scale: a LossScale needs nonfinite="skip"')
-
-    def _require_rows(self, settings: Settings, given: Mapping[str, Any]) -> None:
-        """Raises where rows of these settings can't be counted."""
-        rule, mode = settings.rule, given["rows"]
-        why = rule.refuses_rows(settings.values)
-        if settings.values["cautious"]:
-            why = "cautious looks at whole arrays"
-        if rule.memory or rule.shared:
-            why = f"{rule.__name__} remembers numbers beside whole arrays"
-        if mode == "decayed" and given["ema"] is not None:
-            why = "ema has no closed form for them"
-        if why:
-            raise ValueError(f"rows: {mode!r} is for rows by themselves, but {why}")
-        if mode == "decayed":
-            require_closed_form(rule, settings.values)
 
     def _match(self, grads: Any, role: str) -> tuple[list[Any], Any]:
         """Gradients in a structure that the plan does not know."""

@@ -154,6 +154,22 @@ class Part:
         return 1.0 / max(sums.agree / sums.size, 1e-3) if sums.size else 1.0
 
 
+def require_rows(settings: Settings, mode: str, has_ema: bool) -> None:
+    """Raises where rows of these settings can't be counted."""
+    rule = settings.rule
+    why = rule.refuses_rows(settings.values)
+    if settings.values["cautious"]:
+        why = "cautious looks at whole arrays"
+    if rule.memory or rule.shared:
+        why = f"{rule.__name__} remembers numbers beside whole arrays"
+    if mode == "decayed" and has_ema:
+        why = "ema has no closed form for them"
+    if why:
+        raise ValueError(f"rows: {mode!r} is for rows by themselves, but {why}")
+    if mode == "decayed":
+        require_closed_form(rule, settings.values)
+
+
 def require_closed_form(rule: type[Rule], h: Mapping[str, Any]) -> None:
     """Raises where steps without a gradient can't be made up for at once."""
     why = ""
