@@ -1,7 +1,7 @@
 // The binding: what of all this Python sees.
 #include <map>
 
-#include "plan.hpp"
+#include "tensors.hpp"
 #include "threads.hpp"
 
 namespace schuss {
@@ -68,6 +68,7 @@ py::object there(const py::object& member) {
 }
 
 template <class See> int visit(const plan& own, const See& see) { return own.visit(see); }
+template <class See> int visit(const tensors& own, const See& see) { return own.visit(see); }
 template <class See> int visit(const row_gradient& own, const See& see) {
   const int stopped = see(own.index.ptr());
   return stopped != 0 ? stopped : see(own.values.ptr());
@@ -177,6 +178,14 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("last_norm", &plan::last_norm)
       .def_property_readonly("shared", &plan::shared)
       .def_property_readonly("iterations", &plan::iterations);
+
+  py::class_<tensors>(m, "Tensors", py::custom_type_setup(collected<tensors>),
+                      "Parameters that are tensors of another library, and their gradients.")
+      .def(py::init<py::object, py::type, py::object>(), py::arg("exchange"), py::arg("type"),
+           py::arg("other"))
+      .def("add", &tensors::add, py::arg("tensor"), py::arg("x"), py::arg("g"))
+      .def("replace", &tensors::replace, py::arg("number"), py::arg("x"))
+      .def("step", &tensors::step, py::arg("plan"), py::arg("lr"), py::arg("loss"));
 
   m.def("stages", [] {
     std::vector<std::pair<std::string, double>> all;

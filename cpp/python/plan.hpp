@@ -65,6 +65,7 @@ class plan {
   // known yet, in order, and that structure.
   void serve(py::object lock, py::object make, py::object match);
   bool step(const request& asked);
+  held hold() const { return held(acquire_, release_); }  // between two steps of other threads
 
   // The same as its gradients arrive: `open`, then `arrive` for each of them, and `close`, at which
   // counters move, but where it failed before the first one. Settings and scalars are those at the

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["torch_state_dict"]
 
+# Where the optimizers of PyTorch's tensors keep what belongs to no tensor, in "state".
+BESIDE = "schuss"
+
 # What ours has beside "state" and "param_groups", and PyTorch's has not.
 OURS = {*KEYS} - {"state", "param_groups"}
 
@@ -65,7 +68,7 @@ def from_torch(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str,
     require_groups(state_dict["param_groups"])
     state: dict[str, Any] = {}
     groups: list[dict[str, Any]] = []
-    left = dict(state_dict["state"])
+    left = {key: own for key, own in state_dict["state"].items() if key != BESIDE}
     matches = match_groups(optimizer.param_groups, state_dict["param_groups"])
     for own, (group, keys) in zip(optimizer.param_groups, matches, strict=True):
         values = hyperparameters(type(optimizer), group)
@@ -154,8 +157,13 @@ def read(p: Parameter, given: Mapping[str, Any], start: Mapping[str, float]) -> 
     if not given:
         full = {key: np.full_like(x, start.get(key, 0.0), np.float64) for key in p.state}
         return {"step": 0, **start, **arrays(p, full, cast=True), **state}
-    state |= {key: plain(value) for key, value in given.items() if key not in p.state}
-    state |= arrays(p, {key: value for key, value in given.items() if key in p.state})
+    others = {  # codes come with their scales
+        key: value
+        for key, value in given.items()
+        if key not in p.state or f"{key}{SCALES}" in given
+    }
+    state |= {k: array(v, p.saved[k]) if k in p.saved else plain(v) for k, v in others.items()}
+    state |= arrays(p, {key: value for key, value in given.items() if key not in others})
     if given.keys() == {"momentum_buffer"}:
         state["step"] = 1  # PyTorch's SGD doesn't count its steps, but the first one is over
     step = state.get("step")

@@ -1,0 +1,121 @@
+#include "tensors.hpp"
+
+namespace schuss {
+
+namespace {
+
+constexpr char capsule_name[] = "dlpack_exchange_api";
+
+struct dl_exchange {
+  std::uint32_t major, minor;
+  const dl_exchange* before;
+  void (*functions[3])();  // that allocate
+  dl_view view;            // may be null
+};
+
+dl_view view_of(const py::object& exchange) {
+  if (exchange.is_none()) return nullptr;
+  const auto* const found =
+      static_cast<const dl_exchange*>(PyCapsule_GetPointer(exchange.ptr(), capsule_name));
+  if (found == nullptr) throw py::error_already_set();
+  return found->major == 1 ? found->view : nullptr;
+}
+
+bool is_of_kind(const dl_tensor& t, kind k) {
+  constexpr int floating = 2, brain = 4;
+  if (t.lanes != 1 || t.bits != 8 * width_of(k)) return false;
+  return t.code == (k == kind::bfloat16 ? brain : floating);
+}
+
+// Whether a tensor lies as an array does: on the CPU, with its type, shape and strides.
+bool is_like(const dl_tensor& t, const py::array& a) {
+  constexpr int cpu = 1;
+  const py::detail::PyArray_Proxy* const own = fields(a);
+  const std::optional<kind> k = kind_of(a);
+  if (t.device != cpu || t.dimensions != own->nd || !k || !is_of_kind(t, *k)) return false;
+  for (int axis = 0; axis < own->nd; ++axis)
+    if (t.shape[axis] != own->dimensions[axis] ||
+        (t.shape[axis] > 1 && t.strides[axis] * width_of(*k) != own->strides[axis]))
+      return false;
+  return true;
+}
+
+char* data_of(const dl_tensor& t) { return static_cast<char*>(t.data) + t.byte_offset; }
+
+}  // namespace
+
+class tensors::aimed {
+ public:
+  explicit aimed(tensors& own) : own_(own) {
+    held_.reserve(own.entries_.size());
+    try {
+      for (std::size_t i = 0; i < own.entries_.size(); ++i) {
+        held_.push_back(own.entries_[i].tensor.attr("grad"));
+        own.aim(i, held_.back());
+      }
+    } catch (...) {
+      rest();
+      throw;
+    }
+  }
+  ~aimed() { rest(); }
+  aimed(const aimed&) = delete;
+  aimed& operator=(const aimed&) = delete;
+
+ private:
+  void rest() {
+    for (std::size_t i = 0; i < own_.entries_.size(); ++i) {
+      const entry& e = own_.entries_[i];
+      py::detail::array_proxy(e.g.ptr())->data = e.rest;
+      own_.put(i, e.g);
+    }
+  }
+
+  tensors& own_;
+  std::vector<py::object> held_;  // or another thread might free what is read
+};
+
+tensors::tensors(const py::object& exchange, py::type type, py::object other)
+    : view_(view_of(exchange)), type_(std::move(type)), other_(std::move(other)) {}
+
+void tensors::add(py::object tensor, py::array x, py::array g) {
+  char* const rest = fields(g)->data;
+  py::reinterpret_borrow<py::list>(gradients_).append(g);
+  entries_.push_back({std::move(tensor), std::move(x), std::move(g), rest});
+}
+
+bool tensors::step(plan& own, const py::object& lr, const py::object& loss) {
+  const held lock = own.hold();
+  const aimed here(*this);
+  return own.step({gradients_, lr, loss, py::none()});
+}
+
+void tensors::aim(std::size_t i, py::handle gradient) {
+  if (!gradient.is_none() && aim_directly(entries_[i], gradient)) return;
+  put(i, gradient.is_none() ? py::none() : other_(i, gradient));
+}
+
+void tensors::put(std::size_t i, const py::object& gradient) {
+  const auto place = static_cast<Py_ssize_t>(i);
+  if (PyList_GET_ITEM(gradients_.ptr(), place) == gradient.ptr()) return;
+  if (PyList_SetItem(gradients_.ptr(), place, py::object(gradient).release().ptr()) != 0)
+    throw py::error_already_set();
+}
+
+// Aims at a gradient that lies as its parameter does, which is where it was.
+bool tensors::aim_directly(const entry& e, py::handle gradient) const {
+  dl_tensor x{}, g{};
+  if (view_ == nullptr || reinterpret_cast<PyObject*>(Py_TYPE(gradient.ptr())) != type_.ptr())
+    return false;
+  if (view_(e.tensor.ptr(), &x) != 0 || view_(gradient.ptr(), &g) != 0) {
+    PyErr_Clear();  // of a kind that has no strides
+    return false;
+  }
+  if (!is_like(x, e.x) || !is_like(g, e.x)) return false;
+  if (e.x.size() == 0) return true;
+  if (data_of(x) != fields(e.x)->data || g.data == nullptr) return false;
+  py::detail::array_proxy(e.g.ptr())->data = data_of(g);
+  return true;
+}
+
+}  // namespace schuss

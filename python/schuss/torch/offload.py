@@ -1,0 +1,155 @@
+"""Weights that live elsewhere, whose master copy and state are stepped on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from schuss.engine.optimizer import Optimizer as OfArrays
+from schuss.rules import AdamW
+from schuss.torch.optimizers import Optimizer
+
+
+class Offload(Optimizer):
+    """Steps weights of another device on the CPU, where their masters and their state are.
+
+        opt = schuss.torch.Offload(model, schuss.AdamW, lr=3e-4, state_dtype="blockfloat8")
+        loss.backward()
+        opt.step()
+
+    params     a model, or tensors or groups as for PyTorch's optimizers
+    rule       the class of a rule, of schuss or of schuss.torch. Default AdamW
+    lr         learning rate of the groups that have none of their own
+    arriving   True: each tensor steps within the backward pass, when its gradient is there, and
+               lets go of the gradient; `step` then ends the step. Not where gradients of several
+               backward passes are added up. Default False: all step in `step`
+
+    Hyperparameters and options as in the rule's class, and master=True by default: the masters of
+    16-bit weights are in float32; "remainder" takes half of that beside weights of bfloat16.
+    Gradients come as they are, in 16 bits, and so do weights go back, through memory that is pinned
+    where the device can read it. Tensors that are on the CPU are stepped where they lie.
+
+    Whoever writes to the weights, by load_state_dict for example, calls `refresh` afterwards.
+    Raises as schuss.torch.Optimizer does.
+    """
+
+    _arriving = False
+    _open: Any = None  # the step whose gradients arrive
+
+    def __init__(
+        self,
+        params: Any,
+        rule: type[Any] = AdamW,
+        lr: Any = None,
+        *,
+        arriving: bool = False,
+        **options: Any,
+    ) -> None:
+        self.rule = getattr(rule, "rule", rule)  # type: ignore[misc]
+        if not (isinstance(self.rule, type) and issubclass(self.rule, OfArrays)):
+            raise TypeError(f"rule: {rule!r}, wanted the class of a rule, such as schuss.AdamW")
+        if isinstance(params, torch.nn.Module):
+            params = params.parameters()
+        self._here: dict[torch.Tensor, torch.Tensor] = {}  # what is stepped for each
+        super().__init__(params, lr, **{"master": True, **options})
+        self._arriving = arriving
+        if arriving:
+            for group in self.param_groups:
+                for x in group["params"]:
+                    if x.requires_grad:
+                        x.register_post_accumulate_grad_hook(self._arrive)
+
+    # ---- What is stepped
+
+    def _is_elsewhere(self, x: torch.Tensor) -> bool:
+        return x.device.type != "cpu"
+
+    def _stepped(self, x: torch.Tensor) -> torch.Tensor:
+        if not self._is_elsewhere(x):
+            return x
+        if x not in self._here:
+            mine = torch.empty_like(x, device="cpu", requires_grad=False, pin_memory=is_pinned(x))
+            self._here[x] = mine.copy_(x.detach())
+        return self._here[x]
+
+    def refresh(self) -> None:
+        """Takes masters and running means anew from the weights, which were written to."""
+        for x, mine in self._here.items():
+            mine.copy_(x.detach())
+        self.arrays.refresh()
+
+    def _fetch(self, x: torch.Tensor) -> None:
+        """Brings a gradient here; `wait` says when it is."""
+        mine, gradient = self._here[x], x.grad
+        if gradient is None or gradient.layout is not torch.strided:
+            mine.grad = None if gradient is None else gradient.cpu()
+            return
+        if mine.grad is None or mine.grad.layout is not torch.strided:
+            mine.grad = torch.empty_like(mine, pin_memory=is_pinned(x))
+        mine.grad.copy_(gradient, non_blocking=is_pinned(x))
+
+    def _give_back(self, x: torch.Tensor) -> None:
+        """Brings a weight to where it lives."""
+        x.detach().copy_(self._here[x], non_blocking=is_pinned(x))
+
+    # ---- The step
+
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
+        if not self._arriving:
+            _ = self.arrays  # what is stepped is there
+            return super()._step(closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._end(None)
+        return loss
+
+    def _carry_out(self, loss: float | None) -> None:
+        for x in self._here:
+            self._fetch(x)
+        wait(self._here)
+        super()._carry_out(loss)
+        for x, mine in self._here.items():
+            if mine.grad is not None:
+                self._give_back(x)
+
+    def _arrive(self, x: torch.Tensor) -> None:
+        """Steps a tensor whose gradient is there, in the backward pass."""
+        try:
+            if self._open is None:
+                arrays = self._followed()
+                self._numbers = {m.tensor: i for i, m in enumerate(self._members)}
+                self._open = arrays.arriving()
+                self._arrival = self._open.__enter__()
+            if x in self._here:
+                self._fetch(x)
+                wait([x])
+            number, gradient = self._numbers[x], self._stepped(x).grad
+            if gradient is not None:
+                self._arrival(number, self._look(number, gradient))
+                if x in self._here:
+                    self._give_back(x)
+            x.grad = None
+        except BaseException as error:
+            self._end(error)
+            raise
+
+    def _end(self, error: BaseException | None) -> None:
+        """The end of a step whose gradients arrived; of none, where none did."""
+        opened, self._open = self._open, None
+        if opened is not None:
+            opened.__exit__(None if error is None else type(error), error, None)
+
+
+def is_pinned(x: torch.Tensor) -> bool:
+    """Whether copies to and from the tensor's device go through pinned memory, and need no wait."""
+    return x.device.type == "cuda"
+
+
+def wait(tensors: Iterable[torch.Tensor]) -> None:
+    """Until what was asked of the tensors' devices is done."""
+    for device in {x.device for x in tensors if is_pinned(x)}:
+        torch.cuda.current_stream(device).synchronize()

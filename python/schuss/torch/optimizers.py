@@ -1,0 +1,473 @@
+"""The rules as optimizers of PyTorch's, which step tensors on the CPU where they lie."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from itertools import chain, islice
+from operator import is_, itemgetter
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch.autograd import profiler
+from torch.optim.optimizer import _global_optimizer_post_hooks as global_post_hooks
+from torch.optim.optimizer import _global_optimizer_pre_hooks as global_pre_hooks
+
+from schuss import _core
+from schuss.engine.declare import REQUIRED
+from schuss.engine.groups import Group
+from schuss.engine.guard import shorten
+from schuss.engine.memory import address
+from schuss.engine.optimizer import Optimizer as OfArrays
+from schuss.engine.optimizer import signature
+from schuss.engine.saved import written
+from schuss.rules import RULES
+from schuss.rules.matrix import SOAP, Muon, Shampoo
+from schuss.torch.state import BESIDE, hyperparameters, read, require_groups
+from schuss.torch.tensors import (
+    array_of,
+    axes_in_memory,
+    numbers_of,
+    require_like,
+    require_steppable,
+    rows_of,
+    tensor_of,
+)
+
+# Arguments of PyTorch's classes that choose among its implementations: any will do of the first,
+# the others may only be off.
+IMPLEMENTATIONS = ("foreach", "fused")
+REFUSED = ("capturable", "differentiable")
+
+# DLPack's functions for tensors, which tell of one without making an object: PyTorch has them from
+# 2.10 on. Without them each gradient is made an array.
+EXCHANGE = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+
+LINE = 64  # bytes of a cache line
+
+
+class Link:
+    """A group of PyTorch's, and those of the optimizer of arrays that follow it."""
+
+    def __init__(self, group: dict[str, Any], own: list[Group], rule: type[OfArrays]) -> None:
+        self.group, self.own, self.declared = group, own, rule.hyperparameters
+        self.members = list(group["params"])
+        self.lr = group["lr"]
+        self.others = itemgetter(*(name for name in self.declared if name != "lr"))
+        self.given = self.others(group)
+        self.plain = numbers_of(self.given)
+
+    def follow(self) -> None:
+        """Sets what has changed. Mostly that is lr alone, before every step."""
+        lr, given = self.group["lr"], self.others(self.group)
+        if lr is not self.lr or isinstance(lr, torch.Tensor):  # which changes in place
+            self.set("lr", *numbers_of((lr,)))
+            self.lr = lr
+        if given == self.given and self.plain is self.given:
+            return
+        plain = numbers_of(given)
+        names = (name for name in self.declared if name != "lr")
+        for name, value, before in zip(names, plain, self.plain, strict=True):
+            if value is not before and value != before:
+                self.set(name, value)
+        self.given, self.plain = given, plain
+
+    def set(self, name: str, value: Any) -> None:
+        """Sets one hyperparameter, in each group that has it."""
+        for own in self.own:
+            if own.rule.hyperparameters.get(name) is self.declared[name]:
+                own[name] = value
+
+    def still(self) -> bool:
+        """Whether the group has the tensors that it had."""
+        now = self.group["params"]
+        return len(now) == len(self.members) and all(map(is_, now, self.members))
+
+
+class Member:
+    """A tensor of the user's, and what is stepped for it: mostly the same."""
+
+    def __init__(self, tensor: torch.Tensor, stepped: torch.Tensor, label: str) -> None:
+        require_steppable(stepped, label)
+        self.tensor, self.stepped, self.label = tensor, stepped, label
+        self.axes = axes_in_memory(stepped)  # in which it is contiguous
+        self.turned = self.axes != sorted(self.axes)
+        self.memory = array_of(stepped)
+        self.state: dict[str, torch.Tensor] = {}  # the memory of the arrays of its state
+
+    def in_memory(self, a: Any) -> Any:
+        """An array or tensor of the same shape, with its axes in that order."""
+        same = self.turned and getattr(a, "shape", None) == self.stepped.shape
+        if not same:
+            return a
+        return a.permute(self.axes) if isinstance(a, torch.Tensor) else a.transpose(self.axes)
+
+    def show(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Takes arrays that lie beside it as its state."""
+        shape = self.in_memory(self.memory).shape
+        back = np.argsort(self.axes)
+        self.state = {
+            key: tensor_of(a.transpose(back) if self.turned and a.shape == shape else a)
+            for key, a in arrays.items()
+        }
+
+
+class Optimizer(torch.optim.Optimizer):
+    """Steps tensors on the CPU in place, by a rule of schuss; the base of a class for each.
+
+        opt = schuss.torch.AdamW(model.parameters(), lr=3e-4)
+
+    params   tensors, named tensors or groups, as PyTorch's optimizers take them: dense, on the CPU,
+             in float32, float64, float16 or bfloat16
+    lr       learning rate of the groups that have none of their own
+
+    Hyperparameters, with PyTorch's defaults, are in `param_groups`; options of the whole, such as
+    clip_norm, ema, state_dtype and master, go to the constructor alone: both as in the rule's
+    class. State is made at the first step, in float32 for tensors of 16 bits, unless state_dtype
+    says otherwise. `state` and `state_dict` have it in PyTorch's form, as tensors of the memory
+    that is stepped, and `load_state_dict` takes PyTorch's, too. A sparse gradient counts as Rows.
+    `arrays` is the optimizer of arrays that steps, with grad_norm, averaged() and more.
+
+    foreach and fused are accepted, and change nothing; capturable and differentiable are refused.
+    Raises TypeError or ValueError that name what is wrong, at the beginning or in a step, which has
+    changed nothing then.
+    """
+
+    rule: ClassVar[type[OfArrays]] = OfArrays
+
+    def __init__(self, params: Any, lr: Any = None, **options: Any) -> None:
+        try:
+            given = options if lr is None else {"lr": lr, **options}
+            super().__init__(params, self._begin(given))
+        except (TypeError, ValueError) as error:
+            shorten(error)
+            raise
+
+    def _begin(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Keeps the options of the whole; returns the hyperparameters, with their defaults."""
+        for name in REFUSED:
+            if options.pop(name, False):
+                raise ValueError(f"{name}: no step of schuss can be; leave it off")
+        for name in IMPLEMENTATIONS:
+            options.pop(name, None)
+        rule = self.rule
+        whole = {*rule.options, *rule.apart} - {"grads"}
+        self._options = {name: options.pop(name) for name in whole & options.keys()}
+        preset = options.pop("preset", "torch" if "torch" in rule.presets else None)
+        plain = dict(zip(options, numbers_of(tuple(options.values())), strict=True))
+        values = dict(Group(rule, {"preset": preset, **plain}).settings.values)
+        trial = {name: v for name, v in self._options.items() if name != "state_dir"}
+        rule([np.zeros((1, 1), np.float32)], **values, **trial)  # raises where options are wrong
+        return values | options
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Takes in more tensors: {"params": tensors, **what differs from the constructor's}."""
+        before = len(self.param_groups)
+        super().add_param_group(param_group)
+        try:
+            group, names = self.param_groups[-1], self.rule.hyperparameters
+            plain = numbers_of(itemgetter(*names)(group))
+            Group(self.rule, dict(zip(names, plain, strict=True)))
+            first = sum(len(g["params"]) for g in self.param_groups[:-1])
+            for i, x in enumerate(group["params"], first):
+                require_steppable(x, f"params[{i}]", self._is_elsewhere(x))
+        except (TypeError, ValueError):
+            del self.param_groups[before:]
+            raise
+
+    # ---- The step
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Steps every tensor that has a gradient; returns what closure returned.
+
+        closure   called first: clears the gradients, computes the loss and its gradients, and
+                  returns the loss, of which rules hear that read it. Default None
+        """
+        if (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or global_pre_hooks
+            or global_post_hooks
+            or profiler._is_profiler_enabled
+        ):
+            return self._hooked_step(closure)
+        return self._step(closure)
+
+    # PyTorch would wrap every step in what serves hooks, and takes as long as a small step.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        try:
+            self._carry_out(None if loss is None else float(loss))
+        except (TypeError, ValueError) as error:
+            shorten(error)
+            raise
+        return loss
+
+    _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
+
+    def _carry_out(self, loss: float | None) -> None:
+        arrays = self._followed()
+        with arrays._changing() if arrays._files is not None else nullcontext():
+            self._tensors.step(arrays._plan, None, loss)
+
+    def _followed(self) -> OfArrays:
+        """The optimizer of arrays, with the groups' hyperparameters as they are now."""
+        arrays = self.arrays
+        for link in self._links:
+            link.follow()
+        return arrays
+
+    @property
+    def arrays(self) -> OfArrays:
+        """The optimizer of arrays that steps the tensors' memory, made when it is needed."""
+        found = self._arrays
+        return self._make() if found is None or not self._is_as_shown() else found
+
+    def _is_elsewhere(self, x: torch.Tensor) -> bool:
+        """Whether a tensor is stepped in a copy of its own."""
+        return False
+
+    def _stepped(self, x: torch.Tensor) -> torch.Tensor:
+        """The tensor on the CPU that is stepped in place, and has the gradient."""
+        return x
+
+    def _make(self) -> OfArrays:
+        """It takes over what is in the state, and the state then has tensors of its arrays."""
+        tensors = chain.from_iterable(group["params"] for group in self.param_groups)
+        members = [Member(x, self._stepped(x), f"params[{i}]") for i, x in enumerate(tensors)]
+        for m in members:
+            if m.turned and self._looks_at_shapes():
+                raise ValueError(
+                    f"{m.label}: its axes lie in the order {m.axes}, but {self.rule.__name__} "
+                    "looks at rows or matrices; create it as x.contiguous()"
+                )
+        each, names = iter(members), [*self.rule.hyperparameters]
+        groups = [
+            dict(zip(names, numbers_of(itemgetter(*names)(g)), strict=True))
+            | {"params": [m.in_memory(m.memory) for m in islice(each, len(g["params"]))]}
+            for g in self.param_groups
+        ]
+        arrays = self.rule(groups, **self._options)
+        self._take_over(arrays, members)
+        size = len(arrays.param_groups) // len(groups)  # those of matrices are two each
+        self._links = [
+            Link(group, list(arrays.param_groups[i * size : (i + 1) * size]), self.rule)
+            for i, group in enumerate(self.param_groups)
+        ]
+        rest = np.zeros(max(m.memory.nbytes for m in members) + LINE, np.uint8)
+        rest = rest[-address(rest) % LINE :]  # read by nobody, so that it takes no memory
+        self._tensors = _core.Tensors(EXCHANGE, torch.Tensor, self._look)
+        for m, p in zip(members, arrays._parameters, strict=True):
+            g = np.ndarray(p.x.shape, p.x.dtype, rest, strides=p.x.strides)
+            self._tensors.add(m.stepped, m.memory, g)
+            m.show(p.saved)
+        self._members, self._arrays = members, arrays
+        self._show()
+        return arrays
+
+    def _looks_at_shapes(self) -> bool:
+        """Whether rows or matrices are told apart in a tensor, so that its axes count."""
+        by_row = self._options.get("clip_norm_per") == "row"
+        return by_row or "matrix" in self.rule.apart or self.rule.factors is not OfArrays.factors
+
+    def _look(self, number: int, gradient: torch.Tensor) -> Any:
+        """What stands for a gradient that doesn't lie as its tensor did when it was registered."""
+        self._follow_memory()
+        m = self._members[number]
+        if gradient.layout is not torch.strided:
+            return rows_of(gradient, f"{m.label}.grad")
+        require_like(gradient, m.stepped, m.label)
+        return m.in_memory(array_of(gradient))
+
+    def _follow_memory(self) -> None:
+        """Goes on in the memory that the tensors have now."""
+        arrays = self._arrays
+        assert arrays is not None
+        now = [Member(m.tensor, self._stepped(m.tensor), m.label) for m in self._members]
+        if all(
+            address(m.memory) == address(p.x) for m, p in zip(now, arrays._parameters, strict=True)
+        ):
+            return
+        each = iter(now)
+        arrays.rebind(
+            [
+                [m.in_memory(m.memory) for m in islice(each, len(link.members))]
+                for link in self._links
+            ]
+        )
+        for i, (m, p) in enumerate(zip(now, arrays._parameters, strict=True)):
+            self._tensors.replace(i, m.memory)
+            m.show(p.saved)
+        self._members = now
+
+    # ---- State
+
+    @property  # type: ignore[override]
+    def state(self) -> dict[Any, Any]:
+        """The state of each tensor that was stepped, by tensor, as PyTorch has it.
+
+        Its tensors have the memory that is stepped; what is put in their place is taken over.
+        """
+        if self._arrays is not None:
+            self._show()
+        return self._state
+
+    @state.setter
+    def state(self, state: dict[Any, Any]) -> None:
+        self._state = state
+        self._arrays: OfArrays | None = None
+        self._picture: list[tuple[Any, ...]] | None = None
+
+    def _show(self) -> None:
+        """Brings the state up to date."""
+        arrays = self._arrays
+        assert arrays is not None
+        most = 0
+        for i, m in enumerate(self._members):
+            counters = arrays._counters_of(i)
+            most = max(most, counters["step"])
+            if counters["step"]:
+                own = self._state.setdefault(m.tensor, {})
+                own.update(m.state)
+                for name, value in counters.items():
+                    if not (name in own and own[name] == value):
+                        own[name] = torch.tensor(value, dtype=number_type(name, value))
+        beside = {"iterations": arrays.iterations, "last_norm": arrays._plan.last_norm}
+        beside |= {"shared": dict(zip(arrays.shared, arrays._plan.shared, strict=True))}
+        self._state.pop(BESIDE, None)
+        if most and beside != {"iterations": most, "last_norm": None, "shared": {}}:
+            self._state[BESIDE] = beside
+        self._picture = list(pictured(self._state))
+
+    def _is_as_shown(self) -> bool:
+        """Whether the user has left groups and state as they were."""
+        groups = len(self._links) == len(self.param_groups) and all(
+            link.group is group and link.still()
+            for link, group in zip(self._links, self.param_groups, strict=True)
+        )
+        before, self._picture = self._picture, None  # which is there where it was looked at
+        if not groups:
+            self._show()
+        elif before is None or same_pictures(before, list(pictured(self._state))):
+            return True
+        self._arrays = None
+        return False
+
+    def _take_over(self, arrays: OfArrays, members: list[Member]) -> None:
+        """Puts what is in the state into the optimizer of arrays."""
+        found = {m.tensor: self._state.get(m.tensor) or {} for m in members}
+        if not any(found.values()):
+            return
+        saved = written(arrays)
+        settings = {id(p): g.settings for g in arrays.param_groups for p in g.members}
+        for m, p in zip(members, arrays._parameters, strict=True):
+            own = settings[id(p)]
+            start = {**own.rule.memory, **own.rule.initial(own.values)}
+            given = {key: m.in_memory(value) for key, value in found[m.tensor].items()}
+            saved["state"][p.name] = read(p, given, start)
+        steps = [own.get("step") for own in saved["state"].values()]
+        most = max(n for n in steps if isinstance(n, int))
+        arrays.load_state_dict(saved | {"iterations": most} | self._state.get(BESIDE, {}))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Goes on where a state dictionary was taken, of this class or of PyTorch's same rule.
+
+        state_dict   as `state_dict` gives it: by the tensors' positions
+
+        The state is copied. Raises ValueError that lists what doesn't fit; nothing has changed
+        then.
+        """
+        state_dict = dict(state_dict)
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = before(self, state_dict) or state_dict
+        saved = state_dict["param_groups"]
+        require_groups(saved)
+        sizes = [len(g["params"]) for g in saved], [len(g["params"]) for g in self.param_groups]
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"param_groups: of {sizes[0]} parameters; wanted {sizes[1]}")
+        tensors = dict(
+            zip(
+                chain.from_iterable(g["params"] for g in saved),
+                chain.from_iterable(g["params"] for g in self.param_groups),
+                strict=True,
+            )
+        )
+        state: dict[Any, Any] = defaultdict(dict)
+        for key, own in state_dict["state"].items():
+            state[tensors.get(key, key)] = dict(own)
+        previous = self._state, self._arrays, [dict(group) for group in self.param_groups]
+        try:
+            for group, own in zip(self.param_groups, saved, strict=True):
+                values = {k: v for k, v in own.items() if k not in ("params", "param_names")}
+                group.update(copy.deepcopy(values) | hyperparameters(self.rule, own))
+            self.state = state
+            _ = self.arrays
+        except BaseException as error:
+            self.state, self._arrays = previous[:2]
+            for group, values in zip(self.param_groups, previous[2], strict=True):
+                group.clear()
+                group.update(values)
+            if isinstance(error, TypeError | ValueError):
+                shorten(error)
+            raise
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_options": self._options}
+
+    def __setstate__(self, given: dict[str, Any]) -> None:
+        given = dict(given)
+        state = given.pop("state", None)
+        super().__setstate__(given)
+        if state is not None:
+            self.state = state
+
+
+def number_type(name: str, value: float) -> torch.dtype:
+    """PyTorch's fused steps want a count in float32, as long as that has it."""
+    return torch.float32 if name == "step" and value < 2**24 else torch.float64
+
+
+def pictured(state: Mapping[Any, Any]) -> Iterator[tuple[Any, ...]]:
+    """Every entry of a state, and its number where it is one: tensors change in place."""
+    for key, own in state.items():
+        yield id(key), "", key, None
+        if isinstance(own, Mapping):
+            for name, value in own.items():
+                single = isinstance(value, torch.Tensor) and value.ndim == 0
+                yield id(key), name, value, value.item() if single else None
+
+
+def same_pictures(a: list[tuple[Any, ...]], b: list[tuple[Any, ...]]) -> bool:
+    """Whether the same objects are at the same places, with the same numbers."""
+    return len(a) == len(b) and all(
+        x[:2] == y[:2] and x[2] is y[2] and x[3] == y[3] for x, y in zip(a, b, strict=True)
+    )
+
+
+def optimizer_of(rule: type[OfArrays]) -> type[Optimizer]:
+    """The class of a rule."""
+    text = f"""{rule.__name__} of PyTorch's tensors on the CPU: see schuss.torch.Optimizer.
+
+    The rule, with PyTorch's defaults where it has them:
+
+    {rule.__doc__}"""
+    values = {"preset": None, **rule.defaults()}
+    own = {"__doc__": text, "__module__": "schuss.torch", "rule": rule}
+    own["__signature__"] = signature(
+        {"params": REQUIRED, "lr": None}, {k: v for k, v in values.items() if k != "lr"}
+    )
+    return type(rule.__name__, (Optimizer,), own)
+
+
+CLASSES = {rule.__name__: optimizer_of(rule) for rule in (*RULES, Muon, SOAP, Shampoo)}
+globals().update(CLASSES)
