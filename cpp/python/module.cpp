@@ -183,8 +183,13 @@ PYBIND11_MODULE(_core, m) {
                       "Parameters that are tensors of another library, and their gradients.")
       .def(py::init<py::object, py::type, py::object>(), py::arg("exchange"), py::arg("type"),
            py::arg("other"))
-      .def("add", &tensors::add, py::arg("tensor"), py::arg("x"), py::arg("g"))
+      .def("begin_group", &tensors::begin_group, py::arg("group"), py::arg("names"))
+      .def("add", &tensors::add, py::arg("parameter"), py::arg("stepped"), py::arg("x"),
+           py::arg("g"))
       .def("replace", &tensors::replace, py::arg("number"), py::arg("x"))
+      .def("follow", &tensors::follow)
+      .def("holds", &tensors::holds, py::arg("groups"))
+      .def("rate", &tensors::rate, py::arg("groups"))
       .def("step", &tensors::step, py::arg("plan"), py::arg("lr"), py::arg("loss"));
 
   m.def("stages", [] {

@@ -1,5 +1,7 @@
 #include "tensors.hpp"
 
+#include <cmath>
+
 namespace schuss {
 
 namespace {
@@ -47,11 +49,14 @@ char* data_of(const dl_tensor& t) { return static_cast<char*>(t.data) + t.byte_o
 class tensors::aimed {
  public:
   explicit aimed(tensors& own) : own_(own) {
+    static const auto& name = *new py::object(interned("grad"));
     held_.reserve(own.entries_.size());
     try {
       for (std::size_t i = 0; i < own.entries_.size(); ++i) {
-        held_.push_back(own.entries_[i].tensor.attr("grad"));
-        own.aim(i, held_.back());
+        PyObject* const gradient = PyObject_GetAttr(own.entries_[i].stepped.ptr(), name.ptr());
+        if (gradient == nullptr) throw py::error_already_set();
+        held_.push_back(py::reinterpret_steal<py::object>(gradient));
+        own.aim(i, gradient);
       }
     } catch (...) {
       rest();
@@ -78,11 +83,68 @@ class tensors::aimed {
 tensors::tensors(const py::object& exchange, py::type type, py::object other)
     : view_(view_of(exchange)), type_(std::move(type)), other_(std::move(other)) {}
 
-void tensors::add(py::object tensor, py::array x, py::array g) {
+void tensors::begin_group(py::dict own, py::tuple names) {
+  groups_.push_back({std::move(own), std::move(names), entries_.size(), entries_.size(), {}});
+}
+
+void tensors::add(py::object parameter, py::object stepped, py::array x, py::array g) {
   char* const rest = fields(g)->data;
   py::reinterpret_borrow<py::list>(gradients_).append(g);
-  entries_.push_back({std::move(tensor), std::move(x), std::move(g), rest});
+  entries_.push_back({std::move(parameter), std::move(stepped), std::move(x), std::move(g), rest});
+  groups_.back().end = entries_.size();
 }
+
+// ---- What groups say
+
+void tensors::follow() {
+  for (group& own : groups_) {
+    own.values.clear();
+    for (const py::handle name : own.names)
+      own.values.push_back(py::reinterpret_borrow<py::object>(own.dict[name]));
+  }
+}
+
+bool tensors::has_its_parameters(const group& own) const {
+  static const auto& params = *new py::object(interned("params"));
+  PyObject* const now = PyDict_GetItemWithError(own.dict.ptr(), params.ptr());
+  if (now == nullptr || !PyList_Check(now)) return false;
+  if (PyList_GET_SIZE(now) != static_cast<Py_ssize_t>(own.end - own.first)) return false;
+  for (std::size_t i = own.first; i < own.end; ++i)
+    if (PyList_GET_ITEM(now, static_cast<Py_ssize_t>(i - own.first)) != entries_[i].parameter.ptr())
+      return false;
+  return true;
+}
+
+bool tensors::holds(const py::list& groups) const {
+  if (groups.size() != groups_.size()) return false;
+  for (std::size_t k = 0; k < groups_.size(); ++k) {
+    const bool same =
+        PyList_GET_ITEM(groups.ptr(), static_cast<Py_ssize_t>(k)) == groups_[k].dict.ptr();
+    if (!same || !has_its_parameters(groups_[k])) return false;
+  }
+  return true;
+}
+
+py::object tensors::rate(const py::list& groups) const {
+  const py::object changed = py::bool_(false);
+  py::object lr = py::none();
+  if (!holds(groups)) return changed;
+  for (const group& own : groups_) {
+    if (own.values.size() != own.names.size()) return changed;
+    for (std::size_t n = 0; n < own.values.size(); ++n) {
+      PyObject* const name = PyTuple_GET_ITEM(own.names.ptr(), static_cast<Py_ssize_t>(n));
+      PyObject* const now = PyDict_GetItemWithError(own.dict.ptr(), name);
+      if (now == own.values[n].ptr()) continue;
+      if (n > 0 || groups_.size() > 1 || now == nullptr || !PyFloat_CheckExact(now)) return changed;
+      const double rate = PyFloat_AS_DOUBLE(now);
+      if (!(rate >= 0 && std::isfinite(rate))) return changed;
+      lr = py::reinterpret_borrow<py::object>(now);
+    }
+  }
+  return lr;
+}
+
+// ---- A step
 
 bool tensors::step(plan& own, const py::object& lr, const py::object& loss) {
   const held lock = own.hold();
@@ -107,7 +169,7 @@ bool tensors::aim_directly(const entry& e, py::handle gradient) const {
   dl_tensor x{}, g{};
   if (view_ == nullptr || reinterpret_cast<PyObject*>(Py_TYPE(gradient.ptr())) != type_.ptr())
     return false;
-  if (view_(e.tensor.ptr(), &x) != 0 || view_(gradient.ptr(), &g) != 0) {
+  if (view_(e.stepped.ptr(), &x) != 0 || view_(gradient.ptr(), &g) != 0) {
     PyErr_Clear();  // of a kind that has no strides
     return false;
   }

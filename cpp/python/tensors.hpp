@@ -35,10 +35,22 @@ class tensors {
   tensors(const py::object& exchange, py::type type, py::object other);
   tensors() = default;
 
-  // A parameter, with the array of its memory and the one to aim at its gradient.
-  void add(py::object tensor, py::array x, py::array g);
-  // The parameter's memory is another one.
+  // A group of the user's, a dict: the hyperparameters that the optimizer of arrays follows, lr
+  // first, and its parameters, of which the next `add`s tell.
+  void begin_group(py::dict group, py::tuple names);
+  // What is stepped for a parameter of the last group, mostly itself, with the array of its memory
+  // and the one to aim at its gradient.
+  void add(py::object parameter, py::object stepped, py::array x, py::array g);
+  // The memory is another one.
   void replace(std::size_t i, py::array x) { entries_.at(i).x = std::move(x); }
+
+  // The optimizer of arrays has the values of all groups now.
+  void follow();
+  // Whether these are the groups, with the parameters that they had.
+  bool holds(const py::list& groups) const;
+  // What a step has to be told: None where all groups are as they were followed, a number where the
+  // lr of the only one is another; False where more has changed.
+  py::object rate(const py::list& groups) const;
 
   // The step of a plan that has the same parameters.
   bool step(plan& own, const py::object& lr, const py::object& loss);
@@ -49,19 +61,30 @@ class tensors {
       ((stopped = stopped != 0 ? stopped : see(objects.ptr())), ...);
     };
     seen(type_, gradients_, other_);
-    for (const entry& e : entries_) seen(e.tensor, e.x, e.g);
+    for (const entry& e : entries_) seen(e.parameter, e.stepped, e.x, e.g);
+    for (const group& own : groups_) {
+      seen(own.dict, own.names);
+      for (const py::object& value : own.values) seen(value);
+    }
     return stopped;
   }
 
  private:
   struct entry {
-    py::object tensor;
+    py::object parameter, stepped;
     py::array x, g;
     char* rest;  // where g lies between steps
+  };
+  struct group {
+    py::dict dict;
+    py::tuple names;
+    std::size_t first, end;          // entries
+    std::vector<py::object> values;  // as followed
   };
   // While it lives, gradients are aimed at.
   class aimed;
 
+  bool has_its_parameters(const group& own) const;
   void aim(std::size_t i, py::handle gradient);
   void put(std::size_t i, const py::object& gradient);
   bool aim_directly(const entry& e, py::handle gradient) const;
@@ -70,6 +93,7 @@ class tensors {
   py::object type_, other_;
   py::object gradients_ = py::list();  // what the step is given
   std::vector<entry> entries_;
+  std::vector<group> groups_;
 };
 
 }  // namespace schuss

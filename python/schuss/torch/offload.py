@@ -120,7 +120,7 @@ class Offload(Optimizer):
         """Steps a tensor whose gradient is there, in the backward pass."""
         try:
             if self._open is None:
-                arrays = self._followed()
+                arrays = self.arrays
                 self._numbers = {m.tensor: i for i, m in enumerate(self._members)}
                 self._open = arrays.arriving()
                 self._arrival = self._open.__enter__()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import chain, islice
-from operator import is_, itemgetter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,7 +29,6 @@ from schuss.torch.state import BESIDE, hyperparameters, read, require_groups
 from schuss.torch.tensors import (
     array_of,
     axes_in_memory,
-    numbers_of,
     require_like,
     require_steppable,
     rows_of,
@@ -52,39 +50,21 @@ LINE = 64  # bytes of a cache line
 class Link:
     """A group of PyTorch's, and those of the optimizer of arrays that follow it."""
 
-    def __init__(self, group: dict[str, Any], own: list[Group], rule: type[OfArrays]) -> None:
+    def __init__(self, group: dict[str, Any], own: Sequence[Group], rule: type[OfArrays]) -> None:
         self.group, self.own, self.declared = group, own, rule.hyperparameters
-        self.members = list(group["params"])
-        self.lr = group["lr"]
-        self.others = itemgetter(*(name for name in self.declared if name != "lr"))
-        self.given = self.others(group)
-        self.plain = numbers_of(self.given)
+        self.given = values_of(group, self.declared)
 
-    def follow(self) -> None:
-        """Sets what has changed. Mostly that is lr alone, before every step."""
-        lr, given = self.group["lr"], self.others(self.group)
-        if lr is not self.lr or isinstance(lr, torch.Tensor):  # which changes in place
-            self.set("lr", *numbers_of((lr,)))
-            self.lr = lr
-        if given == self.given and self.plain is self.given:
-            return
-        plain = numbers_of(given)
-        names = (name for name in self.declared if name != "lr")
-        for name, value, before in zip(names, plain, self.plain, strict=True):
+    def follow(self) -> bool:
+        """Sets what has changed, in each group that has it; whether there are tensors among it."""
+        given = values_of(self.group, self.declared)
+        for name, value, before in zip(self.declared, given, self.given, strict=True):
             if value is not before and value != before:
-                self.set(name, value)
-        self.given, self.plain = given, plain
-
-    def set(self, name: str, value: Any) -> None:
-        """Sets one hyperparameter, in each group that has it."""
-        for own in self.own:
-            if own.rule.hyperparameters.get(name) is self.declared[name]:
-                own[name] = value
-
-    def still(self) -> bool:
-        """Whether the group has the tensors that it had."""
-        now = self.group["params"]
-        return len(now) == len(self.members) and all(map(is_, now, self.members))
+                for own in self.own:
+                    if own.rule.hyperparameters.get(name) is self.declared[name]:
+                        own[name] = value
+        self.given = given
+        tensors: bool = given != tuple(map(self.group.get, self.declared))
+        return tensors
 
 
 class Member:
@@ -157,7 +137,7 @@ class Optimizer(torch.optim.Optimizer):
         whole = {*rule.options, *rule.apart} - {"grads"}
         self._options = {name: options.pop(name) for name in whole & options.keys()}
         preset = options.pop("preset", "torch" if "torch" in rule.presets else None)
-        plain = dict(zip(options, numbers_of(tuple(options.values())), strict=True))
+        plain = dict(zip(options, values_of(options, options), strict=True))
         values = dict(Group(rule, {"preset": preset, **plain}).settings.values)
         trial = {name: v for name, v in self._options.items() if name != "state_dir"}
         rule([np.zeros((1, 1), np.float32)], **values, **trial)  # raises where options are wrong
@@ -168,9 +148,8 @@ class Optimizer(torch.optim.Optimizer):
         before = len(self.param_groups)
         super().add_param_group(param_group)
         try:
-            group, names = self.param_groups[-1], self.rule.hyperparameters
-            plain = numbers_of(itemgetter(*names)(group))
-            Group(self.rule, dict(zip(names, plain, strict=True)))
+            group, declared = self.param_groups[-1], self.rule.hyperparameters
+            Group(self.rule, dict(zip(declared, values_of(group, declared), strict=True)))
             first = sum(len(g["params"]) for g in self.param_groups[:-1])
             for i, x in enumerate(group["params"], first):
                 require_steppable(x, f"params[{i}]", self._is_elsewhere(x))
@@ -214,22 +193,23 @@ class Optimizer(torch.optim.Optimizer):
     _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
 
     def _carry_out(self, loss: float | None) -> None:
-        arrays = self._followed()
-        with arrays._changing() if arrays._files is not None else nullcontext():
-            self._tensors.step(arrays._plan, None, loss)
-
-    def _followed(self) -> OfArrays:
-        """The optimizer of arrays, with the groups' hyperparameters as they are now."""
-        arrays = self.arrays
-        for link in self._links:
-            link.follow()
-        return arrays
+        lr: Any = False
+        if self._arrays is not None and self._picture is None:
+            lr = self._tensors.rate(self.param_groups)
+        arrays = self._arrays
+        if arrays is None or lr is False:
+            arrays, lr = self.arrays, None
+        with nullcontext() if arrays._files is None else arrays._changing():
+            self._tensors.step(arrays._plan, lr, loss)
 
     @property
     def arrays(self) -> OfArrays:
-        """The optimizer of arrays that steps the tensors' memory, made when it is needed."""
-        found = self._arrays
-        return self._make() if found is None or not self._is_as_shown() else found
+        """The optimizer of arrays that steps the tensors' memory, with the groups' settings."""
+        if self._arrays is None or not self._is_as_shown():
+            return self._make()
+        if not any([link.follow() for link in self._links]):
+            self._tensors.follow()
+        return self._arrays
 
     def _is_elsewhere(self, x: torch.Tensor) -> bool:
         """Whether a tensor is stepped in a copy of its own."""
@@ -249,9 +229,9 @@ class Optimizer(torch.optim.Optimizer):
                     f"{m.label}: its axes lie in the order {m.axes}, but {self.rule.__name__} "
                     "looks at rows or matrices; create it as x.contiguous()"
                 )
-        each, names = iter(members), [*self.rule.hyperparameters]
+        each, declared = iter(members), self.rule.hyperparameters
         groups = [
-            dict(zip(names, numbers_of(itemgetter(*names)(g)), strict=True))
+            dict(zip(declared, values_of(g, declared), strict=True))
             | {"params": [m.in_memory(m.memory) for m in islice(each, len(g["params"]))]}
             for g in self.param_groups
         ]
@@ -259,16 +239,19 @@ class Optimizer(torch.optim.Optimizer):
         self._take_over(arrays, members)
         size = len(arrays.param_groups) // len(groups)  # those of matrices are two each
         self._links = [
-            Link(group, list(arrays.param_groups[i * size : (i + 1) * size]), self.rule)
+            Link(group, arrays.param_groups[i * size : (i + 1) * size], self.rule)
             for i, group in enumerate(self.param_groups)
         ]
         rest = np.zeros(max(m.memory.nbytes for m in members) + LINE, np.uint8)
         rest = rest[-address(rest) % LINE :]  # read by nobody, so that it takes no memory
         self._tensors = _core.Tensors(EXCHANGE, torch.Tensor, self._look)
-        for m, p in zip(members, arrays._parameters, strict=True):
-            g = np.ndarray(p.x.shape, p.x.dtype, rest, strides=p.x.strides)
-            self._tensors.add(m.stepped, m.memory, g)
-            m.show(p.saved)
+        pairs = zip(members, arrays._parameters, strict=True)
+        for group in self.param_groups:
+            self._tensors.begin_group(group, ("lr", *(name for name in declared if name != "lr")))
+            for m, p in islice(pairs, len(group["params"])):
+                g = np.ndarray(p.x.shape, p.x.dtype, rest, strides=p.x.strides)
+                self._tensors.add(m.tensor, m.stepped, m.memory, g)
+                m.show(p.saved)
         self._members, self._arrays = members, arrays
         self._show()
         return arrays
@@ -299,8 +282,8 @@ class Optimizer(torch.optim.Optimizer):
         each = iter(now)
         arrays.rebind(
             [
-                [m.in_memory(m.memory) for m in islice(each, len(link.members))]
-                for link in self._links
+                [m.in_memory(m.memory) for m in islice(each, len(group["params"]))]
+                for group in self.param_groups
             ]
         )
         for i, (m, p) in enumerate(zip(now, arrays._parameters, strict=True)):
@@ -349,12 +332,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def _is_as_shown(self) -> bool:
         """Whether the user has left groups and state as they were."""
-        groups = len(self._links) == len(self.param_groups) and all(
-            link.group is group and link.still()
-            for link, group in zip(self._links, self.param_groups, strict=True)
-        )
         before, self._picture = self._picture, None  # which is there where it was looked at
-        if not groups:
+        if not self._tensors.holds(self.param_groups):
             self._show()
         elif before is None or same_pictures(before, list(pictured(self._state))):
             return True
@@ -430,6 +409,17 @@ class Optimizer(torch.optim.Optimizer):
         super().__setstate__(given)
         if state is not None:
             self.state = state
+
+
+def values_of(group: Mapping[str, Any], names: Iterable[str]) -> tuple[Any, ...]:
+    """Hyperparameters as plain numbers, of which some may be tensors of no dimension."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return tuple(map(plain, value))
+        return value.item() if isinstance(value, torch.Tensor) else value
+
+    return tuple(plain(group[name]) for name in names)
 
 
 def number_type(name: str, value: float) -> torch.dtype:

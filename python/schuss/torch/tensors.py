@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from operator import is_
 from typing import Any
 
 import numpy as np
@@ -89,18 +88,3 @@ def require_like(gradient: torch.Tensor, x: torch.Tensor, label: str) -> None:
             f"{label} has {tuple(x.shape)} and {x.stride()}: not contiguous in the same order; "
             "assign a copy that is, as torch.empty_like(x).copy_(x.grad)"
         )
-
-
-def numbers_of(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Hyperparameters, of which some may be tensors of no dimension: the same where none is."""
-    found = tuple(
-        v.item()
-        if isinstance(v, torch.Tensor)
-        else numbers_of(v)
-        if isinstance(v, tuple)
-        else tuple(v)
-        if isinstance(v, list)
-        else v
-        for v in values
-    )
-    return values if all(map(is_, found, values)) else found
