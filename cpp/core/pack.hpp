@@ -88,23 +88,30 @@ SCHUSS_INLINE vector<double> upper(vector<float> a) { return vector<double>{a[2]
 template <class V> SCHUSS_INLINE V quotient(V a, V b) { return a / b; }
 
 #if defined(SCHUSS_DIVIDES_BY_PRODUCTS)
-// Rounded right, as the divider's, in products: the estimate of 1/b, good to 14 bits, and a step of
-// Newton's lead to a quotient whose residual is exact and rounds it (Markstein, "Computation of
-// elementary functions on the IBM RISC System/6000 processor", 1990). So the divider has the roots
-// alone to do. Numbers for which a step of it could leave the normal ones go to the divider. A 0
-// keeps its sign, since its residual, +0, is subtracted. tests/exact/test_quotient.py proves it.
+// Rounded right, as the divider's, in products: an estimate of 1/b and a cubic step lead to the
+// inverse, and the residual of a quotient by it, which is exact, rounds that one (Markstein,
+// "Computation of elementary functions on the IBM RISC System/6000 processor", 1990). So the
+// divider has the roots alone to do.
+//
+// Estimates have bits of their own on each processor, and all are within 2^-14. That is all that is
+// asked of them: whatever the estimate, the inverse is within 2^-37 of 1/b before it is rounded. So
+// it is one float for all estimates, or, for 1461 significands of b, one of two, and all quotients
+// by either are rounded right; except where b is that close below a power of two that it goes to
+// the divider. So do numbers for which a step could leave the normal ones. A 0 keeps its sign,
+// since its residual, +0, is subtracted. tests/exact/test_quotient.py proves it.
 SCHUSS_INLINE vector<float> quotient(vector<float> a, vector<float> b) {
   constexpr int bias = 127, least_b = -60, above_b = 24, least_a = -100, above_a = 60;
   const auto bits_at = [](int exponent) { return (bias + exponent) << 23; };
   // Bits behind those of the least number, unsigned: all that is beyond the others is larger. Those
-  // of b are one more, so that their fraction is 0 where that of b is all ones: the one for which
-  // the last sum can be a tie.
+  // of b are some more, so that of the last significands below a power of two all but these lowest
+  // bits are 0. Rounding needs the divider for the odd ones from the 45th last on.
+  constexpr int last = 64;
   const __m512i of_b =
-      _mm512_sub_epi32(_mm512_castps_si512(b), _mm512_set1_epi32(bits_at(least_b) - 1));
+      _mm512_sub_epi32(_mm512_castps_si512(b), _mm512_set1_epi32(bits_at(least_b) - last));
   const __m512i size = _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7fffffff));
   const __m512i of_a = _mm512_sub_epi32(size, _mm512_set1_epi32(bits_at(least_a)));
   const __mmask16 special_b = static_cast<__mmask16>(
-      _mm512_testn_epi32_mask(of_b, _mm512_set1_epi32(0x7fffff)) |
+      _mm512_testn_epi32_mask(of_b, _mm512_set1_epi32(0x800000 - last)) |
       _mm512_cmpge_epu32_mask(of_b, _mm512_set1_epi32(bits_at(above_b) - bits_at(least_b))));
   const __mmask16 special_a =
       _mm512_mask_cmpge_epu32_mask(_mm512_test_epi32_mask(size, size), of_a,
@@ -112,7 +119,7 @@ SCHUSS_INLINE vector<float> quotient(vector<float> a, vector<float> b) {
   if (__builtin_expect(_mm512_kortestz(special_a, special_b) == 0, 0)) return a / b;
   const __m512 one = _mm512_set1_ps(1), estimate = _mm512_maskz_rcp14_ps(0xffff, b);
   const __m512 error = _mm512_fnmadd_ps(b, estimate, one);
-  const __m512 inverse = _mm512_fmadd_ps(estimate, error, estimate);
+  const __m512 inverse = _mm512_fmadd_ps(estimate, _mm512_fmadd_ps(error, error, error), estimate);
   const __m512 near = a * inverse;
   return _mm512_fnmadd_ps(_mm512_fmsub_ps(b, near, a), inverse, near);
 }
