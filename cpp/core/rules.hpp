@@ -215,11 +215,11 @@ template <class T> struct adabelief {
 };
 
 template <class T> struct yogi {
-  T w1, w2, step, denom, eps;
+  T w1, hold, w2, step, denom, eps;
   static constexpr trait states[] = {mean, second};
   T operator()(T, T g, T& m, T& v) const {
     m = m + w1 * (g - m);
-    v = v - (w2 * sign(v - g * g) * g) * g;
+    v = hold * v - (w2 * sign(v - g * g) * g) * g;
     return step * (m / (denom * sqrt(v) + eps));
   }
 };

@@ -20,6 +20,7 @@ from schuss.engine.declare import (
     Hyperparameter,
     Pair,
     Several,
+    Whole,
     check_state_dtype,
 )
 from schuss.engine.optimizer import Optimizer
@@ -59,6 +60,8 @@ def wrong_values(h: Hyperparameter) -> list[tuple[Any, list[str]]]:
         return [(value, []) for value in WRONG_BOUNDS]
     if isinstance(h, Flag):
         return [(value, [repr(value), "True or False"]) for value in ("yes", None, 3.5, 1, 0)]
+    if isinstance(h, Whole):
+        return [(value, [repr(value)]) for value in (h.least - 1, 0.5, "1", True, None)]
     assert isinstance(h, Choice)
     wanted = " or ".join(map(repr, h.choices))
     return [(value, [repr(value), wanted]) for value in ("nonsense", None, 3.5, 1, 0, ("l2",))]

@@ -92,8 +92,10 @@ def adam(
     root: float = 0.0,
     correct: tuple[bool, bool] = (True, True),
     join: float = 0.0,
+    ahead: int = 0,
 ) -> Any:
     def update(x: float, g: float, t: int, s: dict[str, float]) -> float:
+        t += ahead
         s["m"] = beta1 * s.get("m", 0.0) + (1 - beta1) * g
         s["v"] = beta2 * s.get("v", 0.0) + (1 - beta2) * g * g
         c1 = 1 - beta1**t if correct[0] else 1.0
@@ -233,11 +235,18 @@ def adabelief(lr: float, b1: float, b2: float) -> Any:
     return update
 
 
-def yogi(lr: float, b1: float, b2: float, corrected: bool = True, mean: float = 0.0) -> Any:
+def yogi(
+    lr: float,
+    b1: float,
+    b2: float,
+    corrected: bool = True,
+    mean: float = 0.0,
+    decayed: bool = False,
+) -> Any:
     def update(x: float, g: float, t: int, s: dict[str, float]) -> float:
         s["m"] = b1 * s.get("m", mean) + (1 - b1) * g
         v = s.get("v", 1e-6)
-        s["v"] = v - (1 - b2) * math.copysign(g**2, v - g**2)
+        s["v"] = (b2 if decayed else 1) * v - (1 - b2) * math.copysign(g**2, v - g**2)
         c1, c2 = (1 - b1**t, 1 - b2**t) if corrected else (1.0, 1.0)
         return x - lr * s["m"] / c1 / (math.sqrt(s["v"] / c2) + 1e-3)
 
@@ -478,6 +487,7 @@ TEXTBOOK: list[tuple[type[Optimizer], dict[str, Any], Any]] = [
     (schuss.Adadelta, {"lr": 0.5}, adadelta(0.5, 0.9)),
     (schuss.Adam, {"lr": 0.1}, adam(0.1, 0.9, 0.999)),
     (schuss.Adam, {"lr": 0.1, "betas": (0.5, 0.8)}, adam(0.1, 0.5, 0.8)),
+    (schuss.Adam, {"lr": 0.1, "steps_ahead": 3}, adam(0.1, 0.9, 0.999, ahead=3)),
     *(
         (
             schuss.Adam,
@@ -554,6 +564,7 @@ TEXTBOOK: list[tuple[type[Optimizer], dict[str, Any], Any]] = [
     ),
     (schuss.AdaBelief, {"lr": 0.1}, adabelief(0.1, 0.9, 0.999)),
     (schuss.Yogi, {"lr": 0.1}, yogi(0.1, 0.9, 0.999)),
+    (schuss.Yogi, {"lr": 0.1, "decayed": True}, yogi(0.1, 0.9, 0.999, decayed=True)),
     (
         schuss.Yogi,
         {"lr": 0.1, "bias_correction": False, "initial_mean": 0.3},

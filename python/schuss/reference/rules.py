@@ -184,9 +184,9 @@ def adabelief(x, g, m: Mean, v: Second, *, w1, beta2, w2, inside, step, denom, e
     return step * (m / (denom * np.sqrt(v) + eps))
 
 
-def yogi(x, g, m: Mean, v: Second, *, w1, w2, step, denom, eps):
+def yogi(x, g, m: Mean, v: Second, *, w1, hold, w2, step, denom, eps):
     m[...] = m + w1 * (g - m)
-    v[...] = v - (w2 * sign(v - g * g) * g) * g
+    v[...] = hold * v - (w2 * sign(v - g * g) * g) * g
     return step * (m / (denom * np.sqrt(v) + eps))
 
 

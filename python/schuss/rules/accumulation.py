@@ -48,6 +48,8 @@ class Adagrad(Optimizer):
             "eps": 1e-7,
             "eps_mode": "guard",
         },
+        "flower": {"lr": 0.1, "eps": 1e-3, "maximize": True},
+        "openfl": {"initial_accumulator_value": 0.1},
         "article": {},
         "tutorial": {"lr": 0.4, "eps": 1e-6, "eps_mode": "inside"},
         "course": {"eps": 1e-8, "eps_mode": "inside"},

@@ -6,7 +6,7 @@ import math
 import warnings
 from typing import ClassVar, Literal
 
-from schuss.engine.declare import REQUIRED, DecayMode, Number, choice, flag, number, numbers
+from schuss.engine.declare import REQUIRED, DecayMode, Number, choice, flag, number, numbers, whole
 from schuss.engine.optimizer import Optimizer
 from schuss.engine.rule import Numbers, Values
 
@@ -70,6 +70,7 @@ class Adam(Optimizer):
     eps_root           the eps inside the root of "root_and_outside", in [0, inf), default 0
     bias_correction1   divides m by 1 - beta1^t, default True
     bias_correction2   divides v by 1 - beta2^t, default True
+    steps_ahead        what t is larger by than an array's own count of steps, 0 or more, default 0
     decay_mode         "l2" (default), another: see Optimizer, or "course": weight_decay*x joins
                        the corrected mean, and is divided with it; ValueError with amsgrad, or with
                        an eps_mode that is neither "outside" nor "hat"
@@ -94,6 +95,15 @@ class Adam(Optimizer):
         "torch": {},
         "keras": {"eps": 1e-7, "eps_mode": "hat", "decay_mode": "decoupled"},
         "optax": {"lr": REQUIRED, "eps_mode": "root_and_outside"},
+        "flower": {
+            "lr": 0.1,
+            "betas": (0.9, 0.99),
+            "eps": 1e-3,
+            "eps_mode": "hat",
+            "steps_ahead": 1,
+            "maximize": True,
+        },
+        "openfl": {"lr": 0.01},
         "paper": {},
         "article": {},
         "tutorial": {"lr": 0.01, "eps": 1e-6, "eps_mode": "inside"},
@@ -108,6 +118,7 @@ class Adam(Optimizer):
     eps_root: Number = number("[0, inf)", default=0.0)
     bias_correction1: bool = flag(default=True)
     bias_correction2: bool = flag(default=True)
+    steps_ahead: int = whole(default=0)
     decay_mode: Literal[DecayMode, "course"] = choice(default="l2")
 
     @staticmethod
@@ -124,6 +135,7 @@ class Adam(Optimizer):
     @staticmethod
     def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         (beta1, beta2), mode, amsgrad = h["betas"], h["eps_mode"], h["amsgrad"]
+        t += h["steps_ahead"]
         c1 = 1.0 - beta1**t if h["bias_correction1"] and amsgrad != "paper" else 1.0
         c2 = 1.0 - beta2**t if h["bias_correction2"] and amsgrad != "paper" else 1.0
         root = math.sqrt(c2)

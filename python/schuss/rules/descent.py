@@ -59,6 +59,7 @@ class SGD(Optimizer):
         "torch": {},
         "keras": {"lr": 0.01, "lr_in_buffer": True, "decay_mode": "decoupled"},
         "optax": {"lr": REQUIRED},
+        "flower": {"lr": 1.0, "maximize": True},
         "article": {"lr": 0.01, "lr_in_buffer": True},
         "tutorial": {"lr": 0.1},
         "course": {"lr_in_buffer": "both"},

@@ -74,7 +74,7 @@ class Yogi(Optimizer):
     """Adam whose second moment moves by what is added alone, not by its own size.
 
         m = m + (1 - beta1)*(g - m)
-        v = v - (1 - beta2)*sign(v - g*g)*g*g
+        v = v - (1 - beta2)*sign(v - g*g)*g*g       decayed: beta2*v in place of the first v
         x = x - lr * (m/(1 - beta1^t)) / (sqrt(v/(1 - beta2^t)) + eps)
 
     lr                          learning rate, in [0, inf), default 1e-2
@@ -84,17 +84,26 @@ class Yogi(Optimizer):
     bias_correction             the divisions by 1 - beta^t, default True
     initial_accumulator_value   v at the start, in [0, inf), default 1e-6; fixed at construction
     initial_mean                m at the start, in (-inf, inf), default 0; fixed at construction
+    decayed                     as above: v falls by its own size, too, default False
     decay_mode                  "l2" (default), or another: see Optimizer
 
     State: exp_avg (m), exp_avg_sq (v). Options of every rule: see Optimizer.
     Traps: an outlier stays in v for long, since v falls by small gradients' squares only. optax
-    starts m at 1e-6, too. The paper corrects no bias. A zero gradient still moves x, and leaves v.
+    starts m at 1e-6, too. The paper corrects no bias. OpenFL has decayed, which is not the paper's
+    rule. A zero gradient still moves x, and leaves v.
     Source: Zaheer et al. 2018, "Adaptive methods for nonconvex optimization", algorithm 2.
     """
 
     states: ClassVar = {"yogi": ("exp_avg", "exp_avg_sq")}
     presets: ClassVar = {
         "optax": {"lr": REQUIRED, "initial_mean": 1e-6},
+        "flower": {
+            "betas": (0.9, 0.99),
+            "bias_correction": False,
+            "initial_accumulator_value": 0.0,
+            "maximize": True,
+        },
+        "openfl": {"eps": 1e-8, "initial_accumulator_value": 0.0, "decayed": True},
         "paper": {"bias_correction": False},
     }
     lr: Number = number("[0, inf)", default=1e-2)
@@ -104,6 +113,7 @@ class Yogi(Optimizer):
     bias_correction: bool = flag(default=True)
     initial_accumulator_value: float = constant("[0, inf)", default=1e-6)
     initial_mean: float = constant("(-inf, inf)", default=0.0)
+    decayed: bool = flag(default=False)
     decay_mode: DecayMode = choice(default="l2")
 
     @staticmethod
@@ -117,8 +127,10 @@ class Yogi(Optimizer):
     @staticmethod
     def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
         c1, c2 = corrections(h, t) if h["bias_correction"] else (1.0, 1.0)
+        _, beta2 = h["betas"]
         return {
             **moments(h),
+            "hold": beta2 if h["decayed"] else 1.0,
             "step": h["lr"] / c1,
             "denom": 1.0 / math.sqrt(c2),
             "eps": h["eps"],
