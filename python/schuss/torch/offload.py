@@ -121,6 +121,7 @@ class Offload(Optimizer):
         try:
             if self._open is None:
                 arrays = self.arrays
+                self._follow_memory()
                 self._numbers = {m.tensor: i for i, m in enumerate(self._members)}
                 self._open = arrays.arriving()
                 self._arrival = self._open.__enter__()
@@ -129,7 +130,7 @@ class Offload(Optimizer):
                 wait([x])
             number, gradient = self._numbers[x], self._stepped(x).grad
             if gradient is not None:
-                self._arrival(number, self._look(number, gradient))
+                self._arrival(number, self._as_array(number, gradient))
                 if x in self._here:
                     self._give_back(x)
             x.grad = None

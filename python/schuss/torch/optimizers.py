@@ -264,6 +264,10 @@ class Optimizer(torch.optim.Optimizer):
     def _look(self, number: int, gradient: torch.Tensor) -> Any:
         """What stands for a gradient that doesn't lie as its tensor did when it was registered."""
         self._follow_memory()
+        return self._as_array(number, gradient)
+
+    def _as_array(self, number: int, gradient: torch.Tensor) -> Any:
+        """A gradient as the optimizer of arrays takes it."""
         m = self._members[number]
         if gradient.layout is not torch.strided:
             return rows_of(gradient, f"{m.label}.grad")
