@@ -186,9 +186,47 @@ def federated(left: Left) -> Figure:
     return figure
 
 
+def offload(left: Left) -> Figure:
+    figure, (course, memory) = side_by_side(1.4, 1)
+    steps = np.arange(20, len(left["full"]) + 1)
+    lines = ("full", GREY, 4), ("half", RED, 1.5), ("offloaded", BLUE, 1.5)
+    for name, colour, width in lines:
+        mean = np.convolve(left[name], np.ones(20) / 20, "valid")
+        course.plot(steps, mean, color=colour, linewidth=width)
+    course.set(xlabel="steps", ylim=(1.5, 5), title="bits a letter, mean of 20 steps")
+    course.set_xticks(range(0, len(left["full"]) + 1, 50))
+    rows = {  # bytes of each part
+        "float32: weights, gradients, state": (4, 4, 8),
+        "bfloat16: weights, gradients, state": (2, 2, 4),
+        "offloaded: weights; on the CPU masters, state": (2, 2, 2),
+    }
+    for row, (label, parts) in enumerate(rows.items()):
+        colour, begin = lines[row][1], 0
+        memory.text(0, -row + 0.34, label, color=colour)
+        for size in parts:
+            here = row < 2 or begin == 0
+            fill = mpl.colors.to_rgba(colour, 0.3 if here else 0)
+            memory.barh(-row, size - 0.2, 0.5, begin, facecolor=fill, edgecolor=colour)
+            middle = begin + size / 2 - 0.1
+            memory.text(middle, -row, str(size), color=colour, ha="center", va="center")
+            begin += size
+    memory.set(title="bytes a weight", xlim=(-0.1, 16), ylim=(-2.5, 0.7))
+    bare(memory)
+    return figure
+
+
 PICTURES: dict[str, Callable[[Left], Figure]] = {
     draw.__name__: draw
-    for draw in (characters, factorisation, words, logistic, convolution, evolution, federated)
+    for draw in (
+        characters,
+        factorisation,
+        words,
+        logistic,
+        convolution,
+        evolution,
+        federated,
+        offload,
+    )
 }
 
 
