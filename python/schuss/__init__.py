@@ -29,11 +29,13 @@ __version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from schuss import data as data
+    from schuss import federated as federated
     from schuss import functional as functional
     from schuss import init as init
     from schuss import projections as projections
     from schuss import schedules as schedules
     from schuss import scipy as scipy
+    from schuss import sklearn as sklearn
     from schuss.checkpoint import load as load
     from schuss.checkpoint import save as save
     from schuss.flat import flatten as flatten
@@ -93,12 +95,16 @@ _LAZY = dict.fromkeys(("data", "functional", "init", "projections", "schedules",
 }
 
 
+# Doors to other software, which may be missing: found when they are asked for, and else not shown.
+_DOORS = dict.fromkeys(("federated", "sklearn"))
+
 if not TYPE_CHECKING:  # to a type checker it would make every name one of ours
 
     def __getattr__(name: str) -> _Any:
-        if name not in _LAZY:
+        known = _LAZY | _DOORS
+        if name not in known:
             raise AttributeError(f"module 'schuss' has no attribute {name!r}")
-        home = _LAZY[name]
+        home = known[name]
         module = _import_module(f"schuss.{home or name}")
         return getattr(module, name) if home else module
 
