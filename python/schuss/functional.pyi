@@ -843,7 +843,7 @@ def deltabardelta(
     step: int,
     loss: float | None = None,
     master: np.ndarray | None = None,
-    preset: Literal["course"] | None = None,
+    preset: Literal["course", "tsne"] | None = None,
     lr: Number = 0.01,
     momentum: Number = 0.0,
     agreement: Literal["gradient", "velocity"] = "gradient",

@@ -368,6 +368,20 @@ def gains(lr: float, mu: float = 0.0, velocity: bool = False, low: float = 0.1) 
     return update
 
 
+def tsne(lr: float, mu: float) -> Any:
+    """As scikit-learn moves an embedding: gains start at 1, and whatever isn't progress shrinks
+    them, the first step, too.
+    """
+
+    def update(x: float, g: float, t: int, s: dict[str, float]) -> float:
+        v, gain = s.get("v", 0.0), s.get("gain", 1.0)
+        s["gain"] = max(gain + 0.2 if v * g < 0 else gain * 0.8, 0.01)
+        s["v"] = mu * v - lr * s["gain"] * g
+        return x + s["v"]
+
+    return update
+
+
 def asgd(lr: float, lambd: float, alpha: float) -> Any:
     """Bottou's SGD: the gradient of the loss and of lambd/2*x^2, at a falling rate."""
 
@@ -614,6 +628,7 @@ TEXTBOOK: list[tuple[type[Optimizer], dict[str, Any], Any]] = [
         )
         for mu, agreement in itertools.product((0.0, 0.6), ("gradient", "velocity"))
     ),
+    (schuss.DeltaBarDelta, {"preset": "tsne", "lr": 0.1}, tsne(0.1, 0.8)),
     (
         schuss.ASGD,
         {"lr": 0.1, "lambd": 0.3, "alpha": 0.6, "t0": 5.0},

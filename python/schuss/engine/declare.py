@@ -36,8 +36,8 @@ Backend = Literal["compiled", "numpy"]
 # Whose conventions the rules' presets are: another library's, the paper's, its authors' code's, or
 # those of the texts that the rules' numbers are compared with. A rule has some of them.
 Preset = Literal[
-    "torch", "keras", "optax", "timm", "optimi", "flower", "openfl", "paper", "code", "jordan",
-    "moonlight", "article", "tutorial", "course",
+    "torch", "keras", "optax", "timm", "optimi", "flower", "openfl", "tsne", "paper", "code",
+    "jordan", "moonlight", "article", "tutorial", "course",
 ]  # fmt: skip
 
 # What a preset gives where its source has no default.

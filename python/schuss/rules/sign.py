@@ -207,14 +207,17 @@ class DeltaBarDelta(Optimizer):
     gain_add       in [0, inf), default 0.05
     gain_mul       in [0, 1], default 0.95
     gain_min       in [0, inf), default 0.1
-    gain_max       in (0, inf), default 10
+    gain_max       in (0, inf], default 10
+    initial_gain   k at the start, in [0, inf), default 1; fixed at construction
     weight_decay   in [0, inf), default 0
     decay_mode     "l2" (default), or another: see Optimizer
 
-    State: gain (k), 1 at the start; prev (p), not where the velocity is asked; momentum_buffer (b).
-    Options of every rule: see Optimizer.
+    State: gain (k); prev (p), not where the velocity is asked; momentum_buffer (b). Options of
+    every rule: see Optimizer.
     Traps: for full or large batches, whose signs tell something. A zero gradient leaves the gain,
-    and without momentum x, too.
+    and without momentum x, too. t-SNE's gains start at 1, but its first step, before which there is
+    no velocity, moves them: to 0.8 in scikit-learn (and in the preset "tsne"), to 1.2 in van der
+    Maaten's C++.
     Source: Jacobs 1988, "Increased rates of convergence through learning rate adaptation"; in this
     form Hinton 2012, lecture 6c.
     """
@@ -224,14 +227,27 @@ class DeltaBarDelta(Optimizer):
         "delta_bar_delta_velocity": ("gain", "momentum_buffer"),
         "delta_bar_delta_momentum": ("gain", "prev", "momentum_buffer"),
     }
-    presets: ClassVar = {"course": {}}
+    presets: ClassVar = {
+        "course": {},
+        "tsne": {
+            "lr": 200.0,
+            "momentum": 0.8,
+            "agreement": "velocity",
+            "gain_add": 0.2,
+            "gain_mul": 0.8,
+            "gain_min": 0.01,
+            "gain_max": math.inf,
+            "initial_gain": 0.8,
+        },
+    }
     lr: Number = number("[0, inf)", default=1e-2)
     momentum: Number = number("[0, inf)", default=0.0)
     agreement: Literal["gradient", "velocity"] = choice(default="gradient")
     gain_add: Number = number("[0, inf)", default=0.05)
     gain_mul: Number = number("[0, 1]", default=0.95)
     gain_min: Number = number("[0, inf)", default=0.1)
-    gain_max: Number = number("(0, inf)", default=10.0)
+    gain_max: Number = number("(0, inf]", default=10.0)
+    initial_gain: float = constant("[0, inf)", default=1.0)
     weight_decay: Number = number("[0, inf)", default=0.0)
     decay_mode: DecayMode = choice(default="l2")
 
@@ -247,7 +263,7 @@ class DeltaBarDelta(Optimizer):
 
     @staticmethod
     def initial(h: Values) -> dict[str, float]:
-        return {"gain": 1.0}
+        return {"gain": h["initial_gain"]}
 
     @staticmethod
     def scalars(h: Values, t: int, memory: Numbers) -> dict[str, float]:
