@@ -123,7 +123,7 @@ def cases() -> list[Case]:  # noqa: PLR0915  a list of them
     add("lr set", setting(bound(DIGITS)), 1.5)
     add("lr set in a group", group_setting(bound(DIGITS)), 1.5)
     opt, grads = fresh(DIGITS)
-    add("lr of the step", given(opt, grads, lr=1e-3), 1.5)
+    add("lr of the step", given(opt, grads, lr=np.float64(1e-3)), 1.5)
     small("schedule", 1.5, lr=lambda n: 1e-3 / (1 + n))
     add("loss=", given(bound(DIGITS), None, loss=1.0), 1.5)
     add("grad_scale=", given(bound(DIGITS), None, grad_scale=8.0), 1.5)

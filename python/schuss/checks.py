@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+# What a rate mostly is: what cosines and means of NumPy's give, too.
+FLOATS = (float, np.float64)
+
 
 def unpacked(value: Any) -> Any:
     """What is in an array of no dimension, or the value itself."""
@@ -27,8 +30,9 @@ def is_number(value: Any) -> bool:
     """Whether it is a real number, also one of bfloat16, of which Python knows nothing."""
     if isinstance(value, bool | np.bool_):
         return False
-    narrow = isinstance(value, np.generic) and value.dtype.name == "bfloat16"
-    return narrow or isinstance(value, numbers.Real)
+    if isinstance(value, numbers.Real):
+        return True
+    return isinstance(value, np.generic) and value.dtype.name == "bfloat16"
 
 
 class Interval:
@@ -48,8 +52,8 @@ class Interval:
 
     def check(self, name: str, value: Any) -> float:
         """The value as a float; the errors name the argument, the value and the range."""
-        if type(value) is float and self.low < value < self.high:
-            return value  # nearly always
+        if type(value) in FLOATS and self.low < value < self.high:
+            return float(value)  # nearly always
         value = unpacked(value)
         if not is_number(value):
             raise TypeError(f"{name}: {shown(value)} is not a number; wanted one in {self.text}")

@@ -247,3 +247,15 @@ def test_state_dtype_that_is_something_to_a_parameter() -> None:
     for chosen in ({}, {"": np.dtype(F4)}, {"exp_avg": np.dtype(np.float16)}):
         check_state_dtype(chosen, ADAM, "params[0]", np.dtype(F4))
     check_state_dtype({}, ADAM, "params[0]", np.dtype(float))
+
+
+@pytest.mark.parametrize("of", [float, np.float64, F4, np.float16, np.array])
+def test_numbers_of_all_kinds_are_stored_as_python_s(of: Any) -> None:
+    opt = schuss.Adam(np.ones(3), lr=of(0.5))
+    opt.betas = (of(0.25), of(0.5))
+    group = opt.param_groups[0]
+    assert [type(v) for v in (group["lr"], *group["betas"])] == [float] * 3
+    assert (group["lr"], group["betas"]) == (0.5, (0.25, 0.5))
+    with pytest.raises(ValueError, match=r"lr: -1\.0 is out of range"):
+        opt.step(np.ones(3), lr=of(-1.0))
+    assert opt.step(np.ones(3), lr=of(0.125))
