@@ -28,6 +28,7 @@ from schuss.torch import torch_state_dict
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
+    from schuss import autograd as autograd
     from schuss import data as data
     from schuss import federated as federated
     from schuss import functional as functional
@@ -57,6 +58,7 @@ __all__ = [
     "Optimizer",
     "Rows",
     "Shampoo",
+    "autograd",
     "average",
     "check_grad",
     "data",
@@ -80,7 +82,9 @@ __all__ += rules.__all__
 
 # Imported when they are asked for, since they cost time or need SciPy and an optimizer needs none
 # of them: modules, and what is in a module.
-_LAZY = dict.fromkeys(("data", "functional", "init", "projections", "schedules", "scipy")) | {
+_LAZY = dict.fromkeys(
+    ("autograd", "data", "functional", "init", "projections", "schedules", "scipy")
+) | {
     "MatrixRule": "rules.matrix",
     "Muon": "rules.matrix",
     "SOAP": "rules.matrix",
