@@ -105,6 +105,17 @@ def given(opt: Any, g: Any, **more: Any) -> Step:
     return lambda: opt.step(g, **more)
 
 
+def by_key(arrays: tuple[list[np.ndarray], list[np.ndarray]], call: Callable[..., Any]) -> Step:
+    """A call for each array with its gradient, under a key of its own."""
+    all_of_them = [((i, "W"), x, g) for i, (x, g) in enumerate(zip(*arrays, strict=True))]
+
+    def step() -> None:
+        for key, x, g in all_of_them:
+            call(key, x, g)
+
+    return step
+
+
 def cases() -> list[Case]:  # noqa: PLR0915  a list of them
     found: list[Case] = []
 
@@ -150,6 +161,14 @@ def cases() -> list[Case]:  # noqa: PLR0915  a list of them
     add("kernel of 4096", bound([(4096,)], weight_decay=0.01).step, 9, "kernel of 4096")
     call = schuss.functional.adamw
     add("functional of 4096", lambda: call(xf, gf, m, v, step=7, lr=1e-3), 9, "kernel of 4096")
+
+    keyed = schuss.Keyed(schuss.AdamW, lr=1e-3)
+    add("keyed of one element", lambda: keyed("x", x, g, 1e-3), 3, "np.add of one element")
+    of = "20 np.add of 64"
+    add(of, by_key(arrays([(64,)] * 20), lambda key, x, g: np.add(x, g, out=x)), 9, of)
+    keyed20 = schuss.Keyed(schuss.AdamW)
+    step20 = by_key(arrays([(64,)] * 20), lambda key, x, g: keyed20(key, x, g, 1e-3))
+    add("20 keys of 64 in turn", step20, 3.5, of)
 
     opt, grads = fresh(MANY)
     add("200 arrays: the same gradients", given(opt, grads), 1, "200 arrays: the same gradients")

@@ -174,6 +174,25 @@ void plan::select_gradients() {
   active_.resize(found);
 }
 
+// One member and its gradient. What depends on its settings, its count and its memory alone is the
+// last one's, where that has the same: of arrays that step in turn all but the first go quickly.
+void plan::begin_alone(std::size_t number, const py::object& g) {
+  gradients_.clear();
+  replaced_.clear();
+  if (active_.size() != 1 || active_[0] != number) {
+    active_.assign(1, number);
+    filled_ = false;
+  }
+  begin_gradient(number, g);
+  const member& m = registry_.members()[number];
+  keyed_right_ =
+      keyed_right_ && keyed_.size() == 1 && std::get<0>(keyed_[0].shared) == kinds_[m.group] &&
+      std::get<1>(keyed_[0].shared) == m.decays && std::get<4>(keyed_[0].shared) == m.rule_case;
+  if (!keyed_right_) return;
+  std::get<2>(keyed_[0].shared) = m.count;
+  std::get<3>(keyed_[0].shared) = m.memory;
+}
+
 // Takes a gradient in as the next one: an array in place of a number, or one of another type.
 void plan::begin_gradient(std::size_t number, py::object g) {
   const member& m = registry_.members()[number];

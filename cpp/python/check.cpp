@@ -47,16 +47,22 @@ void plan::check() {
     if (!fill()) throw py::value_error("params: changed while they were looked over");
   }
   std::vector<member>& members = registry_.members();
-  if (!arriving_ || !registry_.still_written(members[active_[0]])) registry_.find_written();
+  if (!alone_ && !(arriving_ && registry_.still_written(members[active_[0]])))
+    registry_.find_written();
   for (std::size_t k = 0; k < active_.size(); ++k) {
     member& m = members[active_[k]];
-    each_gradient(k, [&](py::handle g) { registry_.require_apart(m, g); });
+    each_gradient(k, [&](py::handle g) { require_gradient_apart(m, g); });
     const std::string& refuses = keyed_[set_of_[k]].refuses_rows;
     if (spans_[k].rows != nullptr && !refuses.empty())
       wrong_value(m.labels[1], "Rows, but " + refuses);
   }
   require_gradients_apart();
   filled_ = true;
+}
+
+// Raises where a gradient overlaps what the step writes.
+void plan::require_gradient_apart(member& m, py::handle g) const {
+  alone_ ? registry_.require_apart_alone(m, g) : registry_.require_apart(m, g);
 }
 
 // Fills the spans from the arrays as they are now; false where one doesn't fit.
@@ -177,7 +183,7 @@ bool plan::refill() {
     member& m = registry_.members()[active_[k]];
     if (!fill_gradient(spans_[k], m, k)) return false;
     seen_gradients_[k] = sighting(gradients_[k], m.shape);
-    registry_.require_apart(m, gradients_[k]);
+    require_gradient_apart(m, gradients_[k]);
     others = true;
   }
   if (others) require_gradients_apart();
@@ -245,7 +251,7 @@ void plan::check_masters() const {
     const std::ptrdiff_t size = size_of(m.shape);
     if (a.master.kind != kind::float32 || size == 0 || m.count == 0) continue;
     for (const std::ptrdiff_t i :
-         {std::ptrdiff_t{0}, size - 1, static_cast<std::ptrdiff_t>(iterations_ % size)}) {
+         {std::ptrdiff_t{0}, size - 1, static_cast<std::ptrdiff_t>(m.count % size)}) {
       std::uint16_t rounded = 0;
       const std::uint16_t there = static_cast<const std::uint16_t*>(a.x.data)[i];
       float exact = static_cast<const float*>(a.master.data)[i];

@@ -103,6 +103,7 @@ inline bool counts_rows(const std::string& role) {
 // blockfloat8 or their scales, and in a master the remainder.
 inline std::optional<kind> kind_of(py::handle a, const std::string& role) {
   constexpr int int8 = 1, uint8 = 2, int16 = 3;  // of NumPy's C interface
+  if (role == "state") return kind_of(a);        // nearly always
   const int number = descriptor(a)->type_num;
   if (role == "codes" && number == int8) return kind::signed8;
   if ((role == "codes" || role == "scales") && number == uint8) return kind::unsigned8;

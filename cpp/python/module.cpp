@@ -58,6 +58,29 @@ void average(const std::vector<py::array>& arrays, const std::vector<double>& we
   freely([&] { add(kernels(), all); });
 }
 
+// ---- A step of one array alone, which takes about as long as pybind11's way to a method.
+
+PyObject* alone(PyObject* self, PyObject* const* given, Py_ssize_t size) {
+  try {
+    if (size != 7) throw py::type_error("alone: (owner, number, x, g, lr, grad_scale, finished)");
+    const auto at = [&](int i) { return py::reinterpret_borrow<py::object>(given[i]); };
+    plan& own = py::cast<plan&>(py::handle(self));
+    const bool done =
+        own.alone(at(0), py::cast<std::size_t>(at(1)), at(2), at(3), at(4), at(5), at(6));
+    return py::bool_(done).release().ptr();
+  } catch (...) {
+    py::detail::try_translate_exceptions();
+    return nullptr;
+  }
+}
+
+py::object alone_of(const py::object& own) {
+  static PyMethodDef method = {
+      "alone", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&alone)), METH_FASTCALL,
+      "Steps one member: (owner, number, x, g, lr, grad_scale, finished), where None leaves out."};
+  return py::reinterpret_steal<py::object>(PyCFunction_New(&method, own.ptr()));
+}
+
 // ---- A plan is part of the optimizer's cycles, as what lies in bound Rows may be, and the garbage
 // collector has to know.
 
@@ -165,6 +188,9 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("report", &plan::report)
       .def("once", &plan::once, py::arg("x"), py::arg("g"), py::arg("keeps"), py::arg("finished"),
            py::arg("memory"), py::arg("shared"), py::arg("lr"), py::arg("loss"))
+      .def_property_readonly("alone", &alone_of)
+      .def("replace_by_last", &plan::replace_by_last, py::arg("number"))
+      .def("set_count", &plan::set_count, py::arg("number"), py::arg("finished"), py::arg("memory"))
       .def("change", &plan::change)
       .def("enter", &plan::enter_alone)
       .def("leave", &plan::leave)
@@ -177,7 +203,7 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("grad_norm", &plan::grad_norm)
       .def_property_readonly("last_norm", &plan::last_norm)
       .def_property_readonly("shared", &plan::shared)
-      .def_property_readonly("iterations", &plan::iterations);
+      .def_property("iterations", &plan::iterations, &plan::set_iterations);
 
   py::class_<tensors>(m, "Tensors", py::custom_type_setup(collected<tensors>),
                       "Parameters that are tensors of another library, and their gradients.")

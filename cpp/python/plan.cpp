@@ -222,7 +222,12 @@ void plan::begin(const request& asked, py::dict& shared) {
   if (!read_settings()) follow_recipe(), read_settings();
   begin_groups(asked.lr);
   reports_ = asked.reports;
-  asked.opens ? expect_gradients() : begin_gradients(asked);
+  if (asked.alone)
+    begin_alone(*asked.alone, asked.grads);
+  else if (asked.opens)
+    expect_gradients();
+  else
+    begin_gradients(asked);
   check_containers();
   begin_sets();
 
@@ -611,7 +616,56 @@ void plan::count() noexcept {
   }
   shared_.swap(next_shared_);
   if (recipe_->measures_norm) last_norm_ = stepped_norm_;
-  ++iterations_;
+  if (!alone_) ++iterations_;
+}
+
+// ---- One member alone
+
+bool plan::alone(const py::object& owner, std::size_t number, const py::object& x,
+                 const py::object& g, const py::object& lr, const py::object& grad_scale,
+                 const py::object& finished) {
+  static const auto& name_of_x = *new py::object(interned("x"));
+  const held lock(acquire_, release_);
+  const call_of one(*this, "optimizer is in the middle of a call");
+  member& m = registry_.members().at(number);
+  alone_ = stateless_ = true;
+  if (!x.is(m.x)) {
+    filled_ = false;  // which looks at the one before
+    registry_.rebind_one(m, x);
+    if (PyObject_SetAttr(owner.ptr(), name_of_x.ptr(), x.ptr()) != 0) throw py::error_already_set();
+  }
+  struct after {
+    std::int64_t& count;
+    std::int64_t before;
+    bool done = false;
+    ~after() {
+      if (!done) count = before;
+    }
+  } own{m.count, m.count};
+  if (!finished.is_none()) m.count = finished.cast<std::int64_t>();
+  own.done = take({g, lr, py::none(), grad_scale, py::none(), {}, false, false, number});
+  return own.done;
+}
+
+void plan::set_iterations(std::int64_t n) {
+  require_idle();
+  iterations_ = n;
+}
+
+void plan::replace_by_last(std::size_t number) {
+  require_idle();
+  registry_.replace_by_last(number);
+  let_go();
+  keyed_right_ = filled_ = false;
+}
+
+void plan::set_count(std::size_t number, std::int64_t finished, std::vector<double> memory) {
+  require_idle();
+  member& m = registry_.members().at(number);
+  if (memory.size() != m.memory.size()) throw py::value_error("memory: as many as registered");
+  m.count = finished;
+  m.memory = std::move(memory);
+  keyed_right_ = false;
 }
 
 // ---- A stateless call

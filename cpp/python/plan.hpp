@@ -26,7 +26,8 @@ struct request {
   py::object pieces = py::none();  // structures in place of grads, with a weight for each
   std::vector<double> weights = {};
   bool reports = false;
-  bool opens = false;  // gradients are still to come
+  bool opens = false;                     // gradients are still to come
+  std::optional<std::size_t> alone = {};  // the only member, of which grads is the gradient
 };
 
 // Bytes that are to be copied once nothing can fail any more.
@@ -80,6 +81,17 @@ class plan {
   // Of the last step that was asked for it: each array's number with its sums.
   using report_of_arrays = std::vector<std::pair<std::size_t, reported_sums>>;
   const std::optional<report_of_arrays>& report() const { return report_; }
+
+  // One step of one member alone, whose array may be another one than before, and after `finished`
+  // steps, where that isn't None. The clock that schedules go by is the caller's: `iterations`.
+  // `owner.x` follows the array.
+  bool alone(const py::object& owner, std::size_t number, const py::object& x, const py::object& g,
+             const py::object& lr, const py::object& grad_scale, const py::object& finished);
+  void set_iterations(std::int64_t n);
+
+  // In the place of a member the one that was added last, after the same steps.
+  void replace_by_last(std::size_t number);
+  void set_count(std::size_t number, std::int64_t finished, std::vector<double> memory);
 
   // Something was set that a recipe depends on.
   void change() { stale_ = true; }
@@ -167,6 +179,7 @@ class plan {
   void begin_groups(const py::object& lr);
   void gather_gradients(const py::object& grads, const char* role, std::vector<py::object>& found);
   void begin_gradients(const request& asked);
+  void begin_alone(std::size_t number, const py::object& g);
   void select_gradients();
   void begin_gradient(std::size_t number, py::object g);
   void expect_gradients();
@@ -189,6 +202,7 @@ class plan {
   int gradient_flags() const;
   template <class Look> void each_gradient(std::size_t k, const Look& look) const;
   void require_gradients_apart() const;
+  void require_gradient_apart(member& m, py::handle g) const;
 
   // measure
   scaled_norm norm_of_gradients();
@@ -244,6 +258,7 @@ class plan {
   unsigned long within_ = 0;  // the thread that is within a call
   bool reading_ = false;      // what is registered, or a structure, is walked through
   bool stateless_ = false;    // what lies beside a parameter is the caller's
+  bool alone_ = false;        // members step one by one, and the caller moves the clock
 
   std::int64_t iterations_ = 0;
   std::vector<double> shared_;

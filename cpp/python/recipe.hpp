@@ -46,7 +46,9 @@ struct set_of_scalars {
   std::string refuses_rows;  // why, if it does
   py::object h, own_h;       // the hyperparameters, and what the part made of them
   bool steady = false;
-  Py_ssize_t entries = 0;           // of the dict that f returned when all was computed
+  Py_ssize_t entries = 0;            // of the dict that f returned when all was computed
+  std::int64_t computed_after = -1;  // the count and the memory that the scalars are of
+  std::vector<double> computed_from;
   std::vector<double> next_memory;  // what it becomes by the step
 };
 

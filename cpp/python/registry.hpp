@@ -76,6 +76,8 @@ struct member {
   std::size_t first_address = 0;             // of its arrays among those that the registry knows
   const char *apart = nullptr, *apart_end = nullptr;  // memory of the last gradient that was
                                                       // found to overlap nothing that is written
+  std::vector<const char*> own_addresses;             // where x and the arrays beside it lay, when
+  std::vector<extent> own_written;                    // these were found to be apart, sorted
 
   // Whether an array has what this parameter asks for, its class included: ndarray, the
   // parameter's, or one that was checked before.
@@ -306,16 +308,7 @@ class registry {
   // Takes other arrays of the same shapes, types and orders in place of the parameters: all of
   // them, or none.
   void rebind(const std::vector<py::object>& arrays) {
-    for (std::size_t i = 0; i < members_.size(); ++i) {
-      const member& m = members_[i];
-      const bool alike = py::isinstance<py::array>(arrays[i]) && has_shape(arrays[i], m.shape) &&
-                         kind_of(arrays[i]) == m.type &&
-                         (fields(arrays[i])->flags & fields(m.x)->flags & (c_order | f_order)) != 0;
-      if (!alike)
-        wrong_value(m.labels[0], description(arrays[i]) + " where " + description(m.x) +
-                                     " is registered" + view_of_complex(arrays[i]));
-      require_parameter(arrays[i], m.labels[0]);
-    }
+    for (std::size_t i = 0; i < members_.size(); ++i) require_alike(members_[i], arrays[i]);
     std::vector<py::array> before;
     for (std::size_t i = 0; i < members_.size(); ++i)
       before.push_back(std::exchange(members_[i].x, py::reinterpret_borrow<py::array>(arrays[i])));
@@ -327,6 +320,24 @@ class registry {
       forget_written();
       throw;
     }
+  }
+
+  // Another array of the same shape, type and order in the place of one parameter.
+  void rebind_one(member& m, const py::object& x) {
+    require_alike(m, x);
+    m.x = py::reinterpret_borrow<py::array>(x);
+  }
+
+  // Puts the member that came last in the place of another one, which goes; it keeps its number,
+  // its position and its count.
+  void replace_by_last(std::size_t i) {
+    member& last = members_.back();
+    elements_ = last.position;
+    last.position = members_[i].position;
+    last.count = members_[i].count;
+    const member gone = std::exchange(members_[i], std::move(last));
+    members_.pop_back();
+    forget_written();
   }
 
   // Written arrays may not overlap one another, nor a bound gradient.
@@ -388,6 +399,38 @@ class registry {
     m.apart_end = read.last;
   }
 
+  // The same of a member that steps alone, whose own arrays are all that is written then: those of
+  // others may lie where the client had another array before.
+  void require_apart_alone(member& m, py::handle g) const {
+    std::size_t n = 0;
+    bool same = m.own_addresses.size() == m.keeps.size() + 1;
+    const auto each = [&](const auto& look) {
+      look(m.x, m.labels[0]);
+      for (std::size_t s = 0; s < m.keeps.size(); ++s) look(m.keeps[s].array, m.labels[s + 2]);
+    };
+    each([&](const py::array& a, const std::string&) {
+      same = same && m.own_addresses[n++] == fields(a)->data;
+    });
+    if (!same) {
+      m.own_addresses.clear(), m.own_written.clear();
+      std::vector<const char*> addresses;
+      std::vector<extent> written;
+      each([&](const py::array& a, const std::string& label) {
+        addresses.push_back(fields(a)->data);
+        if (a.nbytes() > 0) written.push_back(extent_of(a, label));
+      });
+      schuss::require_apart(written);
+      m.own_written.swap(written);
+      m.own_addresses.swap(addresses);
+      m.apart = m.apart_end = nullptr;
+    }
+    const extent read = extent_of(g, m.labels[1]);
+    if (read.first == m.apart && read.last == m.apart_end) return;
+    require_apart_from(m.own_written, read);
+    m.apart = read.first;
+    m.apart_end = read.last;
+  }
+
   std::vector<member>& members() { return members_; }
   const std::vector<member>& members() const { return members_; }
   std::ptrdiff_t elements() const { return elements_; }
@@ -396,6 +439,16 @@ class registry {
   bool counts_rows() const { return counts_rows_; }
 
  private:
+  static void require_alike(const member& m, const py::object& x) {
+    const bool alike = py::isinstance<py::array>(x) && has_shape(x, m.shape) &&
+                       kind_of(x) == m.type &&
+                       (fields(x)->flags & fields(m.x)->flags & (c_order | f_order)) != 0;
+    if (!alike)
+      wrong_value(m.labels[0], description(x) + " where " + description(m.x) + " is registered" +
+                                   view_of_complex(x));
+    require_parameter(x, m.labels[0]);
+  }
+
   void forget_written() {
     written_.clear();
     addresses_.clear();

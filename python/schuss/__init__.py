@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from schuss.gradients import average as average
     from schuss.gradients import check_grad as check_grad
     from schuss.gradients import numerical_gradient as numerical_gradient
+    from schuss.keyed import Keyed as Keyed
     from schuss.rules.matrix import SOAP as SOAP
     from schuss.rules.matrix import MatrixRule as MatrixRule
     from schuss.rules.matrix import Muon as Muon
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SOAP",
     "BlockFloat8",
+    "Keyed",
     "LossScale",
     "MatrixRule",
     "Muon",
@@ -85,6 +87,7 @@ __all__ += rules.__all__
 _LAZY = dict.fromkeys(
     ("autograd", "data", "functional", "init", "projections", "schedules", "scipy")
 ) | {
+    "Keyed": "keyed",
     "MatrixRule": "rules.matrix",
     "Muon": "rules.matrix",
     "SOAP": "rules.matrix",

@@ -103,6 +103,8 @@ NoDecay = Callable[[str, np.ndarray], bool]
 
 AVERAGED = "the parameters hold their means; leave opt.averaged() first"
 
+LATE: dict[str, Any] = {}  # params of an optimizer whose parameters come one by one: see _admit
+
 PICKLED = 3  # the form of a pickle: another one where what an optimizer consists of changes
 
 
@@ -316,11 +318,12 @@ class Optimizer(Rule, Declared):
         self._averaging: WeakSet[Averaging] = WeakSet()  # those that are open
         if (folder := vars(self).get("_state_dir")) is not None:  # the base has no options
             self._files = Files(folder)
+        late = params is LATE
         params = listed(params)
         self._grouped = is_groups(params)
         for group in params if self._grouped else [{"params": params}]:
             self._add(group)
-        if not self._parameters:
+        if not (self._parameters or late):
             raise ValueError("params: no array in it; pass at least one")
         if grads is not None:
             for p, g in zip(self._parameters, self._gather(grads, "grads"), strict=True):
@@ -340,7 +343,7 @@ class Optimizer(Rule, Declared):
         before = len(self._parameters) - len(parameters)
         try:
             for p in parameters:
-                plan.add(p.labels(), p.x, p.keeps(), p.g, p.group, p.decays, p.memory, p.case)
+                hand_over(plan, p)
             plan.require_disjoint()
         except BaseException:
             plan.keep_first(before)
@@ -501,6 +504,40 @@ class Optimizer(Rule, Declared):
             if self._files is not None:
                 self._files.keep_first(files)
             raise
+
+    def _admit(self, name: str, x: np.ndarray) -> int:
+        """Takes a parameter into the groups that there are, with their settings: its number."""
+        before = self._groups, self._trees, self._watched, self._parameters
+        number, groups = len(self._parameters), len(self._groups)
+        try:
+            (p,) = self._add({"params": {name: x}})
+            p.group -= groups
+            hand_over(self._plan, p)
+        except BaseException:
+            self._names.pop(name, None)
+            self._groups, self._trees, self._watched, self._parameters = before
+            raise
+        self._groups, self._trees, self._watched, _ = before
+        self._groups[p.group].members.append(p)
+        self._plan.change()
+        return number
+
+    def _dismiss(self) -> None:
+        """Lets go of the parameter that was taken in last."""
+        *rest, p = self._parameters
+        self._plan.keep_first(len(rest))
+        self._groups[p.group].members.pop()
+        self._names.pop(p.name)
+        self._parameters = rest
+
+    def _replace(self, number: int, p: Parameter) -> None:
+        """Takes a parameter with other arrays beside it in the place of the one that there is."""
+        hand_over(self._plan, p)
+        self._plan.replace_by_last(number)
+        members = self._groups[p.group].members
+        members[next(i for i, q in enumerate(members) if q.name == p.name)] = p
+        self._parameters = [p if i == number else q for i, q in enumerate(self._parameters)]
+        self._plan.change()
 
     def _group_lock(self) -> AbstractContextManager[Any]:
         """What is held while a group's settings change."""
@@ -1285,6 +1322,11 @@ class Optimizer(Rule, Declared):
             for group in self._groups
         )
         return f"{type(self).__name__}({', '.join(own)}{groups}\n)"
+
+
+def hand_over(plan: _core.Plan, p: Parameter) -> None:
+    """Adds a parameter to a plan; raises where an array of it can't be."""
+    plan.add(p.labels(), p.x, p.keeps(), p.g, p.group, p.decays, p.memory, p.case)
 
 
 def is_groups(params: Any) -> bool:
