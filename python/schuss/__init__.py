@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from schuss import schedules as schedules
     from schuss import scipy as scipy
     from schuss import sklearn as sklearn
+    from schuss import thinc as thinc
     from schuss.checkpoint import load as load
     from schuss.checkpoint import save as save
     from schuss.flat import flatten as flatten
@@ -103,7 +104,7 @@ _LAZY = dict.fromkeys(
 
 
 # Doors to other software, which may be missing: found when they are asked for, and else not shown.
-_DOORS = dict.fromkeys(("federated", "sklearn"))
+_DOORS = dict.fromkeys(("federated", "sklearn", "thinc"))
 
 if not TYPE_CHECKING:  # to a type checker it would make every name one of ours
 
