@@ -60,7 +60,7 @@ def made(name: str, averages: bool) -> Keyed:
     return Keyed(rules.SGD, **options)
 
 
-class Optimizer(theirs.Optimizer):  # type: ignore[misc]
+class Optimizer(theirs.Optimizer):
     """thinc.optimizers.Optimizer, with our steps: Adam, RAdam, or plain descent.
 
         g = g + L2*x                                where L2 is no weight decay
