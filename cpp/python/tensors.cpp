@@ -80,11 +80,15 @@ class tensors::aimed {
   std::vector<py::object> held_;  // or another thread might free what is read
 };
 
-tensors::tensors(const py::object& exchange, py::type type, py::object other)
-    : view_(view_of(exchange)), type_(std::move(type)), other_(std::move(other)) {}
+tensors::tensors(const py::object& exchange, py::type type, py::object other, py::object written)
+    : view_(view_of(exchange)),
+      type_(std::move(type)),
+      other_(std::move(other)),
+      written_(std::move(written)) {}
 
-void tensors::begin_group(py::dict own, py::tuple names) {
-  groups_.push_back({std::move(own), std::move(names), entries_.size(), entries_.size(), {}});
+void tensors::begin_group(py::dict own, py::tuple names, bool any_rate) {
+  const std::size_t first = entries_.size();
+  groups_.push_back({std::move(own), std::move(names), any_rate, first, first, {}});
 }
 
 void tensors::add(py::object parameter, py::object stepped, py::array x, py::array g) {
@@ -135,7 +139,7 @@ py::object tensors::rate(const py::list& groups) const {
       PyObject* const name = PyTuple_GET_ITEM(own.names.ptr(), static_cast<Py_ssize_t>(n));
       PyObject* const now = PyDict_GetItemWithError(own.dict.ptr(), name);
       if (now == own.values[n].ptr()) continue;
-      if (n > 0 || groups_.size() > 1 || now == nullptr || !PyFloat_CheckExact(now)) return changed;
+      if (n > 0 || !own.any_rate || now == nullptr || !PyFloat_CheckExact(now)) return changed;
       const double rate = PyFloat_AS_DOUBLE(now);
       if (!(rate >= 0 && std::isfinite(rate))) return changed;
       lr = py::reinterpret_borrow<py::object>(now);
@@ -148,8 +152,16 @@ py::object tensors::rate(const py::list& groups) const {
 
 bool tensors::step(plan& own, const py::object& lr, const py::object& loss) {
   const held lock = own.hold();
-  const aimed here(*this);
-  return own.step({gradients_, lr, loss, py::none()});
+  py::list stepped;
+  {
+    const aimed here(*this);
+    if (!own.step({gradients_, lr, loss, py::none()})) return false;
+    for (std::size_t i = 0; i < entries_.size(); ++i)
+      if (PyList_GET_ITEM(gradients_.ptr(), static_cast<Py_ssize_t>(i)) != Py_None)
+        stepped.append(entries_[i].stepped);
+  }
+  written_(stepped);
+  return true;
 }
 
 void tensors::aim(std::size_t i, py::handle gradient) {
@@ -176,6 +188,10 @@ bool tensors::aim_directly(const entry& e, py::handle gradient) const {
   if (!is_like(x, e.x) || !is_like(g, e.x)) return false;
   if (e.x.size() == 0) return true;
   if (data_of(x) != fields(e.x)->data || g.data == nullptr) return false;
+  // An imaginary part may be read with the other sign: as it lies with a gap between its elements,
+  // only one of them looks like an array.
+  static const auto& negated = *new py::object(interned("is_neg"));
+  if (e.x.size() == 1 && gradient.attr(negated)().cast<bool>()) return false;
   py::detail::array_proxy(e.g.ptr())->data = data_of(g);
   return true;
 }

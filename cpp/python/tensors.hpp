@@ -31,13 +31,15 @@ using dl_view = int (*)(void* tensor, dl_tensor* found);
 class tensors {
  public:
   // `exchange` is a capsule with DLPack's functions for objects of a type, or None. For what can't
-  // be aimed at `other(i, gradient)` is called, and returns what stands for that gradient.
-  tensors(const py::object& exchange, py::type type, py::object other);
+  // be aimed at `other(i, gradient)` is called, and returns what stands for that gradient; behind a
+  // step `written(list)` hears of the tensors whose memory is another.
+  tensors(const py::object& exchange, py::type type, py::object other, py::object written);
   tensors() = default;
 
   // A group of the user's, a dict: the hyperparameters that the optimizer of arrays follows, lr
-  // first, and its parameters, of which the next `add`s tell.
-  void begin_group(py::dict group, py::tuple names);
+  // first, and its parameters, of which the next `add`s tell. `any_rate`: a step may be told any
+  // other lr, for all that it steps.
+  void begin_group(py::dict group, py::tuple names, bool any_rate);
   // What is stepped for a parameter of the last group, mostly itself, with the array of its memory
   // and the one to aim at its gradient.
   void add(py::object parameter, py::object stepped, py::array x, py::array g);
@@ -48,8 +50,8 @@ class tensors {
   void follow();
   // Whether these are the groups, with the parameters that they had.
   bool holds(const py::list& groups) const;
-  // What a step has to be told: None where all groups are as they were followed, a number where the
-  // lr of the only one is another; False where more has changed.
+  // What a step has to be told: None where all groups are as they were followed, a number where
+  // only an lr is another that it may be told; False where more has changed.
   py::object rate(const py::list& groups) const;
 
   // The step of a plan that has the same parameters.
@@ -60,7 +62,7 @@ class tensors {
     const auto seen = [&](const auto&... objects) {
       ((stopped = stopped != 0 ? stopped : see(objects.ptr())), ...);
     };
-    seen(type_, gradients_, other_);
+    seen(type_, gradients_, other_, written_);
     for (const entry& e : entries_) seen(e.parameter, e.stepped, e.x, e.g);
     for (const group& own : groups_) {
       seen(own.dict, own.names);
@@ -78,6 +80,7 @@ class tensors {
   struct group {
     py::dict dict;
     py::tuple names;
+    bool any_rate;
     std::size_t first, end;          // entries
     std::vector<py::object> values;  // as followed
   };
@@ -90,7 +93,7 @@ class tensors {
   bool aim_directly(const entry& e, py::handle gradient) const;
 
   dl_view view_ = nullptr;
-  py::object type_, other_;
+  py::object type_, other_, written_;
   py::object gradients_ = py::list();  // what the step is given
   std::vector<entry> entries_;
   std::vector<group> groups_;

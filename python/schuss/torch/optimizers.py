@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import chain, islice
 from typing import Any, ClassVar
+from weakref import proxy
 
 import numpy as np
 import torch
 from torch.autograd import profiler
+from torch.autograd.graph import increment_version
 from torch.optim.optimizer import _global_optimizer_post_hooks as global_post_hooks
 from torch.optim.optimizer import _global_optimizer_pre_hooks as global_pre_hooks
 
 from schuss import _core
-from schuss.engine.declare import REQUIRED
+from schuss.engine.declare import REQUIRED, Hyperparameter, Pair, Scheduled
 from schuss.engine.groups import Group
 from schuss.engine.guard import shorten
 from schuss.engine.memory import address
 from schuss.engine.optimizer import Optimizer as OfArrays
 from schuss.engine.optimizer import signature
 from schuss.engine.saved import written
+from schuss.reference.storage import CODED
 from schuss.rules import RULES
 from schuss.rules.matrix import SOAP, Muon, Shampoo
-from schuss.torch.state import BESIDE, hyperparameters, read, require_groups
+from schuss.torch.state import (
+    BESIDE,
+    hyperparameters,
+    is_state,
+    plain,
+    read,
+    require_groups,
+)
 from schuss.torch.tensors import (
     array_of,
     axes_in_memory,
@@ -44,7 +55,14 @@ REFUSED = ("capturable", "differentiable")
 # 2.10 on. Without them each gradient is made an array.
 EXCHANGE = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
 
+# What some of PyTorch's groups say in place of decay_mode, and what is not taken of groups.
+DECOUPLED = "decoupled_weight_decay"
+LEFT = ("params", "param_names", DECOUPLED)
+
 LINE = 64  # bytes of a cache line
+
+# Held where an optimizer of arrays is made: threads that step the same tensors have the same.
+MAKING = threading.RLock()
 
 
 class Link:
@@ -55,16 +73,19 @@ class Link:
         self.given = values_of(group, self.declared)
 
     def follow(self) -> bool:
-        """Sets what has changed, in each group that has it; whether there are tensors among it."""
+        """Sets what has changed, in each group that has it; whether some may change unseen."""
         given = values_of(self.group, self.declared)
-        for name, value, before in zip(self.declared, given, self.given, strict=True):
+        for (name, declared), value, before in zip(
+            self.declared.items(), given, self.given, strict=True
+        ):
+            if name == "lr" and declared.fixed:
+                continue  # where step sizes start: schedules set it all the same, as in PyTorch
             if value is not before and value != before:
                 for own in self.own:
-                    if own.rule.hyperparameters.get(name) is self.declared[name]:
+                    if own.rule.hyperparameters.get(name) is declared:
                         own[name] = value
         self.given = given
-        tensors: bool = given != tuple(map(self.group.get, self.declared))
-        return tensors
+        return any(changes_in_place(self.group[name]) for name in self.declared)
 
 
 class Member:
@@ -118,6 +139,11 @@ class Optimizer(torch.optim.Optimizer):
 
     rule: ClassVar[type[OfArrays]] = OfArrays
 
+    _state: dict[Any, Any]
+    _picture: list[tuple[Any, Any]] | None  # of the state, as it was shown since the last step
+    _arrays: OfArrays | None
+    _members: Sequence[Member] = ()
+
     def __init__(self, params: Any, lr: Any = None, **options: Any) -> None:
         try:
             given = options if lr is None else {"lr": lr, **options}
@@ -139,9 +165,17 @@ class Optimizer(torch.optim.Optimizer):
         preset = options.pop("preset", "torch" if "torch" in rule.presets else None)
         plain = dict(zip(options, values_of(options, options), strict=True))
         values = dict(Group(rule, {"preset": preset, **plain}).settings.values)
-        trial = {name: v for name, v in self._options.items() if name != "state_dir"}
-        rule([np.zeros((1, 1), np.float32)], **values, **trial)  # raises where options are wrong
+        self._try(values | {"bounds": None})  # which may be for one array
         return values | options
+
+    def _try(self, values: dict[str, Any]) -> OfArrays:
+        """An optimizer of one small array, which raises where the options are wrong."""
+        options = {
+            name: value
+            for name, value in self._options.items()
+            if not (name == "state_dir" or (name in self.rule.apart and callable(value)))
+        }
+        return self.rule([np.zeros((1, CODED), np.float32)], **values, **options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Takes in more tensors: {"params": tensors, **what differs from the constructor's}."""
@@ -150,16 +184,20 @@ class Optimizer(torch.optim.Optimizer):
         try:
             group, declared = self.param_groups[-1], self.rule.hyperparameters
             Group(self.rule, dict(zip(declared, values_of(group, declared), strict=True)))
-            first = sum(len(g["params"]) for g in self.param_groups[:-1])
+            first = len(self._tensors_of_groups()) - len(group["params"])
             for i, x in enumerate(group["params"], first):
                 require_steppable(x, f"params[{i}]", self._is_elsewhere(x))
-        except (TypeError, ValueError):
+        except BaseException:
             del self.param_groups[before:]
             raise
 
+    def _tensors_of_groups(self) -> list[torch.Tensor]:
+        """The user's tensors, in their order."""
+        return [x for group in self.param_groups for x in group["params"]]
+
     # ---- The step
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Steps every tensor that has a gradient; returns what closure returned.
 
         closure   called first: clears the gradients, computes the loss and its gradients, and
@@ -172,7 +210,7 @@ class Optimizer(torch.optim.Optimizer):
             or global_post_hooks
             or profiler._is_profiler_enabled
         ):
-            return self._hooked_step(closure)
+            return self._hooked_step() if closure is None else self._hooked_step(closure)
         return self._step(closure)
 
     # PyTorch would wrap every step in what serves hooks, and takes as long as a small step.
@@ -184,7 +222,7 @@ class Optimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         try:
-            self._carry_out(None if loss is None else float(loss))
+            self._carry_out(plain(loss))
         except (TypeError, ValueError) as error:
             shorten(error)
             raise
@@ -192,7 +230,7 @@ class Optimizer(torch.optim.Optimizer):
 
     _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
 
-    def _carry_out(self, loss: float | None) -> None:
+    def _carry_out(self, loss: Any) -> None:
         lr: Any = False
         if self._arrays is not None and self._picture is None:
             lr = self._tensors.rate(self.param_groups)
@@ -205,11 +243,13 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def arrays(self) -> OfArrays:
         """The optimizer of arrays that steps the tensors' memory, with the groups' settings."""
-        if self._arrays is None or not self._is_as_shown():
-            return self._make()
-        if not any([link.follow() for link in self._links]):
-            self._tensors.follow()
-        return self._arrays
+        with MAKING:
+            if self._arrays is None or not self._is_as_shown():
+                return self._make()
+            unseen = [link.follow() for link in self._links]
+            if not any(unseen):
+                self._tensors.follow()
+            return self._arrays
 
     def _is_elsewhere(self, x: torch.Tensor) -> bool:
         """Whether a tensor is stepped in a copy of its own."""
@@ -221,21 +261,25 @@ class Optimizer(torch.optim.Optimizer):
 
     def _make(self) -> OfArrays:
         """It takes over what is in the state, and the state then has tensors of its arrays."""
-        tensors = chain.from_iterable(group["params"] for group in self.param_groups)
-        members = [Member(x, self._stepped(x), f"params[{i}]") for i, x in enumerate(tensors)]
+        if self._members and "state_dir" in self._options:
+            raise ValueError(
+                "state_dir: the state of these tensors lies in files there; for other tensors, "
+                "groups or state make another optimizer, with a folder of its own"
+            )
+        tensors = enumerate(self._tensors_of_groups())
+        members = [Member(x, self._stepped(x), f"params[{i}]") for i, x in tensors]
         for m in members:
             if m.turned and self._looks_at_shapes():
                 raise ValueError(
                     f"{m.label}: its axes lie in the order {m.axes}, but {self.rule.__name__} "
-                    "looks at rows or matrices; create it as x.contiguous()"
+                    "looks at rows, matrices or places here; create it as x.contiguous()"
                 )
-        each, declared = iter(members), self.rule.hyperparameters
+        declared = self.rule.hyperparameters
         groups = [
-            dict(zip(declared, values_of(g, declared), strict=True))
-            | {"params": [m.in_memory(m.memory) for m in islice(each, len(g["params"]))]}
-            for g in self.param_groups
+            {**dict(zip(declared, values_of(group, declared), strict=True)), "params": own}
+            for group, own in zip(self.param_groups, self._by_group(members), strict=True)
         ]
-        arrays = self.rule(groups, **self._options)
+        arrays = self.rule(groups, **self._options_by_name())
         self._take_over(arrays, members)
         size = len(arrays.param_groups) // len(groups)  # those of matrices are two each
         self._links = [
@@ -244,10 +288,17 @@ class Optimizer(torch.optim.Optimizer):
         ]
         rest = np.zeros(max(m.memory.nbytes for m in members) + LINE, np.uint8)
         rest = rest[-address(rest) % LINE :]  # read by nobody, so that it takes no memory
-        self._tensors = _core.Tensors(EXCHANGE, torch.Tensor, self._look)
+        own = proxy(self)  # or the last that holds it would leave it to the garbage collector
+
+        def look(number: int, gradient: torch.Tensor) -> Any:
+            return own._look(number, gradient)
+
+        self._tensors = _core.Tensors(EXCHANGE, torch.Tensor, look, increment_version)
+        names = "lr", *(name for name in declared if name != "lr")
+        any_rate = len(arrays.param_groups) == 1 and takes_any(declared["lr"])
         pairs = zip(members, arrays._parameters, strict=True)
         for group in self.param_groups:
-            self._tensors.begin_group(group, ("lr", *(name for name in declared if name != "lr")))
+            self._tensors.begin_group(group, names, any_rate)
             for m, p in islice(pairs, len(group["params"])):
                 g = np.ndarray(p.x.shape, p.x.dtype, rest, strides=p.x.strides)
                 self._tensors.add(m.tensor, m.stepped, m.memory, g)
@@ -256,10 +307,29 @@ class Optimizer(torch.optim.Optimizer):
         self._show()
         return arrays
 
+    def _options_by_name(self) -> dict[str, Any]:
+        """Those of the whole; what asks by name hears the tensors' names, where they have some."""
+        names = [name for group in self.param_groups for name in group.get("param_names", ())]
+
+        def by_name(ask: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+            return lambda number, x: ask(names[int(number)], x)
+
+        asked = {k: v for k, v in self._options.items() if k in self.rule.apart and callable(v)}
+        return self._options | {k: by_name(ask) for k, ask in asked.items() if names}
+
+    def _by_group(self, members: Iterable[Member]) -> list[list[np.ndarray]]:
+        """The arrays that are stepped, in each group."""
+        arrays = (m.in_memory(m.memory) for m in members)
+        return [list(islice(arrays, len(group["params"]))) for group in self.param_groups]
+
     def _looks_at_shapes(self) -> bool:
-        """Whether rows or matrices are told apart in a tensor, so that its axes count."""
-        by_row = self._options.get("clip_norm_per") == "row"
-        return by_row or "matrix" in self.rule.apart or self.rule.factors is not OfArrays.factors
+        """Whether rows, matrices or places are told apart in a tensor, so that its axes count."""
+        return (
+            "matrix" in self.rule.apart
+            or self.rule.factors is not OfArrays.factors
+            or self._options.get("clip_norm_per") == "row"
+            or any(Pair.has_arrays(group["bounds"]) for group in self.param_groups)
+        )
 
     def _look(self, number: int, gradient: torch.Tensor) -> Any:
         """What stands for a gradient that doesn't lie as its tensor did when it was registered."""
@@ -270,9 +340,11 @@ class Optimizer(torch.optim.Optimizer):
         """A gradient as the optimizer of arrays takes it."""
         m = self._members[number]
         if gradient.layout is not torch.strided:
+            if m.turned:
+                raise ValueError(f"{m.label}.grad: {gradient.layout}, wanted {m.label} contiguous")
             return rows_of(gradient, f"{m.label}.grad")
         require_like(gradient, m.stepped, m.label)
-        return m.in_memory(array_of(gradient))
+        return m.in_memory(array_of(gradient.resolve_neg()))
 
     def _follow_memory(self) -> None:
         """Goes on in the memory that the tensors have now."""
@@ -283,35 +355,37 @@ class Optimizer(torch.optim.Optimizer):
             address(m.memory) == address(p.x) for m, p in zip(now, arrays._parameters, strict=True)
         ):
             return
-        each = iter(now)
-        arrays.rebind(
-            [
-                [m.in_memory(m.memory) for m in islice(each, len(group["params"]))]
-                for group in self.param_groups
-            ]
-        )
+        arrays.rebind(self._by_group(now))
         for i, (m, p) in enumerate(zip(now, arrays._parameters, strict=True)):
             self._tensors.replace(i, m.memory)
             m.show(p.saved)
         self._members = now
 
+    def refresh(self) -> None:
+        """Takes masters and running means anew from the tensors, which were written to."""
+        arrays = self.arrays
+        self._follow_memory()
+        arrays.refresh()
+
     # ---- State
 
-    @property  # type: ignore[override]
+    @property
     def state(self) -> dict[Any, Any]:
         """The state of each tensor that was stepped, by tensor, as PyTorch has it.
 
-        Its tensors have the memory that is stepped; what is put in their place is taken over.
+        Its tensors have the memory that is stepped; what is put in their place is taken over by the
+        next step. Behind that, ask for the state again.
         """
-        if self._arrays is not None:
+        if self._arrays is not None and self._picture is None:
             self._show()
+            self._picture = list(self._pictured())
         return self._state
 
     @state.setter
     def state(self, state: dict[Any, Any]) -> None:
         self._state = state
-        self._arrays: OfArrays | None = None
-        self._picture: list[tuple[Any, ...]] | None = None
+        self._arrays = None
+        self._picture = None
 
     def _show(self) -> None:
         """Brings the state up to date."""
@@ -326,20 +400,34 @@ class Optimizer(torch.optim.Optimizer):
                 own.update(m.state)
                 for name, value in counters.items():
                     if not (name in own and own[name] == value):
-                        own[name] = torch.tensor(value, dtype=number_type(name, value))
-        beside = {"iterations": arrays.iterations, "last_norm": arrays._plan.last_norm}
-        beside |= {"shared": dict(zip(arrays.shared, arrays._plan.shared, strict=True))}
+                        kind = number_type(name, value)
+                        own[name] = torch.tensor(value, dtype=kind, device="cpu")
+        beside = {
+            "iterations": arrays.iterations,
+            "last_norm": arrays._plan.last_norm,
+            "shared": dict(zip(arrays.shared, arrays._plan.shared, strict=True)),
+        }
         self._state.pop(BESIDE, None)
         if most and beside != {"iterations": most, "last_norm": None, "shared": {}}:
             self._state[BESIDE] = beside
-        self._picture = list(pictured(self._state))
+
+    def _pictured(self) -> Iterator[tuple[Any, Any]]:
+        """Every entry that is ours, and of counters the number: these change in place."""
+        yield self._state.get(BESIDE), None
+        for m in self._members:
+            own = self._state.get(m.tensor) or {}
+            yield from ((own.get(name), None) for name in m.state)
+            for name in ("step", *self.rule.memory):
+                value = own.get(name)
+                yield value, value.item() if isinstance(value, torch.Tensor) else None
 
     def _is_as_shown(self) -> bool:
         """Whether the user has left groups and state as they were."""
         before, self._picture = self._picture, None  # which is there where it was looked at
-        if not self._tensors.holds(self.param_groups):
-            self._show()
-        elif before is None or same_pictures(before, list(pictured(self._state))):
+        held = self._tensors.holds(self.param_groups)
+        if before is None and not held:
+            self._show()  # what others in the groups go on from
+        elif held and (before is None or same_pictures(before, [*self._pictured()])):
             return True
         self._arrays = None
         return False
@@ -354,11 +442,23 @@ class Optimizer(torch.optim.Optimizer):
         for m, p in zip(members, arrays._parameters, strict=True):
             own = settings[id(p)]
             start = {**own.rule.memory, **own.rule.initial(own.values)}
-            given = {key: m.in_memory(value) for key, value in found[m.tensor].items()}
+            given = {
+                key: m.in_memory(value)
+                for key, value in found[m.tensor].items()
+                if key in p.saved or is_state(key)  # others are the user's own
+            }
             saved["state"][p.name] = read(p, given, start)
         steps = [own.get("step") for own in saved["state"].values()]
         most = max(n for n in steps if isinstance(n, int))
         arrays.load_state_dict(saved | {"iterations": most} | self._state.get(BESIDE, {}))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Groups and state in PyTorch's form, by the tensors' positions; the memory is shared."""
+        saved = super().state_dict()
+        for group in saved["param_groups"]:
+            if group["decay_mode"] == "decoupled":
+                group[DECOUPLED] = True
+        return saved
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Goes on where a state dictionary was taken, of this class or of PyTorch's same rule.
@@ -370,7 +470,8 @@ class Optimizer(torch.optim.Optimizer):
         """
         state_dict = dict(state_dict)
         for before in self._optimizer_load_state_dict_pre_hooks.values():
-            state_dict = before(self, state_dict) or state_dict
+            other = before(self, state_dict)
+            state_dict = state_dict if other is None else other
         saved = state_dict["param_groups"]
         require_groups(saved)
         sizes = [len(g["params"]) for g in saved], [len(g["params"]) for g in self.param_groups]
@@ -379,23 +480,24 @@ class Optimizer(torch.optim.Optimizer):
         tensors = dict(
             zip(
                 chain.from_iterable(g["params"] for g in saved),
-                chain.from_iterable(g["params"] for g in self.param_groups),
+                self._tensors_of_groups(),
                 strict=True,
             )
         )
         state: dict[Any, Any] = defaultdict(dict)
         for key, own in state_dict["state"].items():
-            state[tensors.get(key, key)] = dict(own)
-        previous = self._state, self._arrays, [dict(group) for group in self.param_groups]
+            state[tensors.get(key, key)] = dict(own) if isinstance(own, Mapping) else own
+        previous = self._state, self._arrays, self._picture
+        groups = [dict(group) for group in self.param_groups]
         try:
             for group, own in zip(self.param_groups, saved, strict=True):
-                values = {k: v for k, v in own.items() if k not in ("params", "param_names")}
+                values = {k: v for k, v in own.items() if k not in LEFT}
                 group.update(copy.deepcopy(values) | hyperparameters(self.rule, own))
             self.state = state
             _ = self.arrays
         except BaseException as error:
-            self.state, self._arrays = previous[:2]
-            for group, values in zip(self.param_groups, previous[2], strict=True):
+            self._state, self._arrays, self._picture = previous
+            for group, values in zip(self.param_groups, groups, strict=True):
                 group.clear()
                 group.update(values)
             if isinstance(error, TypeError | ValueError):
@@ -405,7 +507,8 @@ class Optimizer(torch.optim.Optimizer):
             after(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_options": self._options}
+        options = {k: v for k, v in self._options.items() if k != "state_dir"}  # as of arrays
+        return super().__getstate__() | {"_options": options}
 
     def __setstate__(self, given: dict[str, Any]) -> None:
         given = dict(given)
@@ -416,14 +519,30 @@ class Optimizer(torch.optim.Optimizer):
 
 
 def values_of(group: Mapping[str, Any], names: Iterable[str]) -> tuple[Any, ...]:
-    """Hyperparameters as plain numbers, of which some may be tensors of no dimension."""
+    """Hyperparameters as plain numbers, of which some may be tensors of one element."""
 
-    def plain(value: Any) -> Any:
+    def number(name: str, value: Any) -> Any:
         if isinstance(value, tuple | list):
-            return tuple(map(plain, value))
-        return value.item() if isinstance(value, torch.Tensor) else value
+            return tuple(number(name, one) for one in value)
+        if not isinstance(value, torch.Tensor):
+            return value
+        if value.numel() != 1:
+            raise ValueError(f"{name}: a tensor of {value.numel()} elements, wanted one")
+        return value.item()
 
-    return tuple(plain(group[name]) for name in names)
+    return tuple(number(name, group[name]) for name in names)
+
+
+def takes_any(rate: Hyperparameter) -> bool:
+    """Whether a step may be told any rate that isn't negative."""
+    return not rate.fixed and isinstance(rate, Scheduled) and 0.0 in rate.interval
+
+
+def changes_in_place(value: Any) -> bool:
+    """Whether a hyperparameter may be another number and yet the same object."""
+    if isinstance(value, tuple):
+        return any(map(changes_in_place, value))
+    return isinstance(value, list | torch.Tensor)
 
 
 def number_type(name: str, value: float) -> torch.dtype:
@@ -431,20 +550,10 @@ def number_type(name: str, value: float) -> torch.dtype:
     return torch.float32 if name == "step" and value < 2**24 else torch.float64
 
 
-def pictured(state: Mapping[Any, Any]) -> Iterator[tuple[Any, ...]]:
-    """Every entry of a state, and its number where it is one: tensors change in place."""
-    for key, own in state.items():
-        yield id(key), "", key, None
-        if isinstance(own, Mapping):
-            for name, value in own.items():
-                single = isinstance(value, torch.Tensor) and value.ndim == 0
-                yield id(key), name, value, value.item() if single else None
-
-
-def same_pictures(a: list[tuple[Any, ...]], b: list[tuple[Any, ...]]) -> bool:
+def same_pictures(a: list[tuple[Any, Any]], b: list[tuple[Any, Any]]) -> bool:
     """Whether the same objects are at the same places, with the same numbers."""
     return len(a) == len(b) and all(
-        x[:2] == y[:2] and x[2] is y[2] and x[3] == y[3] for x, y in zip(a, b, strict=True)
+        x is y and own == other for (x, own), (y, other) in zip(a, b, strict=True)
     )
 
 
@@ -463,5 +572,6 @@ def optimizer_of(rule: type[OfArrays]) -> type[Optimizer]:
     return type(rule.__name__, (Optimizer,), own)
 
 
-CLASSES = {rule.__name__: optimizer_of(rule) for rule in (*RULES, Muon, SOAP, Shampoo)}
+EACH: tuple[type[OfArrays], ...] = (*RULES, Muon, SOAP, Shampoo)
+CLASSES = {rule.__name__: optimizer_of(rule) for rule in EACH}
 globals().update(CLASSES)

@@ -22,7 +22,7 @@ import numpy as np
 from schuss.checks import shown
 from schuss.engine.codes import SCALES, BlockFloat8, arrays_of, numbers_of, saved_form
 from schuss.engine.declare import user_level
-from schuss.engine.groups import Group, Parameter
+from schuss.engine.groups import FACTORS, ROW_COUNTS, Group, Parameter
 from schuss.engine.saved import FORMATS, KEYS
 from schuss.engine.structure import listing
 from schuss.reference.storage import is_narrow
@@ -48,6 +48,12 @@ THEIRS = (
 # The hyperparameters by which a group shows that it is another rule's; what no rule knows is a note
 # of the user's own, such as "name".
 KNOWN = {name for rule in RULES for name in rule.hyperparameters}
+
+# The same of a tensor's state: of rules, and of what stands around them.
+STATE = {
+    *("step", "ema", "master", "remainder", *FACTORS, *ROW_COUNTS.values()),
+    *(name for rule in RULES for name in chain(rule.memory, *rule.states.values())),
+}
 
 
 # ---- From PyTorch
@@ -142,6 +148,11 @@ def hyperparameters(rule: type[Optimizer], group: Mapping[str, Any]) -> dict[str
     if decoupled is not None and default != "decoupled":  # AdamW stays AdamW, as in PyTorch
         values["decay_mode"] = "decoupled" if decoupled else "l2"
     return values
+
+
+def is_state(key: Any) -> bool:
+    """Whether an entry of a tensor's state is a rule's or an option's, of whichever."""
+    return isinstance(key, str) and key.removesuffix(SCALES) in STATE
 
 
 def read(p: Parameter, given: Mapping[str, Any], start: Mapping[str, float]) -> dict[str, Any]:

@@ -28,6 +28,10 @@ def require_steppable(x: torch.Tensor, label: str, elsewhere: bool = False) -> N
 
     elsewhere   it may be on another device, since a copy is stepped
     """
+    if x.is_meta:
+        raise ValueError(
+            f"{label}: on meta, without memory; call model.to_empty(device=...) before"
+        )
     if x.device.type != "cpu" and not elsewhere:
         raise ValueError(
             f"{label}: on {x.device}; steps are on the CPU: schuss.torch.Offload has the weights "
@@ -36,7 +40,7 @@ def require_steppable(x: torch.Tensor, label: str, elsewhere: bool = False) -> N
     if x.layout is not torch.strided:
         raise ValueError(f"{label}: {x.layout}, wanted a dense tensor")
     if x.dtype not in TYPES:
-        how = "; pass torch.view_as_real(x)" if x.is_complex() else ""
+        how = "; keep torch.view_as_real(x) as the parameter" if x.is_complex() else ""
         raise TypeError(f"{label}: {x.dtype}, wanted float32, float64, float16 or bfloat16{how}")
     if not x.permute(axes_in_memory(x)).is_contiguous():
         raise ValueError(
