@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
+from weakref import WeakMethod
 
 import torch
+from torch.autograd.graph import increment_version
 
 from schuss.engine.optimizer import Optimizer as OfArrays
 from schuss.rules import AdamW
@@ -23,19 +26,21 @@ class Offload(Optimizer):
     rule       the class of a rule, of schuss or of schuss.torch. Default AdamW
     lr         learning rate of the groups that have none of their own
     arriving   True: each tensor steps within the backward pass, when its gradient is there, and
-               lets go of the gradient; `step` then ends the step. Not where gradients of several
-               backward passes are added up. Default False: all step in `step`
+               lets go of the gradient; `step` then steps what has one still, and ends the step. Not
+               where gradients of several backward passes are added up, nor with a GradScaler.
+               Options that look at all gradients first are refused, such as clip_norm, but not
+               clip_norm_per="array". Default False: all step in `step`
 
     Hyperparameters and options as in the rule's class, and master=True by default: the masters of
     16-bit weights are in float32; "remainder" takes half of that beside weights of bfloat16.
     Gradients come as they are, in 16 bits, and so do weights go back, through memory that is pinned
     where the device can read it. Tensors that are on the CPU are stepped where they lie.
 
-    Whoever writes to the weights, by load_state_dict for example, calls `refresh` afterwards.
+    Whoever writes to the weights, by load_state_dict for example, calls `refresh` afterwards. A
+    backward pass that fails leaves stepped what has arrived; `zero_grad` or `step` ends that step.
     Raises as schuss.torch.Optimizer does.
     """
 
-    _arriving = False
     _open: Any = None  # the step whose gradients arrive
 
     def __init__(
@@ -52,14 +57,51 @@ class Offload(Optimizer):
             raise TypeError(f"rule: {rule!r}, wanted the class of a rule, such as schuss.AdamW")
         if isinstance(params, torch.nn.Module):
             params = params.parameters()
+        self._arriving = arriving
         self._here: dict[torch.Tensor, torch.Tensor] = {}  # what is stepped for each
         super().__init__(params, lr, **{"master": True, **options})
-        self._arriving = arriving
-        if arriving:
-            for group in self.param_groups:
-                for x in group["params"]:
-                    if x.requires_grad:
-                        x.register_post_accumulate_grad_hook(self._arrive)
+
+    def _try(self, values: dict[str, Any]) -> OfArrays:
+        trial = super()._try(values)
+        if self._arriving:
+            if trial.clip_norm < math.inf and trial.clip_norm_per == "all":
+                raise ValueError(
+                    "clip_norm: the norm of all gradients is known when all are there, so not with "
+                    'arriving=True; clip_norm_per="array" limits each'
+                )
+            with trial.arriving():
+                pass
+        return trial
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Takes in more tensors: {"params": tensors, **what differs from the constructor's}."""
+        super().add_param_group(param_group)
+        self._listen(self.param_groups[-1]["params"])
+
+    def _listen(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Lets tensors step when their gradients are there, where that is asked for."""
+        own = WeakMethod(self._arrive)  # or tensors would keep it alive, and be stepped for ever
+
+        def arrive(x: torch.Tensor) -> None:
+            if (found := own()) is not None:
+                found(x)
+
+        for x in tensors:
+            if self._arriving and x.requires_grad:
+                x.register_post_accumulate_grad_hook(arrive)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"rule": self.rule, "_arriving": self._arriving}
+
+    def __setstate__(self, given: dict[str, Any]) -> None:
+        self._here = {}
+        super().__setstate__(given)
+        self._listen(self._tensors_of_groups())
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients; a step that a failed backward pass has left open is over."""
+        self._end(None)
+        super().zero_grad(set_to_none)
 
     # ---- What is stepped
 
@@ -74,11 +116,15 @@ class Offload(Optimizer):
             self._here[x] = mine.copy_(x.detach())
         return self._here[x]
 
+    def _make(self) -> OfArrays:
+        own = set(self._tensors_of_groups())
+        self._here = {x: mine for x, mine in self._here.items() if x in own}
+        return super()._make()
+
     def refresh(self) -> None:
-        """Takes masters and running means anew from the weights, which were written to."""
         for x, mine in self._here.items():
             mine.copy_(x.detach())
-        self.arrays.refresh()
+        super().refresh()
 
     def _fetch(self, x: torch.Tensor) -> None:
         """Brings a gradient here; `wait` says when it is."""
@@ -104,10 +150,13 @@ class Offload(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        for x in self._tensors_of_groups():
+            if x.grad is not None:  # that didn't come by a backward pass, or didn't require one
+                self._arrive(x)
         self._end(None)
         return loss
 
-    def _carry_out(self, loss: float | None) -> None:
+    def _carry_out(self, loss: Any) -> None:
         for x in self._here:
             self._fetch(x)
         wait(self._here)
@@ -133,6 +182,8 @@ class Offload(Optimizer):
                 self._arrival(number, self._as_array(number, gradient))
                 if x in self._here:
                     self._give_back(x)
+                else:
+                    increment_version(x)
             x.grad = None
         except BaseException as error:
             self._end(error)
