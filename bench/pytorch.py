@@ -16,7 +16,7 @@ import argparse
 import copy
 import importlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from statistics import median
 from time import perf_counter
@@ -153,7 +153,7 @@ OFFLOADS: dict[str, Callable[[int], Contestant]] = {
 
 
 def checked(
-    made: dict[str, Callable[[], Contestant]], near: float
+    made: Mapping[str, Callable[[], Contestant]], near: float
 ) -> Iterator[tuple[str, Contestant]]:
     """Those that can take part, after their first steps."""
     wanted: torch.Tensor | None = None
