@@ -208,7 +208,7 @@ PYBIND11_MODULE(_core, m) {
   py::class_<tensors>(m, "Tensors", py::custom_type_setup(collected<tensors>),
                       "Parameters that are tensors of another library, and their gradients.")
       .def(py::init<py::object, py::type, py::object, py::object>(), py::arg("exchange"),
-           py::arg("type"), py::arg("other"), py::arg("written"))
+           py::arg("of"), py::arg("other"), py::arg("written"))
       .def("begin_group", &tensors::begin_group, py::arg("group"), py::arg("names"),
            py::arg("any_rate"))
       .def("add", &tensors::add, py::arg("parameter"), py::arg("stepped"), py::arg("x"),
