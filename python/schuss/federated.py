@@ -16,7 +16,7 @@ import functools
 import math
 from collections.abc import Iterable
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -57,13 +57,16 @@ class OnePass(flower.FedAvg):
     opt      the optimizer, as in schuss.save(path, params=server.params, opt=server.opt)
 
     What the optimizer does not step, such as arrays of whole numbers, becomes the clients' weighted
-    mean, rounded to its type. Replies of another type or memory order than the model's are copied
-    into one that fits. A round's arrays that are not what the round before returned, since noise
-    was added to them for example, are taken over first.
+    mean, rounded to its type; a step that `nonfinite="skip"` leaves undone leaves all of the model.
+    Replies of another type or memory order than the model's are copied into one that fits. A
+    round's arrays that are not what the round before returned, since noise was added to them for
+    example, are taken over first.
 
-    Raises ValueError for an optimizer that clips, which would clip the mean and not the way to it,
-    or that has other arrays than `params`; for messages whose arrays have other names or shapes
-    than the model's; and as Optimizer.step. The model is then as it was.
+    Raises ValueError for an optimizer that clips or scales, which would do so to the mean and not
+    to the way to it, or that has other arrays than `params`; for messages whose arrays are no
+    numbers, or have other names or shapes than the model's; for a mean that the type of a whole
+    number can't hold; and as Optimizer.step. RuntimeError where replies come before a model. The
+    model is then as it was.
     """
 
     params: dict[str, np.ndarray]
@@ -91,6 +94,8 @@ class OnePass(flower.FedAvg):
         valid, _ = self._check_and_log_replies(replies, is_train=True)
         if not valid:
             return None, None
+        if not hasattr(self, "opt"):
+            raise RuntimeError("aggregate_train: there is no model yet; call configure_train first")
         contents = [message.content for message in valid]
         key = self.weighted_by_key
         sizes: list[Any] = [next(iter(c.metric_records.values()))[key] for c in contents]
@@ -101,7 +106,7 @@ class OnePass(flower.FedAvg):
     def _take(self, arrays: ArrayRecord) -> None:
         """Makes the optimizer at first; later takes over what isn't what was returned."""
         if not hasattr(self, "opt"):
-            params = {name: np.array(view(a.data)) for name, a in arrays.items()}
+            params = {name: np.array(a) for name, a in views("arrays", arrays).items()}
             floating = {name: x for name, x in params.items() if is_floating(x.dtype)}
             self.opt = drawn(self.optimizer(dict(floating)), floating)
             self.params = params
@@ -110,29 +115,27 @@ class OnePass(flower.FedAvg):
         sent = self._sent
         same = arrays.keys() == sent.keys() and all(a.data is sent[k] for k, a in arrays.items())
         if not same:
-            for name, a in viewed("arrays", arrays, self.params).items():
+            for name, a in fitting("arrays", arrays, self.params).items():
                 self.params[name][...] = a
             self.opt.refresh()
 
     def _step(self, replies: list[ArrayRecord], weights: list[float]) -> None:
         """Steps what the optimizer has, and averages the rest."""
-        clients = [viewed(f"replies[{i}]", r, self.params) for i, r in enumerate(replies)]
-        rest = self.params.keys() - self.opt.state.keys()
-        means = {name: mean([c.pop(name) for c in clients], weights) for name in rest}
-        self.opt.step(
-            pieces=[{k: like(a, self.params[k]) for k, a in c.items()} for c in clients],
-            weights=weights,
-        )
-        for name, a in means.items():
-            x = self.params[name]
-            x[...] = a if is_floating(x.dtype) else np.rint(a)
+        clients = [fitting(f"replies[{i}]", r, self.params) for i, r in enumerate(replies)]
+        means = {
+            name: mean(name, [c.pop(name) for c in clients], weights, self.params[name].dtype)
+            for name in self.params.keys() - self.opt.state.keys()
+        }
+        pieces = [{k: like(a, self.params[k]) for k, a in c.items()} for c in clients]
+        if self.opt.step(pieces=pieces, weights=weights):
+            for name, a in means.items():
+                self.params[name][...] = a
 
     def _record(self) -> ArrayRecord:
         """The model for the clients; the bytes of an array begin as those that it came in."""
         record = ArrayRecord()
         for name, x in self.params.items():
-            head = self._sent[name][: len(self._sent[name]) - x.nbytes]
-            data = b"".join((head, x.ravel(order="K").view(np.uint8).data))
+            data = b"".join((head(self._sent[name]), x.ravel(order="K").view(np.uint8).data))
             record[name] = Array(str(x.dtype), x.shape, SType.NUMPY, data)
             self._sent[name] = data
         return record
@@ -225,31 +228,55 @@ def drawn(opt: Optimizer, params: dict[str, np.ndarray]) -> Optimizer:
         raise ValueError("optimizer: has other arrays or names; pass it those of `params`")
     if opt.clip_norm < math.inf or any(h["clip_value"] < math.inf for h in opt.param_groups):
         raise ValueError("optimizer: clips the mean itself, and not the way to it; leave that out")
+    if opt.grad_scale != 1:
+        raise ValueError("optimizer: grad_scale: scales the mean itself, and not the way to it")
     opt.maximize, opt.l2 = True, 1.0  # of -mean + 1*x
     return opt
 
 
-def view(data: bytes) -> np.ndarray:
-    """The array in the bytes of a file of NumPy's: read-only, and not copied."""
-    start = 10 + int.from_bytes(data[8:10], "little")
-    shape, is_fortran, dtype = layout(data[:start])
-    return np.ndarray(shape, dtype, data, start, order="F" if is_fortran else "C")
+def head(data: bytes) -> bytes:
+    """The first bytes of a file of NumPy's, as `np.save` writes it: up to the elements."""
+    return data[: 10 + int.from_bytes(data[8:10], "little")]
 
 
 @functools.lru_cache(1024)  # NumPy has Python's parser read it, which takes longer than many a step
 def layout(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, order and type, as the head of a file of NumPy's has them."""
     stream = BytesIO(head)
-    np.lib.format.read_magic(stream)
+    if (version := np.lib.format.read_magic(stream)) != (1, 0):
+        raise ValueError(f"a file of NumPy's in version {version}, wanted (1, 0)")
     return np.lib.format.read_array_header_1_0(stream)
 
 
-def viewed(role: str, record: ArrayRecord, params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def view(array: Array) -> np.ndarray:
+    """The array in the bytes of a message: read-only, and not copied."""
+    if array.stype != SType.NUMPY:
+        raise ValueError(f"serialized as {array.stype!r}, wanted {SType.NUMPY!r}")
+    start = head(array.data)
+    shape, is_fortran, dtype = layout(start)
+    if dtype.kind not in "biuf":  # above all no objects: the bytes would be taken for pointers
+        raise ValueError(f"dtype {dtype} is not supported; wanted real numbers")
+    order: Literal["F", "C"] = "F" if is_fortran else "C"
+    return np.ndarray(shape, dtype, array.data, len(start), order=order)
+
+
+def views(role: str, record: ArrayRecord) -> dict[str, np.ndarray]:
+    """The arrays of a record; errors name them."""
+    found = {}
+    for name, array in record.items():
+        try:
+            found[name] = view(array)
+        except Exception as error:  # a head that is none is whatever Python's parser says of it
+            raise ValueError(f"{role}[{name!r}]: {error}") from error
+    return found
+
+
+def fitting(role: str, record: ArrayRecord, params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The arrays of a record, which has the model's names and shapes, or it is a ValueError."""
     if record.keys() != params.keys():
         wanted = listing(map(repr, params))
         raise ValueError(f"{role}: {listing(map(repr, record))}, but the model has {wanted}")
-    found = {name: view(record[name].data) for name in params}
+    found = views(role, record)
     for name, x in params.items():
         if found[name].shape != x.shape:
             shape = found[name].shape
@@ -262,9 +289,18 @@ def like(a: np.ndarray, x: np.ndarray) -> np.ndarray:
     return np.asarray(a, x.dtype, order=order_of(x))
 
 
-def mean(arrays: list[np.ndarray], weights: list[float]) -> np.ndarray:
-    """The weighted mean in float64, of numbers of any type."""
+def mean(
+    name: str, arrays: list[np.ndarray], weights: list[float], dtype: np.dtype[Any]
+) -> np.ndarray:
+    """The weighted mean in float64, rounded where the type is one of whole numbers."""
     total = np.zeros(arrays[0].shape)
     for a, w in zip(arrays, weights, strict=True):
         total += w * a
-    return total
+    if is_floating(dtype):
+        return total
+    whole = np.rint(total)
+    with np.errstate(invalid="ignore"):
+        found = whole.astype(dtype)
+    if (found != whole).any():
+        raise ValueError(f"replies: the mean of {name!r} is not in the range of {dtype}")
+    return found

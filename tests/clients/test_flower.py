@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import math
 import random
 import re
@@ -351,6 +352,9 @@ def test_optimizers_that_do_not_serve() -> None:
         clipping.limits = limits
         with pytest.raises(ValueError, match="optimizer: clips the mean itself"):
             clipping.configure_train(1, record(arrays()), config, grid)
+    clipping.limits = {"grad_scale": 2.0}
+    with pytest.raises(ValueError, match="optimizer: grad_scale: scales the mean itself"):
+        clipping.configure_train(1, record(arrays()), config, grid)
     with pytest.raises(TypeError, match="optimizer: returned NoneType"):
         Forgetful().configure_train(1, record(arrays()), config, grid)
     with pytest.raises(NotImplementedError, match="optimizer: "):
@@ -374,6 +378,82 @@ def test_replies_that_are_no_models(wrong: Model, says: str) -> None:
     assert server.opt.iterations == 0
     with pytest.raises(ValueError, match=re.escape(says.replace("replies[0]", "arrays"))):
         server.configure_train(2, record(wrong), ConfigRecord(), grid)
+
+
+def serialized(array: np.ndarray, version: tuple[int, int] = (1, 0), stype: str = "") -> Array:
+    """What a client may send that is no array of numbers."""
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, array, version)
+    kind = stype or "numpy.ndarray"
+    return Array(str(array.dtype), array.shape, kind, stream.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("sent", "says"),
+    [
+        (serialized(np.array([1, None, "a"], object)), "['w']: dtype object is not supported"),
+        (serialized(np.ones(3, complex)), "['w']: dtype complex128 is not supported"),
+        (serialized(np.array(["1", "2", "3"])), "['w']: dtype <U1 is not supported"),
+        (serialized(np.ones(3, "V2")), "['w']: dtype |V2 is not supported"),
+        (serialized(np.ones(3), (2, 0)), "['w']: a file of NumPy's in version (2, 0), wanted"),
+        (serialized(np.ones(3), stype="mine"), "['w']: serialized as 'mine', wanted"),
+        (Array("float64", (3,), "numpy.ndarray", b""), "['w']: EOF"),
+        (
+            Array(
+                "float64", (3,), "numpy.ndarray", serialized(np.ones(3)).data.replace(b"}", b"(")
+            ),
+            "['w']:",
+        ),
+        (Array("float64", (3,), "numpy.ndarray", serialized(np.ones(3)).data[:-1]), "too small"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bytes_that_are_no_numbers(sent: Array, says: str) -> None:
+    """Objects above all, whose bytes would be taken for addresses."""
+    server = federated.FedAdam()
+    grid = Grid(trained)
+    messages = [*server.configure_train(1, record({"w": np.ones(3)}), ConfigRecord(), grid)]
+    replies = grid.send_and_receive(messages)
+    replies[1].content["arrays"] = ArrayRecord({"w": sent})
+    with pytest.raises(ValueError, match=r"replies\[1\]" + f".*{re.escape(says)}"):
+        server.aggregate_train(1, replies)
+    assert (server.params["w"] == 1).all()
+    assert server.opt.iterations == 0
+    with pytest.raises(ValueError, match="arrays.*" + re.escape(says)):
+        federated.FedAdam().configure_train(1, ArrayRecord({"w": sent}), ConfigRecord(), grid)
+
+
+@pytest.mark.parametrize("mean", [np.nan, np.inf, 300.0, -1.0])
+def test_a_mean_that_is_no_whole_number_leaves_the_model(mean: float) -> None:
+    server = federated.FedAdam()
+    grid = Grid(lambda rng, model: {"w": model["w"] + 1, "count": np.array(mean)})
+    given = record({"w": np.ones(3), "count": np.array(7, np.uint8)})
+    with pytest.raises(ValueError, match="the mean of 'count' is not in the range of uint8"):
+        one_round(server, 1, given, grid)
+    assert (server.params["w"] == 1).all()
+    assert server.params["count"] == 7
+    assert server.opt.iterations == 0
+
+
+class Skipping(federated.OnePass):
+    def optimizer(self, params: Any) -> Optimizer:
+        return schuss.SGD({"w": params["w"]}, lr=1.0, nonfinite="skip")
+
+
+def test_a_step_that_is_skipped_leaves_the_rest() -> None:
+    server = Skipping()
+    grid = Grid(lambda rng, model: {k: a + np.nan for k, a in model.items()})
+    given = record({"w": np.ones(3), "running": np.ones(3)})
+    after, _ = one_round(server, 1, given, grid)
+    assert server.opt.skipped_steps == 1
+    assert all((after[k].numpy() == 1).all() for k in given)
+
+
+def test_replies_before_a_model() -> None:
+    server, grid = federated.FedAdam(), Grid(trained)
+    messages = [*federated.FedAdam().configure_train(1, record(arrays()), ConfigRecord(), grid)]
+    with pytest.raises(RuntimeError, match="aggregate_train: there is no model yet"):
+        server.aggregate_train(1, grid.send_and_receive(messages))
 
 
 def test_a_missing_flwr_says_what_to_install() -> None:
