@@ -9,14 +9,14 @@
                gradient in their structure
     x0         where to start: an array, a number, or dicts, lists and tuples of them, nested as you
                like. It stays as it is
-    callback   called in each iteration before the step, with the parameters, the iteration's number
-               and the gradient; default None
+    callback   called in each iteration before the step, with a copy of the parameters that it may
+               keep, the iteration's number, and the gradient as `grad` returned it; default None
 
 The result is a new structure like x0. Autograd's own flatten parameters and gradients anew in each
-iteration; these are flattened once, and stepped in place: `grad` sees the live arrays, the callback
-copies that it may keep. What is float32 stays float32, where autograd goes on in float64; integers
-become float64. A gradient of another structure or shape raises KeyError or ValueError. Autograd
-needn't be installed: any function may give the gradients.
+iteration; these are flattened once, and stepped in place: `grad` sees the live arrays. What is
+float32 stays float32, where autograd goes on in float64; integers become float64. A gradient of
+another structure or shape raises KeyError or ValueError. Autograd needn't be installed: any
+function may give the gradients.
 """
 
 from __future__ import annotations
@@ -31,6 +31,17 @@ from schuss.flat import flatten
 from schuss.rules import SGD, Adam, RMSprop
 
 __all__ = ["adam", "rmsprop", "sgd"]
+
+# In errors, in the place of ours.
+THEIR_NAMES = {
+    "params": "x0",
+    "params[0]": "x0",
+    "lr": "step_size",
+    "momentum": "mass",
+    "alpha": "gamma",
+    "betas[0]": "b1",
+    "betas[1]": "b2",
+}
 
 Gradient = Callable[[Any, int], Any]
 Callback = Callable[[Any, int, Any], object]
@@ -115,11 +126,16 @@ def descend(
 ) -> Any:
     """Steps a copy of x0 by a rule, and returns it."""
     start = [np.asarray(leaf) for leaf in leaves(x0, x0)]
+    start = [a.astype(float) if a.dtype.kind in "biu" else a for a in start]
     dtype = np.result_type(np.float32, *start)  # one for all, as autograd has it
     start = [a.astype(dtype) for a in start]
-    flat, arrays = flatten(start)
-    flat_gradient, gradients = flatten(start)
-    opt = rule(flat, grads=flat_gradient, **numbers)
+    try:
+        flat, arrays = flatten(start)
+        flat_gradient, gradients = flatten(start)
+        opt = rule(flat, grads=flat_gradient, **numbers)
+    except (TypeError, ValueError) as error:
+        name, colon, what = str(error).partition(":")
+        raise type(error)(THEIR_NAMES.get(name, name) + colon + what) from None
     x = filled(x0, iter(arrays))
     for i in range(num_iters):
         g = grad(x, i)

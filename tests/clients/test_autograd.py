@@ -230,8 +230,8 @@ def test_types() -> None:
     double = optimizers.adam(slope, np.ones(4, np.float32), num_iters=50, step_size=0.1)
     assert (single.dtype, double.dtype) == (np.float32, np.float64)
     np.testing.assert_allclose(single, double, atol=1e-6)
-    for start in (1.0, 1, np.ones(3, int), [2]):
-        assert type(start) is list or schuss.autograd.sgd(slope, start, num_iters=2).dtype == float
+    for start in (1.0, 1, True, np.ones(3, int), np.ones(3, np.int8), np.ones(3, bool)):
+        assert schuss.autograd.sgd(slope, start, num_iters=2).dtype == float
     assert schuss.autograd.sgd(lambda x, i: x, [np.float32(1), 1.0], num_iters=1)[0].dtype == float
     assert schuss.autograd.sgd(slope, 3.0, num_iters=0) == 3.0
 
@@ -256,3 +256,20 @@ def test_gradients_that_are_no_gradients() -> None:
         schuss.autograd.adam(lambda x, i: None, 1.0)
     with pytest.raises(TypeError, match="complex"):
         schuss.autograd.adam(lambda x, i: x, np.ones(3, complex))
+
+
+def test_errors_have_autograd_s_names() -> None:
+    wrong: list[tuple[str, Any, dict[str, Any], str]] = [
+        ("adam", 1.0, {"step_size": -1}, r"step_size: -1.0 is out of range, wanted \[0, inf\)"),
+        ("adam", 1.0, {"b1": 1}, "b1: 1.0 is out of range"),
+        ("adam", 1.0, {"b2": "a"}, "b2: 'a' is not a number"),
+        ("adam", 1.0, {"eps": -1}, "eps: -1.0 is out of range"),
+        ("sgd", 1.0, {"mass": -1}, "mass: -1.0 is out of range"),
+        ("rmsprop", 1.0, {"gamma": 2}, "gamma: 2.0 is out of range"),
+        ("sgd", np.ones(3, complex), {}, "x0: dtype complex128 is not supported"),
+        ("sgd", [1.0, None], {}, "x0: dtype object is not supported"),
+        ("sgd", {}, {}, "x0: no array in it"),
+    ]
+    for name, start, numbers, says in wrong:
+        with pytest.raises((TypeError, ValueError), match=f"^{says}"):
+            getattr(schuss.autograd, name)(lambda x, i: x, start, **numbers)
