@@ -159,10 +159,10 @@ def meant(found: Any, part: str) -> Any:
 
 
 def test_names(page: Path) -> None:
-    """Every `schuss.name` between backticks, but behind doors to software that is missing."""
+    """Every `schuss.name` between backticks that is no string, but behind missing doors."""
     left_out = set()
     for code in re.findall(r"`([^`]+)`", prose(page.read_text())):
-        for name in re.findall(r"(?<![\w/.])schuss(?:\.[A-Za-z_]\w*)+", code):
+        for name in re.findall(r'(?<![\w/."])schuss(?:\.[A-Za-z_]\w*)+', code):
             try:
                 reduce(meant, name.split(".")[1:], schuss)
             except ModuleNotFoundError as error:
