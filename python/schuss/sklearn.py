@@ -182,6 +182,7 @@ NO_OPTIONS = {
     "zero_grad": "the gradients are new in each step",
     "ema": "the result is the parameters",
     "lr": "it is learning_rate_init here",
+    "state_dir": "the state is the estimator's, and pickled with it",
 }
 
 
@@ -343,7 +344,7 @@ def accelerate() -> Iterator[None]:
     as joblib does with n_jobs=2, is schuss.sklearn's class of the same name when it arrives, and
     when it comes back. A subclass of theirs is pickled as it is, and steps as in scikit-learn where
     it arrives. What was fitted within goes on by partial_fit behind it, and unpickling it needs
-    schuss.
+    schuss; what was fitted before goes on as it began, until it is fitted anew.
     """
     global open_contexts  # noqa: PLW0603  the module that is patched is one, too
     with lock:

@@ -234,6 +234,18 @@ def test_weights_that_are_replaced(other: Callable[[np.ndarray], np.ndarray]) ->
     require_near(mine, own, NEAR[np.float32])
 
 
+@pytest.mark.parametrize("begun", [theirs.MLPClassifier, ours.MLPClassifier])
+def test_parameters_that_are_set_count_from_the_next_fit_on(begun: Any) -> None:
+    """partial_fit goes on with the optimizer that there is, as in scikit-learn."""
+    plain, told = (partially(begun(**network()), 1) for _ in range(2))
+    with ours.accelerate():
+        told.set_params(solver="sgd", learning_rate_init=0.5)
+        require_same(partially(told, 1), partially(plain, 1))
+        assert type(told._optimizer) is type(plain._optimizer)
+        told.fit(X, Y)
+    assert told._optimizer.rule is schuss.SGD
+
+
 def test_a_pickle_has_the_state_once() -> None:
     own = theirs.MLPClassifier(**network()).fit(X, Y)
     mine = ours.MLPClassifier(**network()).fit(X, Y)
@@ -325,6 +337,7 @@ def test_a_rule_of_ones_own() -> None:
         ({"solver": schuss.ASGD}, "solver: ASGD is not for these networks: its result"),
         ({"solver_options": {"lr": 1}}, "solver_options: 'lr': it is learning_rate_init here"),
         ({"solver_options": {"ema": 0.9}}, "solver_options: 'ema': the result is"),
+        ({"solver_options": {"state_dir": "d"}}, "solver_options: 'state_dir': the state is"),
         ({"solver_options": {"weight_deca": 1}}, "weight_deca: unknown; did you mean weight_decay"),
         ({"solver": "lbfgs", "solver_options": {"l1": 1}}, "solver_options: not with 'lbfgs'"),
         ({"solver": "lion", "solver_options": {"betas": 3}}, "betas: 3 is not 2 numbers"),
