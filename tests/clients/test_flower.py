@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import math
 import random
 import re
 import subprocess
@@ -25,8 +24,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from flwr.serverapp import strategy as flower
 from flwr.supercore.task_identity import TaskIdentity
 
+from clients import recipes
 from schuss import federated
 
+PAGE = recipes.run("Flower", "federated.md", np=np, schuss=schuss)  # its servers
 Model = dict[str, np.ndarray]
 NODES = [11, 12, 13]
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -199,29 +200,13 @@ def shrunk(rng: Any, model: Model) -> Model:
     return {k: 0.8 * a for k, a in model.items()}
 
 
-class Bounded(federated.FedAdam):
-    """Variances are kept where they have a root."""
-
-    def optimizer(self, params: Any) -> Optimizer:
-        variances = {k: params.pop(k) for k in [*params] if k.endswith("running_var")}
-        return super().optimizer(
-            [{"params": params}, {"params": variances, "bounds": (1e-5, math.inf)}]
-        )
-
-
-class Averaged(federated.FedAdam):
-    """Statistics are not stepped."""
-
-    def optimizer(self, params: Any) -> Optimizer:
-        return super().optimizer({k: x for k, x in params.items() if "running" not in k})
-
-
 def test_variances_stay_positive() -> None:
     """Adam's steps are as long as eta, however short the way is: past 0, where nothing holds."""
     for server in (flower.FedAdam(), federated.FedAdam()):
         found = run(server, normalised(), shrunk)
         assert (found["bn.running_var"] < 0).all()
-    bounded, averaged = (run(server(), normalised(), shrunk) for server in (Bounded, Averaged))
+    servers = PAGE["Bounded"], PAGE["Averaged"]
+    bounded, averaged = (run(server(), normalised(), shrunk) for server in servers)
     assert (bounded["bn.running_var"] == 1e-5).all()
     np.testing.assert_allclose(averaged["bn.running_var"], 0.05 * 0.8**4)
     for other in (bounded, averaged):
@@ -298,24 +283,25 @@ def test_arrays_that_another_changed_are_taken_over() -> None:
 
 
 def test_a_strategy_of_the_older_kind() -> None:
-    """As docs/federated.md has it: FedAdam's numbers from the arrays of Flower's own Parameters."""
+    """The page's recipe: FedAdam's numbers from the arrays of Flower's own Parameters."""
     older: Any = importlib.import_module("flwr.server.strategy")
     common: Any = importlib.import_module("flwr.common")
     rng = np.random.default_rng(0)
     start = common.ndarrays_to_parameters([np.ones(4), np.zeros((2, 3))])
     theirs = older.FedAdam(initial_parameters=start, tau=1e-3)
-    model = common.parameters_to_ndarrays(start)
-    opt = schuss.Adam(model, preset="flower", l2=1.0)
-    sizes = np.array([10, 30])
+    ours = PAGE["Stepped"](start, min_fit_clients=2)
+    assert ours.aggregate_fit(0, [], []) == (None, {})
     for number in range(1, 5):
-        clients = [[x + rng.normal(0, 0.1, x.shape) for x in model] for _ in sizes]
-        replies = [
-            (None, common.FitRes(None, common.ndarrays_to_parameters(c), int(n), {}))
-            for c, n in zip(clients, sizes, strict=True)
-        ]
-        after, _ = theirs.aggregate_fit(number, replies, [])
-        opt.step(pieces=clients, weights=sizes / sizes.sum())
-        for x, a in zip(model, common.parameters_to_ndarrays(after), strict=True):
+        replies = []
+        for examples in 10, 30:
+            model = [x + rng.normal(0, 0.1, x.shape) for x in ours.params]
+            sent = common.ndarrays_to_parameters(model)
+            replies.append((None, common.FitRes(None, sent, examples, {})))
+        want, got = (
+            common.parameters_to_ndarrays(server.aggregate_fit(number, replies, [])[0])
+            for server in (theirs, ours)
+        )
+        for x, a in zip(got, want, strict=True):
             np.testing.assert_allclose(x, a, rtol=1e-13, atol=1e-13)
 
 
