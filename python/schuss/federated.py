@@ -29,10 +29,11 @@ try:
     from flwr.app import Array, ArrayRecord
     from flwr.common.constant import SType
     from flwr.serverapp import strategy as flower
-except ModuleNotFoundError as error:
+except ModuleNotFoundError as missing:
     raise ModuleNotFoundError(
-        f"schuss.federated: {error}; pip install 'schuss[flower]'", name=error.name
-    ) from error
+        "schuss.federated: needs flwr 1.42 or newer: pip install 'schuss[flower]'",
+        name=missing.name,
+    ) from missing
 
 if TYPE_CHECKING:
     from flwr.app import ConfigRecord, Message, MetricRecord

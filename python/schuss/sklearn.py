@@ -36,7 +36,7 @@ try:
     import sklearn  # type: ignore[import-untyped]
 except ModuleNotFoundError as missing:
     raise ModuleNotFoundError(
-        "schuss.sklearn: needs scikit-learn: pip install 'schuss[sklearn]'"
+        "schuss.sklearn: needs scikit-learn: pip install 'schuss[sklearn]'", name=missing.name
     ) from missing
 
 try:  # all that is private there is in these lines, and in `Networks`

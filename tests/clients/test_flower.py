@@ -450,7 +450,7 @@ def test_a_missing_flwr_says_what_to_install() -> None:
         "except ModuleNotFoundError as error:\n    print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'schuss[flower]'" in done.stdout
+    assert "needs flwr 1.42 or newer: pip install 'schuss[flower]'" in done.stdout
     code = "import sys, schuss; assert 'flwr' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
