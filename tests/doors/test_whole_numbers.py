@@ -32,8 +32,8 @@ def declared() -> Iterator[tuple[str, Any, str]]:
             called = getattr(module, name)
             for p in inspect.signature(called).parameters.values() if callable(called) else ():
                 of_rule = p.annotation is p.empty and type(p.default) is int
-                if p.name == "seed":
-                    continue  # of every rule: see below
+                if p.name == "seed" or (of_rule and door == ".scipy"):
+                    continue  # of every rule: see below; a method hands its own to the rule
                 if of_rule or str(p.annotation) in ("int", "int | None"):
                     yield f"{name}, {p.name}", called, p.name
 
