@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,8 @@ DOORS += ["scipy", "threads", "torch"]
 
 @pytest.mark.parametrize("name", DOORS)
 def test_doors_say_what_is_theirs(name: str) -> None:
+    if name == "torch" and find_spec("torch") is None:
+        pytest.skip("torch is not installed: its optimizers were not looked up")
     door = importlib.import_module(f"schuss.{name}")
     assert door.__all__
     assert all(hasattr(door, own) for own in door.__all__)
