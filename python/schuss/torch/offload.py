@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 from weakref import WeakMethod
 
@@ -142,21 +142,14 @@ class Offload(Optimizer):
 
     # ---- The step
 
-    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
-        if not self._arriving:
-            _ = self.arrays  # what is stepped is there
-            return super()._step(closure)
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for x in self._tensors_of_groups():
-            if x.grad is not None:  # that didn't come by a backward pass, or didn't require one
-                self._arrive(x)
-        self._end(None)
-        return loss
-
     def _carry_out(self, loss: Any) -> None:
+        if self._arriving:
+            for x in self._tensors_of_groups():
+                if x.grad is not None:  # that didn't come by a backward pass, or require one
+                    self._arrive(x)
+            self._end(None)
+            return
+        _ = self.arrays  # what is stepped is there
         for x in self._here:
             self._fetch(x)
         wait(self._here)

@@ -6,7 +6,6 @@ import copy
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from itertools import chain, islice
 from typing import Any, ClassVar
 from weakref import proxy
@@ -27,8 +26,7 @@ from schuss.engine.optimizer import Optimizer as OfArrays
 from schuss.engine.optimizer import signature
 from schuss.engine.saved import written
 from schuss.reference.storage import CODED
-from schuss.rules import RULES
-from schuss.rules.matrix import SOAP, Muon, Shampoo
+from schuss.rules import RULES, matrix
 from schuss.torch.state import (
     BESIDE,
     hyperparameters,
@@ -237,7 +235,7 @@ class Optimizer(torch.optim.Optimizer):
         arrays = self._arrays
         if arrays is None or lr is False:
             arrays, lr = self.arrays, None
-        with nullcontext() if arrays._files is None else arrays._changing():
+        with arrays._changing():
             self._tensors.step(arrays._plan, lr, loss)
 
     @property
@@ -572,6 +570,6 @@ def optimizer_of(rule: type[OfArrays]) -> type[Optimizer]:
     return type(rule.__name__, (Optimizer,), own)
 
 
-EACH: tuple[type[OfArrays], ...] = (*RULES, Muon, SOAP, Shampoo)
+EACH: tuple[type[OfArrays], ...] = (*RULES, *matrix.RULES)
 CLASSES = {rule.__name__: optimizer_of(rule) for rule in EACH}
 globals().update(CLASSES)
