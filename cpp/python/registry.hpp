@@ -391,13 +391,7 @@ class registry {
 
   // A gradient is only read, so gradients may overlap one another, but nothing that the step
   // writes.
-  void require_apart(member& m, py::handle g) const {
-    const extent read = extent_of(g, m.labels[1]);
-    if (read.first == m.apart && read.last == m.apart_end) return;
-    require_apart_from(written_, read);
-    m.apart = read.first;
-    m.apart_end = read.last;
-  }
+  void require_apart(member& m, py::handle g) const { require_apart(m, g, written_); }
 
   // The same of a member that steps alone, whose own arrays are all that is written then: those of
   // others may lie where the client had another array before.
@@ -424,11 +418,7 @@ class registry {
       m.own_addresses.swap(addresses);
       m.apart = m.apart_end = nullptr;
     }
-    const extent read = extent_of(g, m.labels[1]);
-    if (read.first == m.apart && read.last == m.apart_end) return;
-    require_apart_from(m.own_written, read);
-    m.apart = read.first;
-    m.apart_end = read.last;
+    require_apart(m, g, m.own_written);
   }
 
   std::vector<member>& members() { return members_; }
@@ -447,6 +437,16 @@ class registry {
       wrong_value(m.labels[0], description(x) + " where " + description(m.x) + " is registered" +
                                    view_of_complex(x));
     require_parameter(x, m.labels[0]);
+  }
+
+  // Raises where what is read of a gradient overlaps memory that is written, where it is not known
+  // from the step before that it doesn't.
+  static void require_apart(member& m, py::handle g, const std::vector<extent>& written) {
+    const extent read = extent_of(g, m.labels[1]);
+    if (read.first == m.apart && read.last == m.apart_end) return;
+    require_apart_from(written, read);
+    m.apart = read.first;
+    m.apart_end = read.last;
   }
 
   void forget_written() {
