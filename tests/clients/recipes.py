@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).parents[2] / "docs"
+from doors.pages import ROOT, blocks
 
 
 def code(heading: str, page: str = "recipes.md") -> list[str]:
     """The blocks of Python of a section, behind the imports that all begin with."""
-    begin, *sections = re.split(r"^## ", (DOCS / page).read_text(), flags=re.MULTILINE)
+    begin, *sections = re.split(r"^## ", (ROOT / "docs" / page).read_text(), flags=re.MULTILINE)
     (section,) = [s for s in sections if s.startswith(f"{heading}\n")]
-    blocks = re.findall(r"^```python\n(.*?)^```$", begin + section, re.MULTILINE | re.DOTALL)
-    assert len(blocks) > 1
-    return blocks
+    found = [block.code for block in blocks(begin + section) if block.language == "python"]
+    assert len(found) > 1
+    return found
 
 
 def run(heading: str, page: str = "recipes.md", **instead: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exact.combinations import nasty, same_bits
+from exact.combinations import ONE_BY_ONE, nasty, same_bits
 
 import schuss
 from schuss import rules
@@ -37,12 +37,7 @@ SHAPES: dict[Any, tuple[int, ...]] = {
 }
 
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
-    ("float32", {}),
-    ("float64", {"ema": 0.9, "weight_decay": 0.1, "decay_mode": "masked", "maximize": True}),
-    ("float32", {"state_dtype": "blockfloat8", "cautious": "mean", "zero_grad": True}),
-    ("float32", {"clip_norm": 0.7, "clip_norm_per": "array", "grad_scale": 4.0}),
-    ("bfloat16", {"master": "remainder", "clip_norm": 0.7, "clip_norm_per": "row", "ema": 0.9}),
-    ("float16", {"stochastic_rounding": True, "seed": 5, "l1": 0.1, "l1_mode": "prox"}),
+    *ONE_BY_ONE,
     ("float16", {"master": True, "nonfinite": "skip", "bounds": (-0.9, 0.9)}),
     ("float32", {"ema": lambda n: 1 - 0.5 / (n + 1), "backend": "numpy"}),
 ]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exact.combinations import losses, nasty, same_bits, takes
+from exact.combinations import ONE_BY_ONE, losses, nasty, same_bits, takes
 from exact.ends import Ends, ends, everywhere, require_same
 
 import schuss
@@ -59,15 +59,6 @@ ORDERS: dict[str, Order] = {
     "in any": shuffled,
 }
 
-OPTIONS: list[tuple[str, dict[str, Any]]] = [
-    ("float32", {}),
-    ("float64", {"ema": 0.9, "weight_decay": 0.1, "decay_mode": "masked", "maximize": True}),
-    ("float32", {"state_dtype": "blockfloat8", "cautious": "mean", "zero_grad": True}),
-    ("float32", {"clip_norm": 0.7, "clip_norm_per": "array", "grad_scale": 4.0}),
-    ("bfloat16", {"master": "remainder", "clip_norm": 0.7, "clip_norm_per": "row", "ema": 0.9}),
-    ("float16", {"stochastic_rounding": True, "seed": 5, "l1": 0.1, "l1_mode": "prox"}),
-]
-
 
 def steps(
     opt: Optimizer, dtype: str, order: Order | None, absent: str = "", **settings: Any
@@ -92,7 +83,7 @@ def steps(
 
 @pytest.mark.parametrize("rule", ARRIVING)
 def test_bits_are_those_of_a_step(rule: type[Optimizer]) -> None:
-    for number, (dtype, chosen) in enumerate(OPTIONS):
+    for number, (dtype, chosen) in enumerate(ONE_BY_ONE):
         options = {k: v for k, v in chosen.items() if k != "decay_mode" or takes(rule, **chosen)}
         order = list(ORDERS.values())[number % len(ORDERS)]
 

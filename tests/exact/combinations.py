@@ -190,3 +190,14 @@ def random_row(
         if valid(rule, row):
             return row
     return None
+
+
+# Types and options for arrays that step one by one, to the bits of whole steps.
+ONE_BY_ONE: list[tuple[str, dict[str, Any]]] = [
+    ("float32", {}),
+    ("float64", {"ema": 0.9, "weight_decay": 0.1, "decay_mode": "masked", "maximize": True}),
+    ("float32", {"state_dtype": "blockfloat8", "cautious": "mean", "zero_grad": True}),
+    ("float32", {"clip_norm": 0.7, "clip_norm_per": "array", "grad_scale": 4.0}),
+    ("bfloat16", {"master": "remainder", "clip_norm": 0.7, "clip_norm_per": "row", "ema": 0.9}),
+    ("float16", {"stochastic_rounding": True, "seed": 5, "l1": 0.1, "l1_mode": "prox"}),
+]
