@@ -8,17 +8,9 @@
 #include <cpuid.h>
 #endif
 
-// The sets that CMakeLists.txt compiles for this architecture, in order of preference.
-#if defined(__x86_64__)
-#define SCHUSS_ISAS(isa) isa(avx512zen) isa(avx512bf16) isa(avx512) isa(avx2) isa(sse2)
-#elif defined(__aarch64__)
-#define SCHUSS_ISAS(isa) isa(neon)
-#else
-#define SCHUSS_ISAS(isa) isa(baseline)
-#endif
-
 namespace schuss {
 
+// CMakeLists.txt gives the sets that it compiles, in order of preference, as SCHUSS_ISAS(isa).
 #define SCHUSS_DECLARE(isa) extern const table schuss_kernels_##isa;
 SCHUSS_ISAS(SCHUSS_DECLARE)
 
@@ -36,22 +28,26 @@ bool f16c_in_cpuid() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
 }
-bool sse2_supported() { return true; }
-bool avx2_supported() { return __builtin_cpu_supports("avx2") != 0 && f16c_in_cpuid(); }
-bool avx512_supported() {
+[[maybe_unused]] bool sse2_supported() { return true; }
+[[maybe_unused]] bool avx2_supported() {
+  return __builtin_cpu_supports("avx2") != 0 && f16c_in_cpuid();
+}
+[[maybe_unused]] bool avx512_supported() {
   return avx2_supported() && __builtin_cpu_supports("avx512f") != 0 &&
          __builtin_cpu_supports("avx512dq") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
          __builtin_cpu_supports("avx512vl") != 0;
 }
-bool avx512bf16_supported() {
+[[maybe_unused]] bool avx512bf16_supported() {
   return avx512_supported() && __builtin_cpu_supports("avx512bf16") != 0;
 }
 // The same instructions, with the divider's quotient (CMakeLists.txt).
-bool avx512zen_supported() { return avx512bf16_supported() && __builtin_cpu_is("amd") != 0; }
+[[maybe_unused]] bool avx512zen_supported() {
+  return avx512bf16_supported() && __builtin_cpu_is("amd") != 0;
+}
 #elif defined(__aarch64__)
-bool neon_supported() { return true; }
+[[maybe_unused]] bool neon_supported() { return true; }
 #else
-bool baseline_supported() { return true; }
+[[maybe_unused]] bool baseline_supported() { return true; }
 #endif
 
 constexpr candidate candidates[] = {
