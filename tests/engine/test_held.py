@@ -16,6 +16,7 @@ import schuss
 from engine.unchanged import Unchanged, snapshot
 from schuss import functional
 from schuss.engine.optimizer import Optimizer
+from schuss.rules import RULES, matrix
 
 F4, F2 = np.float32, np.float16
 ONE = np.ones(4, F4)
@@ -149,6 +150,29 @@ def test_a_key_that_leads_back_to_the_optimizer_is_collected() -> None:
     del key
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"backend": "numpy", "ema": 0.9},
+        {"convert": True},
+        {"nonfinite": "skip", "grad_scale": schuss.LossScale()},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("rule", [*RULES, *matrix.RULES], ids=lambda rule: rule.__name__)
+def test_state_goes_with_the_optimizer(rule: type[Optimizer], options: dict[str, Any]) -> None:
+    opt = rule([np.ones((4, 4), F4)], **options)
+    gc.disable()  # which doesn't know how many bytes wait for it
+    try:
+        opt.step([np.ones((4, 4), F4)], loss=1.0)
+        gone = weakref.ref(opt)
+        del opt
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 # ---- Loss scales

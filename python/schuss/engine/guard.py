@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar
-from weakref import WeakSet
+from weakref import WeakMethod, WeakSet
 
 IN_A_CALL = "re-entered: the optimizer is in the middle of a call of this thread"
 
@@ -63,6 +63,22 @@ def held(optimizers: Iterable[Any]) -> Iterator[None]:
                 raise RuntimeError(IN_A_CALL)
             stack.callback(own._plan.leave)
         yield
+
+
+def weakly(method: Callable[P, R]) -> Callable[P, R]:
+    """A method for the optimizer's own plan, which so doesn't keep it alive.
+
+    In a circle state would wait for the garbage collector, which doesn't count the bytes of arrays.
+    """
+    own = WeakMethod(method)
+
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        found = own()
+        if found is None:
+            raise ReferenceError("the optimizer of this step has gone")
+        return found(*args, **kwargs)
+
+    return called
 
 
 alive: WeakSet[Any] = WeakSet()

@@ -64,7 +64,7 @@ from schuss.engine.groups import (
     nearest,
     require_room,
 )
-from schuss.engine.guard import IN_A_CALL, alive, one_at_a_time, shorten
+from schuss.engine.guard import IN_A_CALL, alive, one_at_a_time, shorten, weakly
 from schuss.engine.mapped import Alone, Files
 from schuss.engine.memory import FREE, Flat, order_of, room, side_by_side, write
 from schuss.engine.observers import check_metric, observers
@@ -368,7 +368,7 @@ class Optimizer(Rule, Declared):
         plan.watch(self._watched)
         plan.restore(*self._moved())
         plan.barred = self._plan.barred
-        plan.serve(self._lock, self._recipe, self._match)
+        plan.serve(self._lock, weakly(self._recipe), weakly(self._match))
         return plan
 
     def _expect(self) -> None:
@@ -403,7 +403,7 @@ class Optimizer(Rule, Declared):
     def _free(self) -> None:
         """Nobody is in a call: at the start, and in a forked child, which has no other thread."""
         self._lock = threading.RLock()
-        self._plan.serve(self._lock, self._recipe, self._match)
+        self._plan.serve(self._lock, weakly(self._recipe), weakly(self._match))
         for group in self._groups:
             group.lock = self._group_lock()
         alive.add(self)
@@ -1001,9 +1001,9 @@ class Optimizer(Rule, Declared):
             per=self.clip_norm_per,
             counts_rows=self.rows == "counted",
             propagates=self.nonfinite == "propagate",
-            undone=self._leave_undone,
+            undone=weakly(self._leave_undone),
             backend=None if self.backend == "compiled" else Numpy(self._parameters),
-            convert=self._converted if self.convert else None,
+            convert=weakly(self._converted) if self.convert else None,
         )
 
     def _read_by_this(self, scale: Any) -> Any:

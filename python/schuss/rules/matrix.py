@@ -18,6 +18,7 @@ from schuss import _core, reference
 from schuss.engine.backend import read
 from schuss.engine.declare import DecayMode, Number, choice, constant, flag, number, numbers, whole
 from schuss.engine.groups import Group, Parameter
+from schuss.engine.guard import weakly
 from schuss.engine.memory import FREE
 from schuss.engine.optimizer import Optimizer, argument, computing_type
 from schuss.engine.rule import Numbers, Values
@@ -190,7 +191,7 @@ class MatrixRule(Optimizer):
 
     def _recipe(self) -> Recipe:
         recipe = super()._recipe()
-        recipe.direct = self._directions
+        recipe.direct = weakly(self._directions)
         return recipe
 
     def _directions(self, step: list[tuple[int, Any, Values, int, Any]]) -> tuple[Any, Any]:
