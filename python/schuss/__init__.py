@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from schuss.gradients import average as average
     from schuss.gradients import check_grad as check_grad
     from schuss.gradients import numerical_gradient as numerical_gradient
+    from schuss.hashes import hash as hash  # noqa: A004
     from schuss.keyed import Keyed as Keyed
     from schuss.rules.matrix import SOAP as SOAP
     from schuss.rules.matrix import MatrixRule as MatrixRule
@@ -68,6 +69,7 @@ __all__ = [
     "flatten",
     "functional",
     "get_num_threads",
+    "hash",
     "init",
     "load",
     "numerical_gradient",
@@ -96,6 +98,7 @@ _LAZY = dict.fromkeys(
     "average": "gradients",
     "check_grad": "gradients",
     "flatten": "flat",
+    "hash": "hashes",
     "load": "checkpoint",
     "minimize": "scipy",
     "numerical_gradient": "gradients",
