@@ -22,9 +22,10 @@ from sklearn.linear_model import Lasso, LinearRegression  # type: ignore[import-
 
 import schuss
 from schuss.lab import command as cli
+from schuss.lab import pictures
 from schuss.lab.trace import command, curves, eve, own, race, result, schedules, shrinkage
-from schuss.lab.trace.adaptive import adaptive
-from schuss.lab.trace.constrained import EXAMPLES, constrained
+from schuss.lab.trace.adaptive import BEST, PANELS, adaptive
+from schuss.lab.trace.constrained import EXAMPLES, Constrained, constrained
 from schuss.lab.trace.minima import minima
 from schuss.lab.trace.objectives import OBJECTIVES
 from schuss.lab.trace.paths import walk
@@ -48,6 +49,10 @@ def points(axes: Axes, line: int = 0) -> np.ndarray:
     return np.asarray(axes.lines[line].get_xydata(), float)
 
 
+def title(axes: Axes) -> str:
+    return axes.get_title("left")
+
+
 # ---- Functions
 
 
@@ -62,14 +67,15 @@ def test_gradient_and_minima(objective: Any, rng: np.random.Generator) -> None:
         assert objective.x[0] < minimum[0] < objective.x[1]
         assert objective.y[0] < minimum[1] < objective.y[1]
     assert objective.least == min(objective.value(minimum) for minimum in objective.minima)
-    axes = result.figure(4, 4).subplots()
+    axes = Figure().subplots()
     axes.set(xlim=objective.x, ylim=objective.y)
     objective.contours(axes, "black")
     (lines,) = axes.collections
     assert isinstance(lines, QuadContourSet)
     assert (np.diff(np.asarray(lines.levels)) > 0).all()
     for level, path in zip(lines.levels, lines.get_paths(), strict=True):
-        around = objective.value(np.asarray(path.vertices).T)
+        drawn = np.isin(np.asarray(path.codes), [path.MOVETO, path.LINETO])
+        around = objective.value(np.asarray(path.vertices)[drawn].T)
         assert np.abs(around / level - 1).max() < 0.1 or np.abs(around - level).max() < 0.1
     assert axes.get_xlim() == objective.x
 
@@ -110,7 +116,7 @@ def test_path_ends_where_it_is_not_finite() -> None:
 
 
 def every_path() -> dict[tuple[Any, ...], np.ndarray]:
-    """The paths of all experiments on the tutorial's functions, by what the document calls them."""
+    """The paths of all experiments on the tutorial's functions, by what the tutorial calls them."""
     names = {curves.SQUARE: "square", curves.WAVE: "wave"}
     found: dict[tuple[Any, ...], np.ndarray] = {}
     for (curve, lr, steps), path in zip(curves.RUNS, curves.curves().paths, strict=True):
@@ -139,70 +145,99 @@ def test_every_trace_of_the_tutorial_in_every_printed_digit() -> None:
 
 def test_minima() -> None:
     found = minima()
-    slope = np.cos(np.pi * found.w) - np.pi * found.w * np.sin(np.pi * found.w)
+    ends = np.array([path[-1] for path in found.paths])
+    slope = np.cos(np.pi * ends) - np.pi * ends * np.sin(np.pi * ends)
     assert np.abs(slope).max() < 1e-9
-    assert np.abs(found.w - (-0.273853, 1.090408)).max() < 1e-6
-    assert np.array_equal(found.values, found.w * np.cos(np.pi * found.w))
+    assert np.abs(ends - (-0.273853, 1.090408)).max() < 1e-6
     axes = found.draw().axes[0]
-    assert np.array_equal(points(axes, 1), np.stack([found.w, found.values], 1))
-    assert points(axes).shape == (300, 2)
+    for line, path in zip(axes.lines[1::2], found.paths, strict=True):
+        assert np.array_equal(line.get_xydata(), np.stack([path, path * np.cos(np.pi * path)], 1))
+    assert points(axes).shape == (301, 2)
+    assert [points(axes, i).ravel()[0] for i in (2, 4)] == ends.tolist()  # a star in each
 
 
 def test_curves_are_drawn() -> None:
+    """Each rate once: of the two runs that differ in their steps alone the longer one."""
     found = curves.curves()
-    picture = found.draw()
-    for axes, (curve, _, _), path in zip(picture.axes, curves.RUNS, found.paths, strict=True):
-        line, trace = points(axes), points(axes, 1)
+    *above, factors, first, last = found.draw().axes
+    for axes, (curve, lr) in zip((*above, first, last), curves.WORDS, strict=True):
+        path = found.longest(curve, lr)
+        line, trace, end = (points(axes, i) for i in range(3))
         assert np.array_equal(line[:, 1], curve.value(line[:, 0]))
         assert line[0, 0] == -np.abs(path).max()
         assert np.array_equal(trace, np.stack([path, curve.value(path)], 1))
-        colours = [axes.lines[i].get_color() for i in range(2)]
-        assert colours == [result.FUNCTION, result.TRACE] == ["#1f77b4", "#ff7f0e"]
+        assert np.array_equal(end[0], trace[-1])
+        assert f"after {len(path) - 1} steps" in title(axes)
+    assert {len(found.longest(*run[:2])) - 1 for run in curves.RUNS} == {10, 30, 100}
+    for distances, (curve, lr) in zip(factors.lines, curves.WORDS, strict=False):
+        distance = np.asarray(distances.get_ydata())
+        assert curve is curves.SQUARE
+        np.testing.assert_allclose(distance[1:] / distance[:-1], abs(1 - 2 * lr))
+    assert [text.get_text() for text in factors.texts] == [
+        "by 0.98",
+        "by 0.6",
+        "by \N{MINUS SIGN}1.2",
+    ]
 
 
-def test_paths_are_drawn() -> None:
-    """Each in a plane of its own: the minimum, and all points."""
+def test_zigzags_are_drawn() -> None:
+    """Each path in a plane of its own, as far as it remains there; and all values."""
     found = zigzag()
-    for axes, path in zip(found.draw().axes, found.paths, strict=True):
-        star, trace = axes.lines
+    planes = found.draw().axes
+    curve = planes.pop(2)
+    for axes, path, values in zip(planes, found.paths, curve.lines, strict=True):
+        trace, star = axes.lines
         assert not np.any(star.get_xydata())
-        assert np.array_equal(trace.get_xydata(), path)
-        assert trace.get_color() == result.TRACE
-        assert axes.get_xlim() == (-5.5, 0.9)
-        assert axes.get_ylim() == (-3, 3)
+        drawn = np.asarray(trace.get_xydata())
+        assert np.array_equal(drawn, path[: len(drawn)])
+        assert np.abs(drawn[:-1, 1]).max() <= 3
+        assert len(drawn) == len(path) or abs(drawn[-1, 1]) > 3
         assert isinstance(axes.collections[0], QuadContourSet)
+        assert np.array_equal(values.get_ydata(), found.objective.value(path.T))
+        assert values.get_color() == trace.get_color()
+    assert [len(points(axes)) for axes in planes] == [21, 3, 21, 21]
 
 
-@pytest.mark.parametrize(
-    ("run", "rules"),
-    [(surfaces, [schuss.SGD]), (adaptive, [schuss.Adagrad, schuss.RMSprop, schuss.Adam])],
-)
-def test_paths_of_a_rule_are_drawn_together(run: Any, rules: list[type[schuss.Optimizer]]) -> None:
-    """All of them in a plane, and the function's values along each; the longest of prefixes."""
-    found = run()
-    axes = found.draw().axes
-    for rule, plane, curve in zip(rules, axes[: len(rules)], axes[len(rules) :], strict=True):
-        longest = found.longest(rule)
-        _, *lines = plane.lines
-        assert plane.get_aspect() == 1
-        assert isinstance(plane.collections[0], QuadContourSet)
-        styles = {(line.get_color(), line.get_marker()) for line in lines}
-        assert len(styles) == len(lines) == len(longest) == len(curve.lines)
-        for line, along, (title, (one, path)) in zip(
-            lines, curve.lines, longest.items(), strict=True
-        ):
-            assert np.array_equal(line.get_xydata(), path)
-            assert title.endswith(line.get_label())
-            assert np.array_equal(along.get_ydata(), one.objective.value(path.T))
-        for one, path in zip(found.runs, found.paths, strict=True):
-            if one.rule is rule:
-                assert np.array_equal(path, longest[one.title][1][: len(path)])
+def test_surfaces_are_drawn() -> None:
+    """Both paths, the level lines of their first points, and the values along them."""
+    found = surfaces()
+    plane, curve = found.draw().axes
+    paths = found.longest()
+    assert list(paths) == ["lr 0.1", "lr 0.2"]
+    assert plane.get_aspect() == 1
+    for line, values, contours, path in zip(
+        plane.lines, curve.lines, plane.collections[1:], paths.values(), strict=False
+    ):
+        assert np.array_equal(line.get_xydata(), path)
+        along = found.objective.value(path.T)
+        assert np.array_equal(values.get_ydata(), along)
+        assert isinstance(contours, QuadContourSet)
+        levels = np.asarray(contours.levels)
+        assert np.array_equal(levels, np.sort(along[: len(levels)]))
+        assert line.get_color() == values.get_color()
+        assert contours.colors == line.get_color()
+    assert len(plane.collections) == 3
+    ways = np.diff(paths["lr 0.1"], axis=0)
+    level = np.array([found.objective.gradient(point)[::-1] for point in paths["lr 0.1"][:-1]])
+    assert np.abs((ways * level * (1, -1)).sum(axis=1)).max() < 1e-12  # at a right angle
 
 
-def test_a_path_that_leaves_the_picture_says_so() -> None:
-    titles = [axes.get_title() for axes in zigzag().draw().axes]
-    assert titles[1].endswith("\n19 of its points lie beyond")
-    assert not any("beyond" in title for title in (titles[0], *titles[2:]))
+def test_adaptive_rules_are_drawn() -> None:
+    """The best of each rule in the plane; every run in some panel, under its own name."""
+    found = adaptive()
+    plane, *panels = found.draw().axes
+    paths = found.longest()
+    for line, title in zip(plane.lines, BEST, strict=False):
+        assert np.array_equal(line.get_xydata(), paths[title])
+        assert line.get_label() == title
+    for axes, (_, _, names) in zip(panels, PANELS, strict=True):
+        assert len({line.get_color() for line in axes.lines}) == len(names)
+        for line, title in zip(axes.lines, names, strict=True):
+            assert np.array_equal(line.get_ydata(), found.objective.value(paths[title].T))
+            assert title.endswith(names[title]) or names[title] in title.split(", ")
+    assert {title for _, _, names in PANELS for title in names} == paths.keys()
+    for run, path in zip(found.runs, found.paths, strict=True):
+        assert np.array_equal(path, paths[run.title][: len(path)])
 
 
 # ---- The race
@@ -250,21 +285,54 @@ def hue(colour: str) -> str:
 
 def test_race_is_drawn_in_colours_of_its_own() -> None:
     found = race.race()
-    picture, artists = found.animated()
+    picture, artists, counter = found.animated()
     colours = [hue(racer.colour) for racer in race.RACERS]
     assert colours == ["cyan", "magenta", "white", "green", "blue"]
     names = [text.get_text() for text in picture.legends[0].get_texts()]
-    assert names == ["gradient descent", "momentum", "AdaGrad", "RMSProp", "Adam"]
+    assert names == ["gradient descent", "momentum", "Adagrad", "RMSprop", "Adam"]
     assert len({head.get_marker() for _, head, _ in artists}) == 5
     paths = [path for track in race.TRACKS for path in found.paths[track]]
     drawn = [racer.colour for racer in race.RACERS] * 2
+    assert counter.get_text() == "step 120 of 120"
     for (line, head, _), path, colour in zip(artists, paths, drawn, strict=True):
         assert line.get_color() == head.get_color() == colour
         assert np.array_equal(line.get_xydata(), path)
-    race.show(artists, 7)
+    race.show(artists, counter, 7)
+    assert counter.get_text() == "step 7 of 120"
     for (line, head, _), path in zip(artists, paths, strict=True):
         assert np.array_equal(line.get_xydata(), path[:8])
         assert np.array_equal(head.get_xydata(), path[7:8])
+
+
+def linear(colour: str) -> np.ndarray:
+    """Red, green and blue as light."""
+    srgb = np.array(list(bytes.fromhex(colour[1:]))) / 255
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+
+
+def lab(light: np.ndarray) -> np.ndarray:
+    """CIE's L, a and b, in which distances are as eyes see them, of red, green and blue light."""
+    xyz = light @ [[0.4339, 0.2126, 0.0178], [0.3762, 0.7152, 0.1095], [0.1899, 0.0722, 0.8727]]
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
+
+
+@pytest.mark.parametrize(
+    "sight",  # what eyes without one kind of cones see, by Machado, Oliveira and Fernandes 2009
+    [
+        np.eye(3),
+        [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+        [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+        [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+    ],
+    ids=["all cones", "no red", "no green", "no blue"],
+)
+def test_all_eyes_tell_the_racers_apart(sight: Any) -> None:
+    colours = [race.BACKGROUND, *(racer.colour for racer in race.RACERS)]
+    light = np.clip(np.array([linear(colour) for colour in colours]) @ np.transpose(sight), 0, 1)
+    seen = lab(light)
+    away = np.linalg.norm(seen[:, None] - seen, axis=2)
+    assert away[np.triu_indices(len(colours), 1)].min() > 20  # what is 2 apart is just another
 
 
 def test_race_moves(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -279,6 +347,8 @@ def test_race_moves(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
             image.seek(n)
             shown.append(np.array(image.convert("RGB")))
     assert all((a != b).any() for a, b in pairwise(shown))
+    counters = [frame[:30, -150:] for frame in shown]
+    assert all((a != b).any() for a, b in pairwise(counters))
     for racer in race.RACERS:  # no palette has mixed it with another's
         exact = (shown[-1] == list(bytes.fromhex(racer.colour[1:]))).all(axis=2)
         assert exact.sum() > 100
@@ -314,11 +384,14 @@ def test_regression_follows_its_seed() -> None:
 def test_regression_is_drawn() -> None:
     found = regression(0, 20, 50)
     space, curve = found.draw().axes
-    solutions, ends, package = (np.array(line.get_data_3d()) for line in space.lines)  # type: ignore[attr-defined]
+    lines = [np.array(line.get_data_3d()) for line in space.lines]  # type: ignore[attr-defined]
+    solutions, starts, ends, package, *ways = lines
     assert np.abs(X @ solutions - Y[:, None]).max() < 1e-14
     c = found.ends[:, 2]
     assert (solutions[2, 0], solutions[2, -1]) == (min(0, c.min()), max(1, c.max()))
+    assert np.array_equal(starts, found.starts.T)
     assert np.array_equal(ends, found.ends.T)
+    assert np.array_equal(ways, np.stack([found.starts, found.ends], 2))
     assert np.array_equal(package[:, 0], found.package)
     assert (space.elev, space.azim) == (30, 45)  # type: ignore[attr-defined]
     assert np.array_equal(curve.lines[0].get_ydata(), found.losses)
@@ -338,8 +411,10 @@ def test_six_intervals_by_hand() -> None:
         (9.0, 4.0, 3.0),
     ]
     for loss, tracked, r in by_hand:
-        np.testing.assert_allclose(eve.followed(loss, (0.5, 3.0)), (tracked, r), rtol=1e-14)
-    np.testing.assert_allclose(eve.followed(1.0, (0.5, 3.0)), (2 / 3, 0.5), rtol=1e-14)
+        np.testing.assert_allclose(
+            eve.followed([1.0, loss], (0.5, 3.0))[-1], (tracked, r), rtol=1e-14
+        )
+    np.testing.assert_allclose(eve.followed([1.0, 1.0], (0.5, 3.0))[-1], (2 / 3, 0.5), rtol=1e-14)
     found = eve.eve()
     assert found.ends == [0.25, 1 / 1.5, 1.0, 1.5, 4.0]
     edges = [0.0, *found.ends, math.inf]
@@ -355,7 +430,8 @@ def test_intervals_with_the_rules_own_thresholds() -> None:
     found = eve.eve(0.1, 10.0)
     np.testing.assert_allclose(found.ends, [1 / 11, 1 / 1.1, 1, 1.1, 11])
     for loss, tracked, r in found.samples:
-        assert (tracked, r) == eve.followed(loss, schuss.Eve.defaults()["thresholds"])
+        again = eve.followed([1.0, loss], schuss.Eve.defaults()["thresholds"])[-1]
+        assert again.tolist() == [tracked, r]
 
 
 def test_intervals_are_drawn() -> None:
@@ -365,17 +441,32 @@ def test_intervals_are_drawn() -> None:
         np.testing.assert_allclose(found.places(np.array(found.ends)), [1, 2, 3, 4, 5])
         x = found.places(found.loss)
         np.testing.assert_allclose(np.diff(x), 1 / 64)
-        above, below = found.draw().axes
-        for axes, values in ((above, found.places(found.tracked)), (below, found.r)):
+        divided, _, tracked, _ = found.draw().axes
+        for axes, values in ((tracked, found.places(found.tracked)), (divided, found.r)):
             drawn = np.concatenate([points(axes, 0), points(axes, 1)])
             assert np.array_equal(drawn, np.stack([x, values], 1))
             assert points(axes, 0)[-1, 0] <= 3 < points(axes, 1)[0, 0]
-        numbers = [text.get_text().partition("\n")[0] for text in above.texts]
-        assert numbers == ["the loss itself", "1", "2", "3", "4", "5", "6"]
-        assert below.get_xticks().tolist() == above.get_yticks().tolist() == [1, 2, 3, 4, 5]
-        names = [text.get_text() for text in below.get_xticklabels()]
-        shown = [float(name.split("\n")[1]) for name in names if name != "1\n"]
+        assert [text.get_text() for text in divided.texts] == list(eve.WORDS)
+        assert divided.get_xticks().tolist() == tracked.get_yticks().tolist() == [1, 2, 3, 4, 5]
+        names = [text.get_text() for text in tracked.get_xticklabels()]
+        shown = [float(name.split("= ")[1]) for name in names if name != "1\n"]
         np.testing.assert_allclose(shown, [end for end in found.ends if end != 1], rtol=5e-3)
+
+
+def test_a_training_is_drawn() -> None:
+    """What Eve remembers follows its losses within the bounds, and d is the mean of r."""
+    found = eve.eve()
+    _, course, _, divisors = found.draw().axes
+    losses, remembered = (np.asarray(line.get_ydata(), float) for line in course.lines)
+    assert losses.tolist() == list(eve.LOSSES)
+    assert np.array_equal(remembered, found.course)
+    change = np.maximum(remembered[1:] / remembered[:-1], remembered[:-1] / remembered[1:])
+    assert change.min() >= 1.5 - 1e-12
+    assert change.max() <= 4 + 1e-12
+    r, d, _ = (np.asarray(line.get_ydata(), float) for line in divisors.lines)
+    np.testing.assert_allclose(r[1:], change - 1)
+    np.testing.assert_allclose(d[1:], eve.BETA3 * d[:-1] + (1 - eve.BETA3) * r[1:])
+    assert (r[0], d[0], r.max()) == (1, 1, pytest.approx(3))
 
 
 # ---- Shrinkage
@@ -408,21 +499,31 @@ def test_shrinkage_follows_its_seed() -> None:
 
 
 def test_shrinkage_is_drawn() -> None:
-    found = shrinkage.shrinkage(0, 30, 20)
+    """With a name at each line, and a dot where it first is zero."""
+    found = shrinkage.shrinkage(0, 30, 200)
+    dots = []
     for axes, path in zip(found.draw().axes, (found.l1, found.l2), strict=True):
-        lines = axes.lines[1:]
-        assert len({line.get_color() for line in lines}) == 6
-        assert len({line.get_marker() for line in lines}) == 6
-        for line, weights in zip(lines, path.T, strict=True):
+        assert len({line.get_color() for line in axes.lines}) == 6
+        for line, name, weights in zip(axes.lines, axes.texts, path.T, strict=True):
             want = np.stack([shrinkage.PENALTIES, weights], 1)
             assert np.array_equal(line.get_xydata(), want)
+            assert name.get_color() == line.get_color()
+            first: Any = line.get_markevery()
+            assert first == np.flatnonzero(weights == 0)[:1].tolist()
+            dots += first
+    assert len(dots) == 6
 
 
 # ---- Constraints
 
 
-def test_constrained() -> None:
-    paraboloid, coin, states = constrained().solutions
+@pytest.fixture(scope="module")
+def solved() -> Constrained:
+    return constrained()
+
+
+def test_constrained(solved: Constrained) -> None:
+    paraboloid, coin, states = solved.solutions
     assert np.abs(paraboloid.x - 1.5).max() < 1e-12
     assert [paraboloid.value, paraboloid.multiplier] == pytest.approx([9.5, 1.0], abs=1e-12)
     assert paraboloid.path.tolist()[0] == [0, 0]
@@ -441,17 +542,16 @@ def test_constrained() -> None:
         assert s.found.multipliers == pytest.approx([s.multiplier], abs=2e-6)
     frees = [float(e.value(np.array(e.free))) for e in EXAMPLES]
     assert frees == pytest.approx([10, 0.73575888, 5 / math.e], abs=1e-8)
-    for example, s in zip(EXAMPLES, constrained().solutions, strict=True):
+    for example, s in zip(EXAMPLES, solved.solutions, strict=True):
         assert schuss.check_grad(example.value, example.gradient, s.path[0]) < 1e-8
         assert np.abs(example.gradient(np.array(example.free))).max() < 1e-12
         slope = example.gradient(s.x) - s.multiplier * example.normal
         assert np.abs(slope).max() < 1e-8
 
 
-def test_constrained_is_drawn() -> None:
-    found = constrained()
-    picture = found.draw()
-    for axes, example, s in zip(picture.axes[:2], EXAMPLES, found.solutions, strict=False):
+def test_constrained_is_drawn(solved: Constrained) -> None:
+    picture = solved.draw()
+    for axes, example, s in zip(picture.axes[:2], EXAMPLES, solved.solutions, strict=False):
         line, path, rounds, *_ = axes.lines
         on_line = np.asarray(line.get_xydata()) @ example.normal - example.total
         assert np.abs(on_line).max() < 1e-12
@@ -464,9 +564,11 @@ def test_constrained_is_drawn() -> None:
             there = example.value(number.get_position())
             assert abs(there - float(number.get_text())) < 0.02 * abs(there)
     heights = [bar.get_height() for bar in picture.axes[2].patches]  # type: ignore[attr-defined]
-    s = found.solutions[2]
+    s = solved.solutions[2]
     assert heights == [*s.path[0].tolist(), *s.x.tolist()]
-    assert picture.axes[1].get_title().endswith("multiplier \N{MINUS SIGN}0.3069")
+    lines = title(picture.axes[1]).split("\n")
+    assert lines[1] == "g = p1 + p2 \N{MINUS SIGN} 1"
+    assert lines[2].endswith("multiplier \N{MINUS SIGN}0.3069")
 
 
 # ---- Schedules
@@ -503,7 +605,10 @@ def test_own() -> None:
         for point in path:
             assert np.array_equal(point, w)
             opt.step(found.objective.gradient(w))
-    assert [row[0] for row in found.rows()][1:] == ["Adam, lr 0.01", "Lion, lr 0.003"]
+    assert [row[:3] for row in found.rows()][1:] == [
+        ("Adam", "0.01", "50"),
+        ("Lion", "0.003", "50"),
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(NAMED))
@@ -518,13 +623,13 @@ def test_every_rule_can_be_chosen(name: str) -> None:
 def test_own_is_drawn() -> None:
     found = chosen(["sgd", "eve", "nag"], [0.1, 0.1, 0.01], objective="bowl", steps=30)
     plane, curve = found.draw().axes
-    lines = plane.lines[1:4]
-    for line, value, path, name, along in zip(
-        lines, curve.lines, found.paths, found.names, found.values(), strict=True
+    lines = plane.lines[:3]
+    for line, value, path, name, text, along in zip(
+        lines, curve.lines, found.paths, found.names, curve.texts, found.values(), strict=True
     ):
         assert np.array_equal(line.get_xydata(), path)
-        assert line.get_label() == name
-        assert line.get_color() == value.get_color()
+        assert text.get_text() == name
+        assert line.get_color() == value.get_color() == text.get_color()
         assert np.array_equal(value.get_ydata(), along)  # the least value is 0
     assert len({line.get_marker() for line in lines}) == 3
     assert plane.get_xlim() == OBJECTIVES["bowl"].x
@@ -557,10 +662,11 @@ def test_own_that_diverges_is_drawn(tmp_path: Path) -> None:
 
 
 def output(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """What a command prints: nothing that a terminal of 100 columns would break."""
+    """What a command prints: nothing that a terminal of 80 columns would break."""
     assert cli.main(["trace", *argv]) == 0
     text = capsys.readouterr().out
-    assert max(map(len, text.splitlines())) <= 100
+    shown = text.partition("drawn into")[0]  # a file of any name
+    assert max(map(len, shown.splitlines())) <= 80
     assert text.isascii()
     return text
 
@@ -571,23 +677,19 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(line.endswith(".") for line in lines)
 
 
-@pytest.mark.parametrize("name", [name for name in command.EXPERIMENTS if name != "race"])
 def test_command(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    name: str,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """Into a picture of its name, and into the same one again."""
     monkeypatch.chdir(tmp_path)
-    text = output(capsys, name)
-    assert text.endswith(f"\n\ndrawn into {name}.png\n")
+    text = output(capsys, "minima")
+    assert text.endswith("\n\ndrawn into minima.png\n")
     (path,) = tmp_path.iterdir()
     first = path.read_bytes()
-    assert path.name == f"{name}.png"
+    assert path.name == "minima.png"
     assert first.startswith(b"\x89PNG")
-    if name == "minima":
-        assert output(capsys, name, "--force") == text
-        assert path.read_bytes() == first
+    assert output(capsys, "minima", "--force") == text
+    assert path.read_bytes() == first
 
 
 def test_command_prints_the_numbers(
@@ -598,13 +700,13 @@ def test_command_prints_the_numbers(
     lines = output(capsys, "constrained", "--out", file).splitlines()
     numbers = [re.split(" +", line)[1:] for line in lines[1:4]]
     assert numbers[0] == ["free", "10.000000", "2.0000", "1.0000"]
-    assert numbers[1] == ["Newton", "1", "9.500000", "1.000000", "1.5000", "1.5000"]
-    assert numbers[2] == ["augmented", "10", "9.500000", "1.000000", "1.5000", "1.5000"]
+    assert numbers[1] == ["Newton", "1", "9.500000", "1.000000", "1.5000", "each"]
+    assert numbers[2] == ["augmented", "10", "9.500000", "1.000000", "1.5000", "each"]
     lines = output(capsys, "eve", "--thresholds", "1,4", "--out", file).splitlines()
     assert lines[1].split()[1:4:2] == ["0.000000", "0.141421"]
     assert lines[6].split()[-2:] == ["5.000000", "4.000000"]
     lines = output(capsys, "curves", "--out", file).splitlines()
-    assert lines[1].split() == ["w^2", "0.2", "10", "0.06046617599999997", "0.00365616"]
+    assert lines[1].split() == ["w^2", "0.2", "10", "0.060466176", "0.00365616"]
     lines = output(capsys, "regression", "--seed", "1", "--out", file).splitlines()
     assert lines[3].split() == ["seed", "1,", "end", "-0.840498", "0.682486", "0.158445"]
 
@@ -613,15 +715,17 @@ def test_command_with_rules_of_choice(capsys: pytest.CaptureFixture[str], tmp_pa
     options = "--objective himmelblau --rules adam,lion --lr 0.01,0.003 --start -1,2"
     text = output(capsys, "own", *options.split(), "--out", str(tmp_path / "own.png"))
     lines = text.splitlines()
-    assert lines[1].split()[:6] == ["Adam,", "lr", "0.01", "500", "-2.805118", "3.131313"]
-    assert lines[2].split()[:6] == ["Lion,", "lr", "0.003", "500", "-2.500000", "3.170000"]
-    assert lines[1].endswith("(-2.805, 3.131)")
+    assert lines[1].split()[:5] == ["Adam", "0.01", "500", "-2.805", "3.131"]
+    assert lines[2].split()[:5] == ["Lion", "0.003", "500", "-2.5", "3.17"]
+    assert lines[2].split()[6] == "0.31"  # from the minimum
+    options = "--objective beale --lr 0.0125 --rules schedulefreeadamw,momentum --start -4,-4"
+    output(capsys, "own", *options.split(), "--out", str(tmp_path / "wide.png"))
 
 
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ("newton", "experiment: 'newton' is unknown; wanted 'curves' or"),
+        ("newton", "experiment: 'newton' is unknown; wanted 'minima' or"),
         ("zigzak", "experiment: 'zigzak' is unknown; did you mean 'zigzag'?"),
         ("race extra", "unrecognized arguments: extra"),
         ("race --seed 1", "unrecognized arguments: --seed 1"),
@@ -668,7 +772,7 @@ def test_bad_value_is_one_line_and_status_2(
 
 
 def test_pictures_need_no_window() -> None:
-    assert isinstance(result.figure(1, 1), Figure)
+    assert isinstance(pictures.figure(1, ""), Figure)
     code = "import sys; from schuss.lab.trace import command, race; race.race().draw()"
     code += "; print('matplotlib.pyplot' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

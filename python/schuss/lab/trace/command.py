@@ -130,18 +130,18 @@ def fixed(run: Callable[[], Result]) -> Experiment:
     return Experiment(run, nothing, lambda args: ())
 
 
-EXPERIMENTS = {
-    "curves": fixed(curves),
+EXPERIMENTS = {  # from simple to hard
     "minima": fixed(minima),
+    "curves": fixed(curves),
     "surfaces": fixed(surfaces),
     "zigzag": fixed(zigzag),
     "adaptive": fixed(adaptive),
     "race": fixed(race)._replace(picture=animation, suffix=".gif"),
     "regression": Experiment(regression, seeded, lambda args: (args.seed,)),
-    "eve": Experiment(eve, bounded, lambda args: args.thresholds),
     "shrinkage": Experiment(shrinkage, seeded, lambda args: (args.seed,)),
-    "constrained": fixed(constrained),
     "schedules": fixed(schedules),
+    "constrained": fixed(constrained),
+    "eve": Experiment(eve, bounded, lambda args: args.thresholds),
     "own": Experiment(own, chosen, choice),
 }
 # What each shows, in one line.

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from schuss.lab.options import BLUE, GREEN, PURPLE
-from schuss.lab.trace.result import FUNCTION, TRACE, Array, Result, figure, numbers
+from schuss.lab.pictures import figure, signed
+from schuss.lab.trace.result import LEVELS, TRACE, Array, Result, drawn, numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-ROUNDS = "the augmented Lagrangian's rounds, over Adam"
-ARROW = {"width": 7, "headwidth": 18, "headlength": 14, "color": "#b8b8b8", "shrink": 0.0}
+ROUNDS = "augmented Lagrangian's rounds, over Adam"
+ARROW = {"width": 7, "headwidth": 18, "headlength": 14, "color": "#d0d0d0", "shrink": 0.0}
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Example:
     """A function to maximise where g = 0."""
 
     name: str
+    constraint: str  # g
     value: Callable[[Any], Any]
     gradient: Callable[[Any], Array]
     hessian: Callable[[Any], Array]
@@ -34,10 +36,11 @@ class Example:
     free: tuple[float, ...]  # where the maximum without the constraint is
 
 
-def entropy(states: int, name: str) -> Example:
+def entropy(states: int, name: str, constraint: str) -> Example:
     """That of probabilities, -sum of p*log(p)."""
     return Example(
         name,
+        constraint,
         lambda p: -sum(q * np.log(q) for q in p),
         lambda p: -np.log(p) - 1,
         lambda p: np.diag(-1 / p),
@@ -50,6 +53,7 @@ def entropy(states: int, name: str) -> Example:
 
 PARABOLOID = Example(
     "paraboloid",
+    "x - y",
     lambda x: -((x[0] - 2) ** 2) - (x[1] - 1) ** 2 + 10,
     lambda x: np.array([-2 * (x[0] - 2), -2 * (x[1] - 1)]),
     lambda x: np.diag([-2.0, -2.0]),
@@ -58,7 +62,11 @@ PARABOLOID = Example(
     (0.0, 0.0),
     (2.0, 1.0),
 )
-EXAMPLES = (PARABOLOID, entropy(2, "entropy of a coin"), entropy(5, "entropy of 5 states"))
+EXAMPLES = (
+    PARABOLOID,
+    entropy(2, "entropy of a coin", "p1 + p2 - 1"),
+    entropy(5, "entropy of 5 states", "p1 + ... + p5 - 1"),
+)
 
 
 @dataclass(frozen=True)
@@ -89,44 +97,47 @@ class Constrained(Result):
             r, rounds = s.found, str(len(s.rounds) - 1)
             yield example.name, "augmented", rounds, *numbers(r.fun, *r.multipliers), listed(r.x)
 
-    def draw(self) -> Figure:
-        picture = figure(14, 5.4)
+    def painted(self) -> Figure:
+        finding = "At a maximum under g = 0, grad f is the multiplier times grad g"
+        picture = figure(4.3, finding)
         grid = picture.subplots(1, 3)
         ranges = (((-0.5, 3.5), (-0.5, 3.5)), ((0.001, 1.0), (0.001, 1.0)))
-        arrows = ((0.35, (8, 6)), (0.25, (-46, 4)))  # its length by the multiplier; the text
+        arrows = ((0.35, (8, 6)), (0.25, (-40, 6)))  # its length by the multiplier; the text
         for axes, example, s, (xs, ys), (length, beside) in zip(
             grid, EXAMPLES, self.solutions, ranges, arrows, strict=False
         ):
-            x, y = np.meshgrid(np.linspace(*xs, 201), np.linspace(*ys, 201))
-            lines = axes.contour(x, y, example.value((x, y)), 12, colors=FUNCTION,
+            x, y = np.meshgrid(np.linspace(*xs, 121), np.linspace(*ys, 121))
+            lines = axes.contour(x, y, example.value((x, y)), 12, colors=LEVELS,
                                  linewidths=0.8, linestyles="solid")  # fmt: skip
             axes.clabel(lines, fontsize=7, manual=beyond(example, s, lines.levels))
             a, b = example.normal
             across = np.array(xs)
             axes.plot(across, (example.total - a * across) / b, color="black", label="g = 0")
             axes.plot(*s.path.T, "-o", color=TRACE, markersize=5, label="Newton's steps")
-            axes.plot(*s.rounds.T, "-D", color=PURPLE, markersize=4, label=ROUNDS)
-            axes.plot(*example.free, "^", color=GREEN, markersize=9, label="free maximum")
-            axes.plot(*s.x, "*", color=BLUE, markersize=15, label="maximum on g = 0")
+            axes.plot(*s.rounds.T, "--D", color=PURPLE, label=ROUNDS)
+            axes.plot(*example.free, "^", color=GREEN, markersize=9, label="maximum without g")
+            axes.plot(*s.x, "*", color=BLUE, markersize=11, label="maximum on g = 0")
             arrow = s.multiplier * example.normal * length
             axes.annotate("", s.x + arrow, s.x, arrowprops=ARROW, zorder=1)
             axes.annotate("grad f", s.x + arrow, beside, textcoords="offset points")
-            axes.set(xlim=xs, ylim=ys, aspect="equal", title=titled(example.name, s))
+            axes.set(xlim=xs, ylim=ys, aspect="equal", title=titled(example, s))
         grid[0].set(xlabel="x", ylabel="y")
         grid[1].set(xlabel="p1", ylabel="p2")
-        picture.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+        picture.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         bars, s = grid[2], self.solutions[2]
         states = np.arange(len(s.x)) + 1
-        bars.bar(states - 0.2, s.path[0], 0.4, color=TRACE, label="start")
-        bars.bar(states + 0.2, s.x, 0.4, color=BLUE, label="maximum: 1/5 each")
-        bars.set(xlabel="state", ylabel="probability", title=titled(EXAMPLES[2].name, s))
-        bars.legend()
+        bars.bar(states - 0.2, s.path[0], 0.4, color=TRACE)
+        bars.bar(states + 0.2, s.x, 0.4, color=BLUE)
+        bars.text(1.3, 0.75, "where it starts", color=TRACE)
+        bars.text(2.6, 0.23, "maximum: 1/5 each", color=BLUE)
+        bars.set(xlabel="state", ylabel="probability", xticks=states, title=titled(EXAMPLES[2], s))
         return picture
 
 
 def listed(x: Any) -> str:
     """The elements of a point, for a row of a table."""
-    return " ".join(f"{value:.4f}" for value in x)
+    texts = [f"{value:.4f}" for value in x]
+    return f"{texts[0]} each" if len({*texts}) == 1 else " ".join(texts)
 
 
 def beyond(example: Example, s: Solution, levels: Array) -> list[tuple[float, float]]:
@@ -138,9 +149,9 @@ def beyond(example: Example, s: Solution, levels: Array) -> list[tuple[float, fl
     return [tuple(ray[np.abs(along - level).argmin()]) for level in inside]
 
 
-def titled(name: str, s: Solution) -> str:
-    sign = "\N{MINUS SIGN}" if s.multiplier < 0 else ""
-    return f"{name}: f = {s.value:.4f}\nmultiplier {sign}{abs(s.multiplier):.4f}"
+def titled(example: Example, s: Solution) -> str:
+    found = signed(f"f = {s.value:.4f}, multiplier {s.multiplier:.4f}")
+    return f"{example.name}\ng = {drawn(example.constraint)}\n{found}"
 
 
 def solve(example: Example) -> Solution:
@@ -178,5 +189,5 @@ def solve(example: Example) -> Solution:
 
 
 def constrained() -> Constrained:
-    """Maxima under a constraint, with level lines and the multiplier, in two ways."""
+    """Maxima under a constraint and their multipliers, in two ways."""
     return Constrained(tuple(solve(example) for example in EXAMPLES))

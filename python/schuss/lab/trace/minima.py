@@ -9,43 +9,50 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import schuss
+from schuss.lab.options import GREEN, VERMILION
+from schuss.lab.pictures import figure
 from schuss.lab.trace.paths import walk
-from schuss.lab.trace.result import FUNCTION, TRACE, Array, Result, drawn, figure, numbers, plain
+from schuss.lab.trace.result import FUNCTION, Array, Result, drawn, numbers, star
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Where a descent starts, where it is said to, and in which colour; their minima in the same order.
+STARTS = ((0.2, (0.02, 0.75), GREEN), (0.3, (0.6, 1.1), VERMILION))
+NAMES = ("local minimum", "global minimum")
+
 
 @dataclass(frozen=True)
 class Minima(Result):
-    """The minima of w cos(pi w) between -1 and 2."""
+    """The minima of w cos(pi w) between -1 and 2, and the ways into them."""
 
-    w: Array
-    values: Array
+    paths: tuple[Array, ...]  # of each start
 
     def rows(self) -> Iterator[Sequence[str]]:
-        yield "minimum", "w", "f(w)"
-        for name, w, value in zip(("local", "global"), self.w, self.values, strict=True):
-            yield name, *numbers(w, value)
+        yield "minimum", "start", "w", "f(w)"
+        for name, path in zip(NAMES, self.paths, strict=True):
+            w = path[-1]
+            yield name.split()[0], f"{path[0]:g}", *numbers(w, w * np.cos(np.pi * w))
 
-    def draw(self) -> Figure:
-        picture = figure(6, 4)
+    def painted(self) -> Figure:
+        picture = figure(3.8, "Which minimum a descent finds depends on where it starts")
         axes = picture.subplots()
-        w = np.arange(-1.0, 2.0, 0.01)
+        w = np.linspace(-1, 2, 301)
         axes.plot(w, w * np.cos(np.pi * w), color=FUNCTION)
-        axes.plot(self.w, self.values, "o", color=TRACE)
-        texts = ("local minimum", "global minimum\nin this picture")
-        for text, x, y, at in zip(
-            texts, self.w, self.values, ((-0.75, -0.9), (0.5, 0.9)), strict=True
-        ):
-            axes.annotate(text, (x, y), at, arrowprops={"arrowstyle": "->"}, ha="center")
-        axes.set(xlabel="w", ylabel="f(w)", title=drawn("w cos(pi w)"))
-        plain(axes)
+        for name, path, (start, at, colour) in zip(NAMES, self.paths, STARTS, strict=True):
+            values = path * np.cos(np.pi * path)
+            axes.plot(path, values, "-o", color=colour)
+            star(axes, (path[-1], values[-1]))
+            axes.annotate(name, (path[-1], values[-1]), (0, -20), textcoords="offset points",
+                          ha="center")  # fmt: skip
+            axes.annotate(f"starts at {start:g}", (start, values[0]), at, ha="center", color=colour,
+                          arrowprops={"arrowstyle": "->", "color": colour})  # fmt: skip
+        axes.set(xlabel="w", ylabel=f"f(w) = {drawn('w cos(pi w)')}", ylim=(-1.5, 2.1))
         return picture
 
 
 def minima() -> Minima:
-    """The local and the global minimum of w cos(pi w), by descents from their two sides."""
+    """Two minima, found by descents from either side of a hill."""
 
     def value(w: Any) -> Any:
         return w[0] * np.cos(np.pi * w[0])
@@ -54,6 +61,6 @@ def minima() -> Minima:
         own: Array = np.cos(np.pi * w) - np.pi * w * np.sin(np.pi * w)
         return own
 
-    ends = [walk(schuss.SGD, value, slope, [w], 200, lr=0.05)[-1, 0] for w in (-0.5, 0.8)]
-    w = np.array(ends)
-    return Minima(w, value([w]))
+    return Minima(
+        tuple(walk(schuss.SGD, value, slope, [w], 200, lr=0.05)[:, 0] for w, _, _ in STARTS)
+    )

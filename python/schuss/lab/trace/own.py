@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import schuss
 from schuss.lab.options import COLOURS, MARKERS
+from schuss.lab.pictures import figure, name_lines
 from schuss.lab.trace.objectives import Objective
 from schuss.lab.trace.paths import walk
-from schuss.lab.trace.result import LEVELS, STAR, Array, Result, drawn, figure, numbers, plain
+from schuss.lab.trace.result import LEVELS, Array, Result, drawn, star
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,40 +45,43 @@ class Own(Result):
         return wide(self.objective.x, points[:, 0]), wide(self.objective.y, points[:, 1])
 
     def rows(self) -> Iterator[Sequence[str]]:
-        yield "rule", "steps", "x", "y", "value", "least value", "nearest minimum"
-        for name, path, values in zip(self.names, self.paths, self.values(), strict=True):
+        yield "rule", "lr", "steps", "x", "y", "f there", "distance"
+        for rule, lr, path, values in zip(
+            self.rules, self.rates, self.paths, self.values(), strict=True
+        ):
             with np.errstate(over="ignore"):
-                away = [np.hypot(*(path[-1] - m)) for m in np.array(self.objective.minima)]
-            near = self.objective.minima[int(np.argmin(away))]
-            found = f"{values[-1]:.6g}", f"{values.min():.6g}", f"({near[0]:.4g}, {near[1]:.4g})"
-            yield name, str(len(path) - 1), *numbers(*path[-1]), *found
+                away = min(float(np.hypot(*(path[-1] - m))) for m in self.minima)
+            x, y = path[-1]
+            found = f"{x:.4g}", f"{y:.4g}", f"{values[-1]:.3g}", f"{away:.2g}"
+            yield rule.__name__, f"{lr:g}", str(len(path) - 1), *found
 
-    def draw(self) -> Figure:
-        picture = figure(12, 5.6)
-        plane, curve = picture.subplots(1, 2, width_ratios=(5, 4))
+    @property
+    def minima(self) -> Array:
+        return np.array(self.objective.minima)
+
+    def painted(self) -> Figure:
+        picture = figure(4.6, f"{self.objective.name}: f = {drawn(self.objective.formula)}")
+        plane, curve = picture.subplots(1, 2)
         xlim, ylim = self.ranges()
-        plane.set(xlim=xlim, ylim=ylim, xlabel="x", ylabel="y", title=self.objective.name)
+        plane.set(xlim=xlim, ylim=ylim, xlabel="x", ylabel="y")
+        plane.set_title("a ring at the start, a star in each minimum")
         self.objective.contours(plane, LEVELS)
-        for point in self.objective.minima:
-            plane.plot(*point, "*", color=STAR, markeredgecolor="black", markersize=15)
         values = self.values()
         least = min(self.objective.least, *(along.min() for along in values))  # some have no end
-        lines = zip(self.names, self.paths, values, COLOURS, MARKERS, strict=False)
-        for i, (name, path, along, colour, marker) in enumerate(lines):
-            every = max(1, len(path) // 12)
-            style = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.3}
-            plane.plot(*path.T, **style, markevery=(i * every // 7, every), label=name)
-            curve.plot(along - least, **style, markevery=(i * every // 7, every))
+        for path, along, colour, marker in zip(self.paths, values, COLOURS, MARKERS, strict=False):
+            style: dict[str, Any] = {"color": colour, "marker": marker, "linewidth": 1.3}
+            style["markevery"] = max(1, len(path) // 12)
+            plane.plot(*path.T, **style)
+            curve.plot(along - least, **style)
+        star(plane, *self.objective.minima)
         plane.plot(*self.paths[0][0], "o", color="white", markeredgecolor="black", markersize=9)
-        curve.set(xlabel="finished steps", ylabel="value above the least",
-                  title=f"f = {drawn(self.objective.formula)}")  # fmt: skip
+        curve.set(xlabel="finished steps", title="f, above the least value known")
         curve.set_yscale("log", nonpositive="mask")
         low, high = curve.get_ylim()
         start = max(values[0][0] - least, 1e-12)
-        curve.set_ylim(max(low, 1e-12), min(high, 100 * start))  # what diverges leaves the picture
-        curve.title.set_fontsize(10 if len(self.objective.formula) < 50 else 8)
-        plain(curve)
-        picture.legend(loc="outside lower center", ncols=min(len(self.rules), 4))
+        # What diverges leaves the picture.
+        curve.set(ylim=(max(low, 1e-12), min(high, 100 * start)), xlim=(0, self.steps))
+        name_lines(curve, self.names)
         return picture
 
 

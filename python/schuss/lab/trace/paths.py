@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,9 @@ import numpy as np
 import schuss
 from schuss.engine.points import asked, reached
 from schuss.lab.options import COLOURS, MARKERS
+from schuss.lab.pictures import name_lines
 from schuss.lab.trace.objectives import OBJECTIVES, Objective
-from schuss.lab.trace.result import LEVELS, STAR, Array, Result, numbers, plain
+from schuss.lab.trace.result import LEVELS, Array, Result, numbers, star
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,42 +68,55 @@ class Run:
 
 @dataclass(frozen=True)
 class Paths(Result):
-    """Paths over the level lines of bowls."""
+    """Paths over the level lines of a bowl."""
 
     runs: tuple[Run, ...]
     paths: tuple[Array, ...]  # of each run, (n + 1, 2)
 
-    def rows(self) -> Iterator[Sequence[str]]:
-        yield "rule", "f(w)", "steps", "w1", "w2", "f there"
-        for run, path in zip(self.runs, self.paths, strict=True):
-            formula = run.objective.formula.replace("x", "w1").replace("y", "w2")
-            value = f"{run.objective.value(path[-1]):.6g}"
-            yield run.title, formula, str(run.steps), *numbers(*path[-1]), value
+    @property
+    def objective(self) -> Objective:
+        return self.runs[0].objective
 
-    def longest(self, rule: type[schuss.Optimizer]) -> dict[str, tuple[Run, Array]]:
-        """The paths of a rule, by title; of those that differ in their steps alone the longest."""
-        found: dict[str, tuple[Run, Array]] = {}
+    @property
+    def formula(self) -> str:
+        return self.objective.formula.replace("x", "w1").replace("y", "w2")
+
+    def rows(self) -> Iterator[Sequence[str]]:
+        yield "rule", "steps", "w1", "w2", self.formula
         for run, path in zip(self.runs, self.paths, strict=True):
-            if run.rule is rule and run.steps >= found.get(run.title, (run, path))[0].steps:
-                found[run.title] = run, path
+            value = f"{self.objective.value(path[-1]):.6g}"
+            yield run.title, str(run.steps), *numbers(*path[-1]), value
+
+    def longest(self) -> dict[str, Array]:
+        """The paths by title; of those that differ in their steps alone the longest."""
+        found: dict[str, Array] = {}
+        for run, path in zip(self.runs, self.paths, strict=True):
+            found[run.title] = max(found.get(run.title, path), path, key=len)
         return found
 
-    def draw_rule(self, rule: type[schuss.Optimizer], plane: Axes, curve: Axes) -> None:
-        """All paths of a rule in one plane, and the function's values along each."""
-        paths = self.longest(rule)
-        objective = next(iter(paths.values()))[0].objective
-        plane.set(xlim=(-5.5, 1.0), ylim=(-3.0, 1.0), aspect="equal", xlabel="w1", ylabel="w2")
-        objective.contours(plane, LEVELS)
-        plane.plot(0, 0, "*", color=STAR, markeredgecolor="black", markersize=14, zorder=3)
-        styles = zip(COLOURS, MARKERS, strict=True)
-        for (title, (_, path)), (colour, marker) in zip(paths.items(), styles, strict=False):
-            style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4.5}
-            style["markevery"] = max(1, len(path) // 20)
-            plane.plot(*path.T, **style, label=title.removeprefix(f"{rule.__name__}, "))
-            curve.plot(objective.value(path.T), **style)
-        curve.set(xlabel="finished steps", ylabel="f(w)", yscale="log")
-        plane.legend(loc="lower right", fontsize=8, framealpha=0.9)
-        plain(curve)
+    def draw_plane(self, axes: Axes, titles: Iterable[str]) -> None:
+        """Paths over the level lines; a star in the minimum, a ring at the start."""
+        paths = self.longest()
+        axes.set(xlim=(-5.5, 1.0), ylim=(-2.5, 1.0), aspect="equal", xlabel="w1", ylabel="w2")
+        self.objective.contours(axes, LEVELS)
+        for title, colour, marker in zip(titles, COLOURS, MARKERS, strict=False):
+            path = paths[title]
+            every = max(1, len(path) // 20)
+            axes.plot(*path.T, color=colour, marker=marker, markevery=every, label=title)
+        star(axes, (0, 0))
+        axes.plot(*START, "o", color="white", markeredgecolor="black", markersize=9)
+
+    def draw_values(
+        self, axes: Axes, names: Mapping[str, str], colours: Sequence[str] = COLOURS
+    ) -> None:
+        """The function's values along paths, and beside each its name; titles are the keys."""
+        alongs = [self.objective.value(self.longest()[title].T) for title in names]
+        steps = max(map(len, alongs)) - 1
+        axes.set(xlabel="finished steps", yscale="log", xlim=(0, steps))
+        for along, colour in zip(alongs, colours, strict=False):
+            axes.plot(along, "-o", color=colour, markevery=max(1, steps // 20))
+        axes.minorticks_off()
+        name_lines(axes, list(names.values()))
 
 
 def descend(runs: Sequence[Run]) -> tuple[tuple[Run, ...], tuple[Array, ...]]:

@@ -11,16 +11,18 @@ import numpy as np
 
 import schuss
 from schuss.lab.options import MARKERS
+from schuss.lab.pictures import figure, styled
 from schuss.lab.trace.objectives import OBJECTIVES
 from schuss.lab.trace.paths import walk
-from schuss.lab.trace.result import STAR, Array, Result, drawn, figure, numbers
+from schuss.lab.trace.result import STAR, Array, Result, drawn, numbers, star
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from matplotlib.text import Text
 
 STEPS, EVERY = 120, 2  # of the animation every second step is a frame
-BACKGROUND, LEVELS = "#2b2b2b", "#8a8a8a"
+BACKGROUND, LEVELS = "#1a1a1a", "#5c5c5c"
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,13 @@ class Racer:
     options: dict[str, Any]
 
 
-# In shades that a dark background lets be seen.
+# In shades that a dark background lets be seen, and that all eyes tell apart.
 RACERS = (
-    Racer("gradient descent", schuss.SGD, "#00e5ff", {"lr": 0.03}),
-    Racer("momentum", schuss.Momentum, "#ff3dff", {"lr": 0.03, "momentum": 0.8}),
-    Racer("AdaGrad", schuss.Adagrad, "#ffffff", {"lr": 0.5}),
-    Racer("RMSProp", schuss.RMSprop, "#2ecc40", {"lr": 0.05, "alpha": 0.9}),
-    Racer("Adam", schuss.Adam, "#5c7cff", {"lr": 0.1}),
+    Racer("gradient descent", schuss.SGD, "#00d0ff", {"lr": 0.03}),
+    Racer("momentum", schuss.Momentum, "#ff60c8", {"lr": 0.03, "momentum": 0.8}),
+    Racer("Adagrad", schuss.Adagrad, "#ffffff", {"lr": 0.5}),
+    Racer("RMSprop", schuss.RMSprop, "#00a040", {"lr": 0.05, "alpha": 0.9}),
+    Racer("Adam", schuss.Adam, "#6070ff", {"lr": 0.1}),
 )
 # Where each starts. The saddle's is a thousandth beside the ridge, which leads to the saddle point.
 TRACKS = {"saddle": OBJECTIVES["saddle"], "valley": OBJECTIVES["bowl"]}
@@ -75,24 +77,31 @@ class Race(Result):
                 there = "never" if n is None else f"{n} steps"
                 yield track, racer.name, *numbers(*path[-1], values[-1]), there
 
-    def draw(self) -> Figure:
+    def painted(self) -> Figure:
         return self.animated()[0]
 
-    def animated(self) -> tuple[Figure, list[tuple[Line2D, Line2D, Array]]]:
-        """The picture after the last step; and each path's line, its head and its points."""
-        picture = figure(11, 5.6)
+    def animated(self) -> tuple[Figure, list[tuple[Line2D, Line2D, Array]], Text]:
+        """The picture after the last step; each path's line, its head and its points; the counter.
+
+        A dot stands where a path was after every tenth step.
+        """
+        picture = figure(4.9, "Adagrad is the first to the minimum, gradient descent the last")
         picture.set_facecolor(BACKGROUND)
+        picture.texts[0].set_color("white")
+        counter = picture.text(0.99, 0.98, counted(STEPS), color="white", size="large",
+                               ha="right", va="top")  # fmt: skip
         artists = []
+        style: Any = {"markeredgecolor": "black", "markersize": 10, "zorder": 4}
         for axes, (name, track) in zip(picture.subplots(1, 2), TRACKS.items(), strict=True):
             axes.set_facecolor(BACKGROUND)
             axes.set(xlim=track.x, ylim=track.y)
             track.contours(axes, LEVELS)
-            for point in track.minima:
-                axes.plot(*point, "*", color=STAR, markersize=14)
+            star(axes, *track.minima)
             for racer, marker, path in zip(RACERS, MARKERS, self.paths[name], strict=False):
-                (line,) = axes.plot(*path.T, color=racer.colour, linewidth=1.5)
-                (head,) = axes.plot(*path[-1:].T, marker, color=racer.colour, markersize=10,
-                                    markeredgecolor="black", label=racer.name)  # fmt: skip
+                (line,) = axes.plot(*path.T, "-o", color=racer.colour, markersize=3, markevery=10)
+                (head,) = axes.plot(
+                    *path[-1:].T, marker, color=racer.colour, label=racer.name, **style
+                )
                 artists.append((line, head, path))
             axes.set_title(f"{name}: {drawn(track.formula)}", color="white")
             axes.set_xlabel("x", color="white")
@@ -100,8 +109,8 @@ class Race(Result):
             axes.tick_params(colors="white")
             axes.spines[:].set_color(LEVELS)
         picture.legend(*picture.axes[0].get_legend_handles_labels(), loc="outside lower center",
-                       ncols=5, facecolor=BACKGROUND, labelcolor="white")  # fmt: skip
-        return picture, artists
+                       ncols=5, labelcolor="white")  # fmt: skip
+        return picture, artists, counter
 
     def save(self, path: Path) -> None:
         if path.suffix.lower() != ".gif":
@@ -110,20 +119,20 @@ class Race(Result):
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  optional
         from PIL import Image  # noqa: PLC0415  matplotlib needs it
 
-        picture, artists = self.animated()
-        picture.set_dpi(80)
+        with styled():
+            picture, artists, counter = self.animated()
+        picture.set_dpi(90)
         canvas: Any = FigureCanvasAgg(picture)
-        for line, head, _ in artists:
-            line.set_animated(True)
-            head.set_animated(True)
-        counter = picture.text(0.5, 0.965, "", color="white", ha="center", animated=True)
+        moving = [counter, *(artist for line, head, _ in artists for artist in (line, head))]
+        for artist in moving:
+            artist.set_animated(True)
         canvas.draw()
         empty = canvas.copy_from_bbox(picture.bbox)
         frames = []
         for n in range(0, STEPS + 1, EVERY):
             canvas.restore_region(empty)
-            counter.set_text(f"step {n}")
-            for artist in (*show(artists, n), counter):
+            show(artists, counter, n)
+            for artist in moving:
                 picture.draw_artist(artist)
             frames.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))
         palette = Image.new("P", (1, 1))
@@ -144,12 +153,16 @@ def shades() -> list[int]:
     return [int(part) for colour in (dark, *mixed) for part in np.round(colour)]
 
 
-def show(artists: Sequence[tuple[Line2D, Line2D, Array]], n: int) -> list[Line2D]:
-    """Sets all paths to where they are after n steps."""
+def counted(n: int) -> str:
+    return f"step {n} of {STEPS}"
+
+
+def show(artists: Sequence[tuple[Line2D, Line2D, Array]], counter: Text, n: int) -> None:
+    """Sets all paths, and the counter, to where they are after n steps."""
+    counter.set_text(counted(n))
     for line, head, points in artists:
         line.set_data(*points[: n + 1].T)
         head.set_data(*points[: n + 1][-1:].T)
-    return [artist for line, head, _ in artists for artist in (line, head)]
 
 
 def race() -> Race:

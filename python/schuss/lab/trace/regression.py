@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import schuss
-from schuss.lab.options import BLUE
-from schuss.lab.trace.result import TRACE, Array, Result, drawn, figure, numbers, plain
+from schuss.lab.options import BLUE, GREY
+from schuss.lab.pictures import figure
+from schuss.lab.trace.result import TRACE, Array, Result, drawn, numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,31 +42,33 @@ class Regression(Result):
         yield "largest |a - (c - 1)|", *numbers(np.abs(a - (c - 1)).max()), "", ""
         yield "largest |b - (1 - 2c)|", "", *numbers(np.abs(b - (1 - 2 * c)).max()), ""
 
-    def draw(self) -> Figure:
-        picture = figure(12, 6)
+    def painted(self) -> Figure:
+        finding = "Of many solutions, descent finds the one nearest to where it starts"
+        picture = figure(4.6, finding)
         space = picture.add_subplot(1, 2, 1, projection="3d")
         c = np.array([min(0.0, self.ends[:, 2].min()), max(1.0, self.ends[:, 2].max())])
         space.plot(c - 1, 1 - 2 * c, c, color="black",
                    label=f"solutions: {drawn('a = c - 1, b = 1 - 2c')}")  # fmt: skip
-        space.plot(*self.ends.T, "o", color=TRACE, markersize=4, alpha=0.6,
-                   label=f"descents from {len(self.ends)} starts")  # fmt: skip
+        space.plot(*self.starts.T, ".", color=GREY, markersize=3, label="starts")
+        space.plot(*self.ends.T, "o", color=TRACE, label="where they end")
         space.plot(*self.package[:, None], "*", color=BLUE, markersize=18, zorder=10,
-                   label="scikit-learn")  # fmt: skip
+                   label="scikit-learn's: nearest to 0")  # fmt: skip
+        for way in np.stack([self.starts, self.ends], axis=1):
+            space.plot(*way.T, color=TRACE, linewidth=0.5, alpha=0.4)
         space.set(xlabel="a", ylabel="b", zlabel="c")
         space.view_init(elev=30, azim=45)
-        space.set_box_aspect(None, zoom=0.88)
-        picture.legend(*space.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        space.set_box_aspect(None, zoom=0.9)
+        picture.legend(*space.get_legend_handles_labels(), loc="outside lower center", ncols=4)
 
         curve = picture.add_subplot(1, 2, 2)
         curve.plot(self.losses, color=TRACE)
         curve.set(xlabel="finished steps", ylabel="squared error", yscale="log",
-                  title=f"the descent of seed {self.seed}")  # fmt: skip
-        plain(curve)
+                  title=f"descent of seed {self.seed}: steep at first, then flat")  # fmt: skip
         return picture
 
 
 def regression(seed: int = 0, number: int = 200, steps: int = 1000) -> Regression:
-    """Gradient descent from 200 starts ends all along a line of solutions."""
+    """Many solutions: 200 descents end along a line, near their starts."""
     from sklearn.linear_model import (  # type: ignore[import-untyped]  # noqa: PLC0415
         LinearRegression,
     )

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from schuss.lab import pictures
+from schuss.lab.options import GREY, VERMILION
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
 Array = np.ndarray
 
 # One descent, the function that it descends on, level lines behind several, and a minimum.
-TRACE, FUNCTION, LEVELS, STAR = "#ff7f0e", "#1f77b4", "#a0a0a0", "#ffd700"
+TRACE, FUNCTION, LEVELS, STAR = VERMILION, GREY, "#b0b0b0", "#ffd700"
 
 
 class Result:
@@ -25,20 +28,24 @@ class Result:
         """The numbers as a table, its head first."""
         raise NotImplementedError
 
+    def painted(self) -> Figure:
+        """The picture, in whatever style is set."""
+        raise NotImplementedError
+
     def draw(self) -> Figure:
         """The picture; wants matplotlib."""
-        raise NotImplementedError
+        with pictures.styled():
+            return self.painted()
 
     def save(self, path: Path) -> None:
         """Writes the picture."""
-        self.draw().savefig(path)
+        pictures.save(self.draw(), path)
 
 
-def figure(width: float, height: float) -> Figure:
-    """An empty picture, of inches, that no window knows of."""
-    from matplotlib.figure import Figure  # noqa: PLC0415  an optional package
-
-    return Figure(figsize=(width, height), dpi=120, layout="constrained")
+def star(axes: Axes, *points: tuple[float, float]) -> None:
+    """Marks minima."""
+    axes.plot(*np.transpose(points), "*", color=STAR, markeredgecolor="black", markersize=13,
+              linestyle="none", zorder=3)  # fmt: skip
 
 
 def drawn(formula: str) -> str:
@@ -57,14 +64,10 @@ def drawn(formula: str) -> str:
 
 def shown(value: float) -> str:
     """A number in a table."""
-    return f"{value:.6f}" if abs(value) < 1e6 else f"{value:.6e}"
+    text = f"{value:.6f}" if abs(value) < 1e6 else f"{value:.6e}"
+    return text if float(text) else text.lstrip("-")
 
 
 def numbers(*values: Any) -> list[str]:
     """Numbers in a row of a table."""
     return [shown(float(value)) for value in values]
-
-
-def plain(axes: Axes) -> None:
-    """A frame on two sides only."""
-    axes.spines[["top", "right"]].set_visible(False)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from schuss import schedules as library
-from schuss.lab.trace.result import FUNCTION, Array, Result, figure, numbers, plain
+from schuss.lab.options import BLUE
+from schuss.lab.pictures import figure
+from schuss.lab.trace.result import Array, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,21 +40,21 @@ class Schedules(Result):
     values: Array  # (schedules, STEPS)
 
     def rows(self) -> Iterator[Sequence[str]]:
-        at = range(0, STEPS, 20)
-        yield "schedule", *(f"n = {n}" for n in at), f"n = {STEPS - 1}"
+        at = [*range(0, STEPS, 20), STEPS - 1]
+        yield "schedule", *(f"n = {n}" for n in at)
         for schedule, values in zip(SCHEDULES, self.values, strict=True):
-            yield short(schedule), *numbers(*values[at], values[-1])
+            yield short(schedule), *(f"{value:.4f}" for value in values[at])
 
-    def draw(self) -> Figure:
-        picture = figure(13, 8)
-        for axes, schedule in zip(picture.subplots(3, 4).flat, SCHEDULES, strict=True):
+    def painted(self) -> Figure:
+        picture = figure(6.2, "Twelve ways for a learning rate to change in a hundred steps")
+        grid = picture.subplots(3, 4, sharex=True, sharey=True)
+        for axes, schedule in zip(grid.flat, SCHEDULES, strict=True):
             library.draw(schedule, STEPS, ax=axes)
-            axes.lines[0].set_color(FUNCTION)
+            axes.lines[0].set_color(BLUE)
             axes.get_legend().remove()
             axes.set(title=short(schedule), ylim=(-0.03, 1.05), xlabel="finished steps")
-            plain(axes)
-        for axes in picture.axes[::4]:
-            axes.set_ylabel("learning rate")
+            axes.set(ylabel="learning rate", yticks=[0, 0.5, 1])
+            axes.label_outer()
         return picture
 
 
@@ -63,5 +65,5 @@ def short(schedule: library.Schedule) -> str:
 
 
 def schedules() -> Schedules:
-    """Twelve schedules over a hundred steps."""
+    """Twelve schedules of a learning rate."""
     return Schedules(np.array([[schedule(n) for n in range(STEPS)] for schedule in SCHEDULES]))

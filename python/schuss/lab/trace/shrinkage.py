@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import schuss
-from schuss.lab.options import COLOURS, MARKERS
-from schuss.lab.trace.result import Array, Result, figure, plain
+from schuss.lab.options import COLOURS
+from schuss.lab.pictures import figure, name_lines, signed
+from schuss.lab.trace.result import Array, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,22 +36,24 @@ class Shrinkage(Result):
                 zeros = str(int(np.sum(path[i] == 0)))
                 yield name, f"{PENALTIES[i]:.4f}", *(f"{b:.4f}" for b in path[i]), zeros
 
-    def draw(self) -> Figure:
-        picture = figure(11, 4.8)
-        for axes, path, name in zip(
+    def painted(self) -> Figure:
+        picture = figure(4.2, "L1 makes weights exactly zero, one after the other; L2 makes none")
+        names = [signed(f"b{i + 1}, true: {true:g}") for i, true in enumerate(TRUE)]
+        for axes, path, title in zip(
             picture.subplots(1, 2, sharey=True),
             (self.l1, self.l2),
-            ("L1, by the proximal step: exact zeros", "L2: shrunk together, none exactly zero"),
+            ("L1, by the proximal step; a dot where a weight becomes 0", "L2"),
             strict=True,
         ):
-            axes.axhline(0, color="#8a8a8a", linewidth=0.8)
-            for i, weights in enumerate(path.T):
-                axes.plot(PENALTIES, weights, color=COLOURS[i], marker=MARKERS[i], markersize=5,
-                          markevery=(i, 6), label=f"b{i + 1}, made with {TRUE[i]:g}")  # fmt: skip
-            axes.set(xscale="log", xlabel="\N{GREEK SMALL LETTER LAMDA}", title=name)
-            plain(axes)
+            for weights, colour in zip(path.T, COLOURS, strict=False):
+                zero = np.flatnonzero(weights == 0)[:1].tolist()
+                axes.plot(PENALTIES, weights, "-o", color=colour, markersize=6, markevery=zero)
+            axes.set(xscale="log", xlim=(6e-4, 12), xlabel="penalty \N{GREEK SMALL LETTER LAMDA}")
+            axes.set_xticks([0.01, 0.1, 1, 10], ["0.01", "0.1", "1", "10"])
+            axes.minorticks_off()
+            axes.set_title(title)
+            name_lines(axes, names, at=0)
         picture.axes[0].set_ylabel("weight")
-        picture.legend(*picture.axes[0].get_legend_handles_labels(), loc="outside right center")
         return picture
 
 
@@ -65,7 +68,7 @@ def fitted(x: Array, y: Array, lr: float, steps: int, **penalty: Any) -> Array:
 
 
 def shrinkage(seed: int = 0, number: int = 60, steps: int = 250) -> Shrinkage:
-    """The paths of weights under L1 and L2 penalties of growing strength."""
+    """Penalties: weights become zero under L1, and small under L2."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((number, TRUE.size))
     y = x @ TRUE + 0.5 * rng.standard_normal(number)
