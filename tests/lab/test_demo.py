@@ -19,7 +19,7 @@ from ml_dtypes import bfloat16
 from rich.console import Console
 
 import schuss
-from schuss.lab import demo, trainer
+from schuss.lab import demo, pictures, trainer
 from schuss.lab import options as readers
 from schuss.lab.bench import adamw
 from schuss.lab.command import main
@@ -275,7 +275,7 @@ def test_storage_options_arrive(
         assert opt.stochastic_rounding == ("--stochastic-rounding" in options)
         assert opt.seed == 3
         assert ("master" in opt.state["0.w"]) == opt.master
-    shown = capsys.readouterr().out.partition("\n")[0]
+    shown = capsys.readouterr().out.splitlines()[1]
     assert f" {stored} parameters" in shown
     assert ("master" in shown) == ("--master" in options)
     assert ("stochastic rounding" in shown) == ("--stochastic-rounding" in options)
@@ -289,14 +289,20 @@ def test_no_learning_at_rate_zero(run: Runs) -> None:
 
 def test_comparison(run: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     run("--epochs", "1", "--rule", "sgd", "--hidden", "4")
-    rows = re.findall(r"^(.+?) +[\d.]+ ns per parameter +([\d.]+)x$", capsys.readouterr().out, re.M)
+    rows = table(capsys.readouterr().out)
     others = ["AdamW, NumPy in place", "AdamW, pure Python"]
-    assert [name for name, _ in rows] == ["SGD, compiled", "SGD, reference", *others]
-    assert min(float(ratio) for _, ratio in rows) == 1
+    assert [name for name, *_ in rows] == ["SGD, compiled", "SGD, reference", *others]
+    assert min(ratio for _, _, ratio, _ in rows) == 1
     run("--epochs", "1", "--rule", "muon", "--hidden", "4")
     text = capsys.readouterr().out
     assert "reference" not in text  # there is none
-    assert re.findall(r"^(.+?) +[\d.]+ ns per parameter", text, re.M) == ["Muon, compiled", *others]
+    assert [name for name, *_ in table(text)] == ["Muon, compiled", *others]
+
+
+def table(output: str) -> list[tuple[str, float, float, float]]:
+    """Each way of a step: its name, time, ratio and share in per cent."""
+    rows = re.findall(r"^(\w+, .+?)  +([\d.]+) +([\d.]+)x +(\d+)%$", output, re.MULTILINE)
+    return [(name, float(ns), float(ratio), float(share)) for name, ns, ratio, share in rows]
 
 
 def epochs_of(output: str) -> list[str]:
@@ -364,8 +370,8 @@ def test_training_tells_the_loss() -> None:
 def test_comparison_tells_the_loss() -> None:
     params, data = small()
     _, grads = trainer.loss_and_gradients(params, *data)
-    times = demo.compare(schuss.Rprop, params, grads, seconds=0, variant="irprop+")
-    assert min(times.values()) > 0
+    times = demo.compare(schuss.Rprop, params, lambda: grads, seconds=0, variant="irprop+")
+    assert min(times.gradients, *times.steps.values()) > 0
 
 
 class Far(schuss.SGD):
@@ -402,7 +408,7 @@ def test_comparison_notices_other_bits(dtype: Any) -> None:
     _, grads = trainer.loss_and_gradients(params, *data)
     params, grads = trainer.cast(params, dtype), trainer.cast(grads, dtype)
     with pytest.raises(AssertionError, match=r"Wrong: .* other bits"):
-        demo.compare(Wrong, params, grads, seconds=0)
+        demo.compare(Wrong, params, lambda: grads, seconds=0)
 
 
 @pytest.mark.parametrize(
@@ -417,7 +423,7 @@ def test_comparison_notices_another_answer(
     params, grads = trainer.cast(params, dtype), trainer.cast(grads, dtype)
     monkeypatch.setattr(kind, "step", lambda self: None)
     with pytest.raises(AssertionError, match=rf"AdamW: .* {name}"):
-        demo.compare(schuss.SGD, params, grads, seconds=0)
+        demo.compare(schuss.SGD, params, lambda: grads, seconds=0)
 
 
 @pytest.mark.parametrize("dtype", demo.DTYPES)
@@ -427,33 +433,46 @@ def test_picture(run: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path, 
     assert file.read_bytes().startswith(b"\x89PNG\r\n")
     output = capsys.readouterr().out
     (figure,) = run.figures
-    loss, accuracy, comparison = figure.axes
+    loss, accuracy, parts = figure.axes
     assert [len(drawn(line)) for line in (*loss.lines, *accuracy.lines)] == [3] * 4
     np.testing.assert_allclose(drawn(accuracy.lines[1]), held_out(output), atol=0.006)
-    printed = [float(ns) for ns in re.findall(r"([\d.]+) ns per parameter", output)]
-    assert len(printed) == 4
-    np.testing.assert_allclose(widths(comparison), printed, atol=0.006)
+    rows = table(output)
+    (gradients,) = (float(ns) for ns in re.findall(r"^gradients +([\d.]+)$", output, re.MULTILINE))
+    assert len(rows) == 4
+    shares = widths(parts)[:4]
+    np.testing.assert_allclose(shares, [share for *_, share in rows], atol=0.51)
+    for (_, ns, _, _), share in zip(rows, shares, strict=True):
+        assert ns / (ns + gradients) == pytest.approx(share / 100, rel=0.05)
+    assert all(len(line) <= 80 for line in output.splitlines())
 
 
 def test_picture_draws_what_it_is_given() -> None:
     epochs = [trainer.Epoch(2, 0.25, 3, 0.125), trainer.Epoch(1, 0.75, 2, 0.5)]
-    figure = demo.picture("title", epochs, {"a": 0.5, "b": 10.0, "c": 100.0})
-    loss, accuracy, comparison = figure.axes
+    times = demo.Times(10.0, {"a, compiled": 2.5, "b": 10.0, "c": 90.0})
+    with pictures.styled():
+        figure = demo.picture("three arrays", epochs, times)
+    loss, accuracy, parts = figure.axes
     assert [drawn(line) for line in (*loss.lines, *accuracy.lines)] == [
         [2, 1],
         [3, 2],
         [25, 75],
         [12.5, 50],
     ]
-    assert [text.get_text() for text in comparison.texts] == [
-        "0.5 ns, 1.0\N{MULTIPLICATION SIGN}",
-        "10 ns, 20.0\N{MULTIPLICATION SIGN}",
-        "100 ns, 200.0\N{MULTIPLICATION SIGN}",
+    assert [[text.get_text() for text in axes.texts] for axes in (loss, accuracy)] == [
+        ["trained on", "held out"]
+    ] * 2
+    assert [text.get_text() for text in parts.texts] == [
+        *("a, compiled, 2.5 ns per parameter", "20%"),
+        *("b, 10 ns per parameter", "50%"),
+        *("c, 90 ns per parameter", "90%"),
     ]
-    assert widths(comparison) == [0.5, 10, 100]
+    assert widths(parts) == [20, 50, 90, 80, 50, 10]  # the steps, and the gradients beside them
+    assert parts.get_title("left") == "three arrays"
+    finding = "50.0% of the digits held out are recognised; the compiled step takes 20% of the time"
+    assert figure.get_suptitle() == finding
     assert all(axes.get_xlabel() for axes in figure.axes)
     assert loss.get_ylabel() == "mean cross-entropy"
-    assert accuracy.get_ylabel() == "accuracy in %"
+    assert accuracy.get_ylabel() == "% of the images"
 
 
 def test_picture_is_written_over(run: Runs, tmp_path: Path) -> None:
@@ -470,7 +489,8 @@ def test_pipe_gets_lines_only(run: Runs, capsys: pytest.CaptureFixture[str]) -> 
     assert output.err == ""
     assert "\x1b" not in output.out
     assert "\r" not in output.out
-    assert len(output.out.splitlines()) == 1 + 4 + 1 + 2 + 4  # header, epochs, blank, comparison
+    # Header, epochs, comparison, with empty lines between.
+    assert len(output.out.splitlines()) == 3 + 4 + 1 + 3 + 1 + 1 + 4
 
 
 def test_terminal_gets_a_progress_bar() -> None:

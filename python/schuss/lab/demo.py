@@ -1,7 +1,7 @@
 """`schuss demo`: trains the classifier of trainer.py, and times one step of its optimizer.
 
 Four ways: by the compiled kernel, by its NumPy reference, and AdamW as people write it in NumPy and
-in pure Python.
+in pure Python; beside the gradients, which take the rest of a training's time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -19,7 +19,7 @@ from rich.progress import track
 
 import schuss
 from schuss import checkpoint
-from schuss.lab import options
+from schuss.lab import options, pictures
 from schuss.lab.bench import adamw
 from schuss.lab.bench.clock import Timed, take_turns
 from schuss.lab.options import BLUE, GREEN, VERMILION, Rule
@@ -49,10 +49,25 @@ def bits(opt: schuss.Optimizer) -> list[bytes]:
     return [array.tobytes() for array in (*opt.param_groups[0]["params"], *held)]
 
 
+class Times(NamedTuple):
+    """The times of a training step's two parts, in ns per parameter."""
+
+    gradients: float
+    steps: dict[str, float]  # compiled first, then as it is written otherwise
+
+    def shares(self) -> list[float]:
+        """The part of each kind of step in a training step."""
+        return [step / (self.gradients + step) for step in self.steps.values()]
+
+
 def compare(
-    rule: Rule, params: Params, grads: Params, seconds: float = 2.0, **chosen: Any
-) -> dict[str, float]:
-    """The time of one step in ns per parameter: compiled, and as it is written otherwise.
+    rule: Rule,
+    params: Params,
+    gradients: Callable[[], Params],
+    seconds: float = 2.0,
+    **chosen: Any,
+) -> Times:
+    """The time of one step, compiled and as it is written otherwise, and that of the gradients.
 
     All have the same gradient, and their default options but for the rule's `chosen`. Ten steps
     touch the memory and check the answers: the compiled kernel and the NumPy reference have to end
@@ -60,6 +75,7 @@ def compare(
     pure Python within the rounding of the type that is computed in. Then all take turns as in
     `schuss bench`, and the median counts.
     """
+    grads = gradients()
 
     def optimizer(backend: str) -> schuss.Optimizer:
         return rule(copy.deepcopy(params), grads=grads, backend=backend, **chosen)
@@ -91,48 +107,49 @@ def compare(
     for name, answer in (("NumPy in place", joined(others)), ("pure Python", python.x)):
         if not np.allclose(x, answer, rtol=0, atol=100 * np.finfo(x.dtype).eps):
             raise AssertionError(f"AdamW: the kernel ends elsewhere than {name}")
-    timed = {name: Timed(step) for name, step in steps.items()}
-    take_turns(list(timed.values()), seconds)
-    return {name: 1e9 * turns.seconds / x.size for name, turns in timed.items()}
+    computed, timed = Timed(gradients), {name: Timed(step) for name, step in steps.items()}
+    take_turns([computed, *timed.values()], seconds)
+    each = 1e9 / x.size
+    return Times(
+        each * computed.seconds, {name: each * turns.seconds for name, turns in timed.items()}
+    )
 
 
 # ---- The picture
 
 
-def picture(title: str, epochs: Sequence[Epoch], times: dict[str, float]) -> Figure:
-    """Loss and accuracy over the epochs, and the comparison."""
-    from matplotlib.figure import Figure  # noqa: PLC0415  an optional package
-
-    figure = Figure(figsize=(13, 4.2), dpi=150)
-    figure.set_layout_engine("constrained", wspace=0.06)
-    figure.suptitle(title)
-    loss, accuracy, comparison = figure.subplots(1, 3)
+def picture(size: str, epochs: Sequence[Epoch], times: Times) -> Figure:
+    """Loss and accuracy over the epochs, and what part of a training the steps take."""
+    shares = 100 * np.array(times.shares())
+    figure = pictures.figure(
+        6.4,
+        f"{epochs[-1].test_accuracy:.1%} of the digits held out are recognised; the compiled "
+        f"step takes {shares[0]:.0f}% of the time",
+    )
+    loss, accuracy, parts = figure.subplot_mosaic("la;pp", height_ratios=(3, 2)).values()
 
     number = range(1, len(epochs) + 1)
     loss.plot(number, [e.loss for e in epochs], "o-", color=BLUE)
-    loss.plot(number, [e.test_loss for e in epochs], "s-", color=VERMILION)
-    loss.set(xlabel="epoch", ylabel="mean cross-entropy", yscale="log")
+    loss.plot(number, [e.test_loss for e in epochs], "o-", color=VERMILION)
+    loss.set(ylabel="mean cross-entropy", yscale="log", title="loss")
     accuracy.plot(number, [100 * e.accuracy for e in epochs], "o-", color=BLUE)
-    accuracy.plot(number, [100 * e.test_accuracy for e in epochs], "s-", color=VERMILION)
-    accuracy.set(xlabel="epoch", ylabel="accuracy in %")
-    for axes, unit in ((loss, ""), (accuracy, " %")):
-        for line, name in zip(axes.lines, ("trained on", "held out"), strict=True):
-            line.set(markersize=3, label=f"{name}, {line.get_ydata()[-1]:.3g}{unit} at the end")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend(frameon=False)
+    accuracy.plot(number, [100 * e.test_accuracy for e in epochs], "o-", color=VERMILION)
+    accuracy.set(ylabel="% of the images", title="accuracy")
+    for axes in (loss, accuracy):
+        axes.set_xlabel("epoch")
+        locator: Any = axes.xaxis.get_major_locator()
+        locator.set_params(integer=True)
+        pictures.name_lines(axes, ["trained on", "held out"])
 
-    fastest = min(times.values())
-    bars = comparison.barh(list(times), list(times.values()), 0.55, color=GREEN)
-    texts = [f"{v:.3g} ns, {v / fastest:.1f}\N{MULTIPLICATION SIGN}" for v in times.values()]
-    comparison.bar_label(bars, texts, padding=4)
-    comparison.set(xlabel="one step, ns per parameter", xscale="log")
-    comparison.set_xlim(fastest / 3, 100 * max(times.values()))  # room for the last one's text
-    comparison.invert_yaxis()
-
-    for axes in (loss, accuracy, comparison):
-        axes.grid(alpha=0.3, axis="x" if axes is comparison else "both")
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+    rows = range(len(shares))
+    parts.barh(rows, shares, 0.4, color=GREEN)
+    parts.barh(rows, 100 - shares, 0.4, shares, color="#dddddd")
+    for row, (name, step), share in zip(rows, times.steps.items(), shares, strict=True):
+        parts.text(0, row - 0.25, f"{name}, {step:.3g} ns per parameter", va="bottom")
+        parts.text(101, row, f"{share:.0f}%", va="center", color=GREEN)
+    parts.set(xlim=(0, 100), ylim=(rows[-1] + 0.3, -0.8), yticks=[])
+    parts.set_xlabel("% of the time of a training step: optimizer (green), gradients (grey)")
+    parts.set_title(size)
     return figure
 
 
@@ -218,9 +235,13 @@ def run(args: argparse.Namespace) -> None:
     data, test = digits(args.seed, np.result_type(dtype, np.float32))
     params = network((data[0].shape[1], *hidden, 10), rng, dtype)
     fresh = copy.deepcopy(params)
-    grads = cast(loss_and_gradients(cast(params, data[0].dtype), *data)[1], gradient_dtype)
+    batch = data[0][:batch_size], data[1][:batch_size]
+
+    def gradients() -> Params:
+        return cast(loss_and_gradients(cast(fresh, data[0].dtype), *batch)[1], gradient_dtype)
+
     try:
-        rule(fresh, grads=grads, **chosen)
+        rule(fresh, grads=gradients(), **chosen)
     except (TypeError, ValueError) as error:  # options that don't go together
         raise argparse.ArgumentError(None, str(error)) from None
 
@@ -229,7 +250,7 @@ def run(args: argparse.Namespace) -> None:
         size += f", {args.gradient_dtype} gradients"
     size += ", master" * args.master + ", stochastic rounding" * args.stochastic_rounding
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{rule.__name__}, lr {lr:g}, {args.backend}, threads: {threads}; {size}")
+    console.print(f"{rule.__name__}, lr {lr:g}, {args.backend}, threads: {threads}\n{size}\n")
     with schuss.threads(threads):
         training = train(
             params,
@@ -253,14 +274,17 @@ def run(args: argparse.Namespace) -> None:
             if not args.resume:
                 raise
             raise argparse.ArgumentError(None, f"--resume: {error}") from None
-        times = compare(rule, fresh, grads, **chosen)
+        times = compare(rule, fresh, gradients, **chosen)
 
     console.print()
     if not issubclass(rule, MatrixRule):
         console.print("After ten steps, compiled and reference: the same bits everywhere.")
-    console.print("One step, median:")
-    fastest = min(times.values())
-    for name, value in times.items():
-        console.print(f"{name:<24}{value:9.2f} ns per parameter{value / fastest:8.1f}x")
+    console.print(f"A training step, median; its gradients are those of {len(batch[0])} images.\n")
+    console.print(f"{'':<28}{'ns per parameter':>18}{'ratio':>9}{'of the training step':>23}")
+    console.print(f"{'gradients':<28}{times.gradients:18.2f}")
+    fastest = min(times.steps.values())
+    for (name, step), share in zip(times.steps.items(), times.shares(), strict=True):
+        console.print(f"{name:<28}{step:18.2f}{step / fastest:8.1f}x{share:23.0%}")
     if args.plot:
-        picture(f"{rule.__name__} on handwritten digits, {size}", epochs, times).savefig(args.plot)
+        with pictures.styled():
+            pictures.save(picture(size, epochs, times), args.plot)
