@@ -31,7 +31,7 @@ struct surroundings {
   bool bounds = false, master = false, report = false;
 };
 
-kind kind_of_state(kind stored, trait of) {
+inline kind kind_of_state(kind stored, trait of) {
   if (stored != kind::signed8) return stored;
   if ((of & alone) != 0) return kind::float32;
   return (of & positive) != 0 ? kind::unsigned8 : kind::signed8;
@@ -40,6 +40,17 @@ kind kind_of_state(kind stored, trait of) {
 // The streams of a span by number, which their numbers depend on; g has one for each step.
 constexpr word x_of = 0, state_of = 1, scales_of = 8, average_of = 16, master_of = 17, low_of = 18,
                high_of = 19, g_of = 24, streams = 32;
+
+// Adds the first n elements of a stream.
+inline void add_elements(const stream& s, std::ptrdiff_t n, digest& all) {
+  const bool is_number = !has_codes(s.kind) && s.kind != kind::remainder;
+  for (std::ptrdiff_t i = 0; i < n; ++i) {
+    word bits = 0;
+    std::memcpy(&bits, static_cast<const char*>(s.data) + i * s.width,
+                static_cast<std::size_t>(s.width));
+    is_number ? all.add(bits_of(s.kind), bits) : all.add(bits);
+  }
+}
 
 class arrays {
  public:
@@ -58,6 +69,18 @@ class arrays {
     if (around.report)
       for (span& a : spans) a.report = sums.data() + a.chunk * most_reports;
   }
+
+  // A new stream as long as one of the arrays.
+  stream add_stream(std::size_t array, word number_of, kind k, sign of) {
+    const std::ptrdiff_t size = sizes[array], width = width_of(k);
+    stream s{reserve(size, width), k, width};
+    if (has_codes(k)) s.beside = reserve((size + coded - 1) / coded, 1);
+    fill(s, array, number_of, of);
+    return s;
+  }
+
+  arrays(const arrays&) = delete;
+  arrays& operator=(const arrays&) = delete;
 
   // New gradients, for the step of this number.
   void next_gradients(int step) {
@@ -115,14 +138,6 @@ class arrays {
     one.first = 2 * line - static_cast<std::ptrdiff_t>(address) + count * 7 % 16 * width % line;
     one.last = one.first + n * width;
     return one.bytes.data() + one.first;
-  }
-
-  stream add_stream(std::size_t array, word number_of, kind k, sign of) {
-    const std::ptrdiff_t size = sizes[array], width = width_of(k);
-    stream s{reserve(size, width), k, width};
-    if (has_codes(k)) s.beside = reserve((size + coded - 1) / coded, 1);
-    fill(s, array, number_of, of);
-    return s;
   }
 
   span span_of(std::size_t i, const surroundings& around) {
@@ -184,17 +199,8 @@ class arrays {
 
   static void add(const span& a, const stream& s, digest& all) {
     if (s.kind == kind::none) return;
-    const bool is_number = !has_codes(s.kind) && s.kind != kind::remainder;
-    const auto add_each = [&](const void* data, std::ptrdiff_t n, std::ptrdiff_t width) {
-      for (std::ptrdiff_t i = 0; i < n; ++i) {
-        word bits = 0;
-        std::memcpy(&bits, static_cast<const char*>(data) + i * width,
-                    static_cast<std::size_t>(width));
-        is_number ? all.add(bits_of(s.kind), bits) : all.add(bits);
-      }
-    };
-    add_each(s.data, a.size, s.width);
-    if (has_codes(s.kind)) add_each(s.beside, (a.size + coded - 1) / coded, 1);
+    add_elements(s, a.size, all);
+    if (has_codes(s.kind)) add_elements({s.beside, s.kind, 1}, (a.size + coded - 1) / coded, all);
   }
 
   const rule& rule_;

@@ -24,6 +24,7 @@
 #include "check.hpp"
 #include "dispatch.hpp"
 #include "driver.hpp"
+#include "golden.hpp"
 #include "kernel.hpp"
 #include "numbers.hpp"
 #include "threads.hpp"
@@ -36,8 +37,6 @@ constexpr double infinite = std::numeric_limits<double>::infinity();
 // ---- Steps
 
 constexpr int steps = 3;
-
-using assignments = std::vector<std::pair<std::string, std::vector<double>>>;
 
 // name=1 or name=1,2,3: of each step one, and the last one for those behind it.
 assignments assignments_of(const std::string& text) {
@@ -74,33 +73,26 @@ void surround(surroundings& around, const assignments& with) {
   }
 }
 
-// A line of golden.txt that begins with a rule: its scalars, and behind a bar the stages that
-// belong to it.
-struct recipe {
-  int number;
-  const rule* of;
-  assignments scalars, stages;
+}  // namespace
 
-  surroundings around(const assignments& more = {}) const {
-    surroundings all{};
+surroundings recipe::around(const assignments& more) const {
+  surroundings all{};
 #define SCHUSS_NEUTRAL(member, neutral) all.stages.member = neutral;
-    SCHUSS_STAGES(SCHUSS_NEUTRAL)
-    surround(all, stages);
-    surround(all, more);
-    return all;
-  }
+  SCHUSS_STAGES(SCHUSS_NEUTRAL)
+  surround(all, stages);
+  surround(all, more);
+  return all;
+}
 
-  // The two sets of a step, which are alike.
-  std::vector<schuss::scalars> sets(const surroundings& with, int step) const {
-    schuss::scalars c = with.stages;
-    c.rule = number;
-    for (std::size_t i = 0; i < scalars.size(); ++i)
-      c.rule_scalars[i] = at_step(scalars[i].second, step);
-    return {c, c};
-  }
-};
+std::vector<scalars> recipe::sets(const surroundings& with, int step) const {
+  schuss::scalars c = with.stages;
+  c.rule = number;
+  for (std::size_t i = 0; i < scalars.size(); ++i)
+    c.rule_scalars[i] = at_step(scalars[i].second, step);
+  return {c, c};
+}
 
-const std::vector<int> teams = {1, 2, 5};
+namespace {
 
 // What all steps leave, where one is taken by step(arrays, sets).
 template <class Step> word after_steps(const recipe& by, const storage& kinds,
@@ -226,7 +218,7 @@ contents contents_of(const std::string& file) {
     if (!indented(line)) section = first_word(line);
     if (indented(line) && section == "stages")
       all.stages.push_back(line.substr(2, line.find_last_not_of(' ', line.rfind(' ')) - 1));
-    else if (!indented(line) && section != "stages" && section != "sums")
+    else if (!indented(line) && section != "stages" && section != "shared")
       all.rules.emplace(section, recipe_of(line));
   }
   return all;
@@ -244,6 +236,9 @@ class writer {
       const std::string section = first_word(line);
       if (section == "stages")
         add_stages(of_.rules.at("adam"));
+      else if (section == "shared")
+        for (const auto& [name, hash] : shared_cases(of_.rules))
+          lines_.push_back(shown(name, hash));
       else
         add_rule(section, of_.rules.at(section));
     }

@@ -37,13 +37,13 @@ constexpr layout_of_bits bits_of(kind k) {
 
 enum sign { of_either_sign, never_negative, never_positive };
 
-word signed_as(layout_of_bits f, sign of, word bits) {
+inline word signed_as(layout_of_bits f, sign of, word bits) {
   if (of == never_negative) return bits & ~f.sign();
   return of == never_positive ? bits | f.sign() : bits;
 }
 
 // A number by chance, from 2^-7 to 1.
-word number(layout_of_bits f, sign of, word random) {
+inline word number(layout_of_bits f, sign of, word random) {
   const word fraction = random >> (64 - f.fraction), octave = (random >> 1) % 7 + 1;
   return signed_as(f, of, f.one() - octave * f.least() + fraction + (random % 2) * f.sign());
 }
@@ -51,7 +51,7 @@ word number(layout_of_bits f, sign of, word random) {
 // One of the numbers in which something ends. The square of the tenth, and of no smaller power of
 // two, is infinite.
 constexpr word corners = 11;
-word corner(layout_of_bits f, sign of, word which) {
+inline word corner(layout_of_bits f, sign of, word which) {
   const word bits[corners] = {0,
                               f.sign(),
                               1,

@@ -7,7 +7,7 @@ NumPy, by `schuss.reference`, of the numbers that tests/core/golden.cpp makes.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -288,7 +288,7 @@ def sections() -> dict[str, tuple[str, dict[str, str]]]:
 
 SECTIONS = sections()
 STAGES = list(SECTIONS["stages"][1])
-RULES = [name for name in SECTIONS if name not in ("stages", "sums")]
+RULES = [name for name in SECTIONS if name not in ("stages", "shared")]
 
 
 def case_of(rule: str, around: str = "") -> Case:
@@ -323,3 +323,187 @@ def test_stages(stages: str) -> None:
     case = case_of("adam", stages)
     hashes = [stepped(case, (k, k, k)) for k in ("float32", "float64", "bfloat16", "float16")]
     assert folded(hashes) == SECTIONS["stages"][1][stages]
+
+
+# ---- What all rules share
+
+LONGEST = 4
+WEIGHTS = (0.5, 0.3, -1.7)
+OTHERS = [array for array in range(len(SIZES)) if array != CORNERS]
+
+
+def own_of(name: str) -> str:
+    return "float64" if name == "float64" else "float32"
+
+
+def words_of_norm(norm: tuple[float, int, bool]) -> Iterator[Words]:
+    squares, exponent, finite = norm
+    yield from words_of(np.array([squares]))
+    yield np.array([exponent + 1000, finite], np.uint64)
+
+
+def arrays_of(array: int, rule: str, kinds: tuple[str, str, str]) -> list[Any]:
+    """x, state and g of a rule."""
+    state = [
+        state_of(array, s, t, kinds[2]) for s, t in enumerate(traits(getattr(reference, rule)))
+    ]
+    return [numbers(array, X, kinds[0]), *state, numbers(array, G, kinds[1])]
+
+
+def norms(name: str) -> Iterator[Words]:
+    grads = [numbers(array, G, name) for array in range(len(SIZES))]
+    stages = reference.Stages(scale=3e38)
+    x = np.zeros(0, own_of(name))
+    for own in (grads, [grads[array] for array in OTHERS]):
+        yield from words_of_norm(reference.norm(own))
+        finite = [reference.scales_finite(x, g, stages) for g in own]
+        yield np.array([[*finite, False].index(False)], np.uint64)
+
+    rows = [grads[array] for array in OTHERS]
+    rows[-1] = rows[-1][:-1]
+    rows = [g.reshape(-1, max(1, g.size // 73)) for g in rows]
+    each = [reference.norm([g], by_rows=[0]) if g.size else (0.0, 0, True) for g in rows]
+    for all_of in (each, [reference.norm([row]) for g in rows for row in g]):
+        for one in all_of:
+            yield from words_of_norm(one)
+        yield from words_of_norm((sum(one[0] for one in all_of), 0, all(o[2] for o in all_of)))
+    yield from words_of_norm(reference.norm(rows, by_rows=range(len(rows))))
+
+    for exponent in (600, -600) if name == "float64" else ():
+        far = [np.ldexp(grads[array], exponent) for array in OTHERS]
+        yield from words_of_norm(reference.norm(far))
+
+
+def pieces(name: str) -> Iterator[Words]:
+    own = own_of(name)
+    of_g = (own, own, own) if own == "float64" else (own, "bfloat16", "float16")
+    case = case_of("adam")
+    stepped, sums = [], []
+    position = 0
+    for array, size in enumerate(SIZES):
+        x, m, v, g = arrays_of(array, "adam", (name, own, own))
+        parts = [numbers(array, G + k, of) for k, of in enumerate(of_g)]
+        total: Any = reference.average(parts, WEIGHTS, np.dtype(own).type)
+        scalars = case.at_step(0)
+        reference.step(case.rule, x, total, (m, v), scalars, case.stages(), position=position)
+        stepped += [x, m, v, g]
+        with np.errstate(over="ignore"):
+            sums += [total.astype(x.dtype), m, v, g]
+        position += size
+    for a in stepped:
+        yield from words_of(a)
+    for of in of_g:
+        for array in range(len(SIZES)):
+            x, m, v, g = arrays_of(array, "adam", (own, of, own))
+            for a in (x, m, v, np.zeros_like(g)):
+                yield from words_of(a)
+    for a in sums:
+        yield from words_of(a)
+
+
+def some_rows(kinds: tuple[str, str, str]) -> Iterator[Words]:
+    where, begins = [0, 3, 4, 9, 70, 72], [0, 1, 3, 4, 7, 8, 9]
+    factors, sets = [1, 0.5, 0.25, 3, 1, 0.7], [0, 2, 2, 0, 0, 2]
+    case, number = case_of("adam"), np.dtype(own_of(kinds[0])).type
+    for folds in (False, True):
+        x, m, v, g = arrays_of(LONGEST, "adam", kinds)
+        parts = g[: 9 * CODED].reshape(9, CODED)
+        rows: Any = [
+            Codes(a.codes[:-1].reshape(-1, CODED), a.scales[:-1])
+            if isinstance(a, Codes)
+            else a[:-1].reshape(-1, CODED)
+            for a in (x, m, v)
+        ]
+        for k, row in enumerate(where):
+            if folds:
+                own = range(begins[k], begins[k + 1])
+                total: Any = reference.average(
+                    [parts[i] for i in own], [WEIGHTS[i % 3] for i in own], number
+                )
+                seen = reference.product(total, factors[k], number)
+            else:
+                seen = parts[k]
+            reference.step(
+                case.rule,
+                rows[0],
+                seen.reshape(1, CODED),
+                rows[1:],
+                case.at_step(sets[k] if folds else 0),
+                case.stages(),
+                rows=np.array([row]),
+                position=sum(SIZES[:LONGEST]),
+            )
+        others = [a for array in range(LONGEST) for a in arrays_of(array, "adam", kinds)]
+        for a in (*others, x, m, v, g):
+            yield from words_of(a)
+
+
+def factored(name: str, count: int, height: int, width: int, across: bool) -> Iterator[Words]:
+    """Matrices of the longest array, whose lines are their columns where that is `across`."""
+    case, kinds = case_of("adafactor"), (name, name, name)
+    x, v, g = arrays_of(LONGEST, "adafactor", kinds)
+    own_x, own_g = (
+        a[: count * height * width].reshape(count, height, width)[0 if across else slice(None)]
+        for a in (x, g)
+    )
+    if across:
+        own_x, own_g = own_x.T, own_g.T
+    rows, columns = own_x.shape[-2:]
+    row = numbers(LONGEST, AVERAGE, name, NEVER_NEGATIVE)[: count * rows]
+    column = numbers(LONGEST, MASTER, name, NEVER_NEGATIVE)[: count * columns]
+    row, column = reference.factors(
+        own_x,
+        own_g,
+        row.reshape(*own_x.shape[:-1], 1),
+        column.reshape(*own_x.shape[:-2], 1, columns),
+        case.stages(),
+        share=0.3,
+    )
+    scaled = reference.estimate(own_x[..., :1], row, np.ones_like(column[..., :1]), 1e-30)
+    estimate = reference.estimate(own_x, row, column, 1e-30)
+    reference.step(case.rule, own_x, own_g, [estimate], case.at_step(0), case.stages())
+    others = [a for array in range(LONGEST) for a in arrays_of(array, "adafactor", kinds)]
+    for a in (row.ravel(), column.ravel(), scaled.ravel(), *others, x, v, g):
+        yield from words_of(a)
+
+
+def factors(name: str) -> Iterator[Words]:
+    for shape in ((4, 33, 35, False), (1, 130, 35, False), (1, 130, 35, True), (2, 3, 700, False)):
+        yield from factored(name, *shape)
+
+
+def any_bits(seed: int, count: int = 5003) -> Words:
+    return mix(mix(seed) + np.arange(count, dtype=np.uint64))
+
+
+def conversions(name: str) -> Iterator[Words]:
+    half = LAYOUTS[name].dtype
+    with np.errstate(all="ignore"):
+        yield from words_of(any_bits(0).astype(np.uint32).view(np.float32).astype(half))
+        yield from words_of(any_bits(1).astype(np.uint16).view(half).astype(np.float32))
+
+
+def quotients() -> Iterator[Words]:
+    a, b = (any_bits(seed).astype(np.uint32).view(np.float32) for seed in (0, 1))
+    with np.errstate(all="ignore"):
+        yield from words_of(a / b)
+
+
+SHARED: dict[str, Callable[[], Iterator[Words]]] = {
+    **{f"norm {k}": functools.partial(norms, k) for k in LAYOUTS},
+    **{f"pieces {k}": functools.partial(pieces, k) for k in ("float32", "float64", "bfloat16")},
+    **{
+        f"rows {k}": functools.partial(some_rows, (k, k, k))
+        for k in ("float32", "float64", "bfloat16")
+    },
+    "rows blockfloat8": functools.partial(some_rows, ("float32", "float32", "blockfloat8")),
+    **{f"factors {k}": functools.partial(factors, k) for k in ("float32", "float64")},
+    **{f"convert {k}": functools.partial(conversions, k) for k in ("bfloat16", "float16")},
+    "quotient": quotients,
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_shared(name: str) -> None:
+    found = digest(np.concatenate(list(SHARED[name]())))
+    assert f"{found:016x}" == SECTIONS["shared"][1][name]
