@@ -6,6 +6,10 @@ import os
 import time
 from collections.abc import Iterator
 
+# Before NumPy is imported: a worker has a processor for itself, where threads of OpenBLAS wait in
+# loops for their turn. The 64 columns of the digits took 8 times as long with two of them.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 
