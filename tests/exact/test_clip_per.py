@@ -79,6 +79,7 @@ def test_the_same_everywhere(rule: type[Optimizer], per: Any) -> None:
         everywhere(run, f"{rule.__name__} {dtype} {options}")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("rule", [rule for rule in ALL if not rule.shared])
 def test_each_array_as_if_alone(rule: type[Optimizer], backend: Backend) -> None:
@@ -118,6 +119,7 @@ def test_each_row_is_multiplied_by_its_factor(
         assert equal(rule, a, b), a.shape
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_by_plain_numpy(backend: Backend) -> None:
     """Arrays by their norms, rows by theirs, elements of one axis by their sizes."""
@@ -141,6 +143,7 @@ def test_by_plain_numpy(backend: Backend) -> None:
                 assert (left <= 0.8).all()
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("per", ["array", "row"])
 def test_squares_beyond_double_in_one_of_many(per: Any, backend: Backend) -> None:
@@ -156,6 +159,7 @@ def test_squares_beyond_double_in_one_of_many(per: Any, backend: Backend) -> Non
         assert -found == pytest.approx([value] * 3, rel=1e-12, abs=0)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("per", ["array", "row"])
 def test_what_is_not_finite_stays_in_its_array_or_row(per: Any) -> None:
     def run(backend: Backend) -> Ends:
@@ -171,6 +175,7 @@ def test_what_is_not_finite_stays_in_its_array_or_row(per: Any) -> None:
     everywhere(run)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("nonfinite", ["skip", "raise"])
 @pytest.mark.parametrize("per", ["array", "row"])
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -188,6 +193,7 @@ def test_nonfinite(backend: Backend, per: Any, nonfinite: Any) -> None:
     assert opt.step([g[0], np.ones(5)]) is True
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("per", ["array", "row"])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 def test_rows(per: Any, dtype: str) -> None:
@@ -225,6 +231,7 @@ def test_rows(per: Any, dtype: str) -> None:
         require_same(found | {"norm": np.array(np.nan)}, by_hand())
 
 
+@pytest.mark.quick
 def test_pieces() -> None:
     """The norm is of their sum."""
     rng = np.random.default_rng(46)

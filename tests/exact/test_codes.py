@@ -332,6 +332,7 @@ def test_kernels_encode_partial_blocks(end: str, rng: np.random.Generator) -> No
             assert same_bits(a.scales, b.scales), (isa, size)
 
 
+@pytest.mark.quick
 @pytest.mark.usefixtures("any_isa")
 @pytest.mark.parametrize("first", [0, 1, 5, 33, 63])
 def test_views_that_begin_anywhere(first: int, rng: np.random.Generator) -> None:
@@ -364,6 +365,7 @@ def test_views_that_begin_anywhere(first: int, rng: np.random.Generator) -> None
 FORMS = ["float32", "float16", "bfloat16", "blockfloat8"]
 
 
+@pytest.mark.quick
 @pytest.mark.usefixtures("any_isa")
 @pytest.mark.parametrize(("first", "second"), list(itertools.product(FORMS, FORMS)))
 def test_state_in_different_forms(first: str, second: str, rng: np.random.Generator) -> None:
@@ -571,6 +573,7 @@ def parts(among: np.ndarray) -> Iterator[np.ndarray]:
         yield (lower | upper << np.uint32(22)).view(F4)
 
 
+@pytest.mark.quick
 @pytest.mark.usefixtures("any_isa")
 def test_sample_of_remainders(seed: int) -> None:
     """All that ends on some 16 bits, ties and their neighbours among them."""

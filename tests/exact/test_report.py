@@ -77,6 +77,7 @@ def close(found: float, want: Any, *, rel: float = 1e-12, lost: Any = 0.0) -> bo
     return bool(abs(found - want) <= rel * want + lost)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("rule", rules.RULES)
 def test_by_plain_numpy(rule: type[Optimizer], backend: Backend) -> None:
