@@ -59,6 +59,8 @@ def shifted(a: np.ndarray, offset: int) -> np.ndarray:
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     """Equal bit for bit; a NaN equals a NaN."""
     assert (a.dtype, a.shape) == (b.dtype, b.shape)
+    if a.tobytes() == b.tobytes():  # which takes a tenth of the time
+        return True
     bits = f"u{a.itemsize}"
     equal: np.ndarray = (a.view(bits) == b.view(bits)) | (np.isnan(a) & np.isnan(b))
     return bool(equal.all())
