@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import math
 import random
@@ -44,9 +45,15 @@ ARRIVING = [rule for rule in rules.RULES if rule not in TOTALS]
 pytestmark = pytest.mark.usefixtures("many_threads", "any_isa")
 
 
-def values(seed: int, dtype: str, wild: bool = False) -> Params:
+@functools.lru_cache(maxsize=64)
+def numbers(seed: int, dtype: str, wild: bool) -> Params:
     rng = np.random.default_rng(seed)
     return {k: nasty(rng, math.prod(s), dtype, 0, wild).reshape(s) for k, s in SHAPES.items()}
+
+
+def values(seed: int, dtype: str, wild: bool = False) -> Params:
+    """Arrays of one's own."""
+    return copy.deepcopy(numbers(seed, dtype, wild))
 
 
 def shuffled(names: list[str]) -> list[str]:

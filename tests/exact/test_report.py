@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 from typing import Any
 
@@ -47,6 +49,16 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@functools.cache
+def training(dtype: str) -> list[list[np.ndarray]]:
+    """Parameters, and the gradients of each step."""
+    rng = np.random.default_rng(31)
+    return [
+        [nasty(rng, math.prod(s), dtype, 0, wild=t == 2).reshape(s) for s in SHAPES]
+        for t in range(-1, STEPS)
+    ]
+
+
 @pytest.mark.parametrize("rule", rules.RULES)
 def test_reports_are_the_same_everywhere(rule: type[Optimizer]) -> None:
     """And change no bit of the step."""
@@ -56,12 +68,10 @@ def test_reports_are_the_same_everywhere(rule: type[Optimizer]) -> None:
         def run(
             backend: Backend, report: bool = True, dtype: Any = dtype, options: Any = options
         ) -> Ends:
-            rng = np.random.default_rng(31)
-            x = [nasty(rng, math.prod(s), dtype, 0, wild=False).reshape(s) for s in SHAPES]
+            x, *steps = copy.deepcopy(training(dtype))
             opt = rule(x, backend=backend, **options)
             found: Ends = {}
-            for t in range(STEPS):
-                g = [nasty(rng, a.size, dtype, 0, wild=t == 2).reshape(a.shape) for a in x]
+            for t, g in enumerate(steps):
                 opt.step(g, loss=losses(t), report=report)
                 if report:
                     found |= {f"{key}, step {t}": a for key, a in norms(opt).items()}
