@@ -44,4 +44,10 @@ def regression(rule: type[Optimizer], **options: Any) -> bool:
 def test_downhill(landscape: Callable[..., bool], rule: type[Optimizer]) -> None:
     forgets = landscape is digits and rule.__name__ in LINEAR
     assert landscape(rule) or forgets
-    assert not landscape(rule, maximize=True), "uphill, it arrives as well"
+
+
+@pytest.mark.parametrize("rule", NAMED.values())
+@pytest.mark.parametrize("landscape", [rosenbrock, regression])
+def test_not_uphill(landscape: Callable[..., bool], rule: type[Optimizer]) -> None:
+    """The sign of a step is that of all tasks; the short ones tell it."""
+    assert not landscape(rule, maximize=True)
