@@ -8,13 +8,13 @@
 #include <exception>
 #include <limits>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
 #if defined(__linux__)
+#include <dlfcn.h>
+#include <link.h>
 #include <linux/futex.h>
 #include <sched.h>
 #include <sys/syscall.h>
@@ -111,39 +111,87 @@ int processors() {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
-#if defined(_OPENMP)
+// ---- OpenMP says how many threads are wanted: its variables, and GNU's runtime where there is
+// one. It is opened, and not linked: a wheel brings no second copy along, which nobody's limits
+// would reach, and needs none. So whoever has libgomp has its limits, and a slim container has
+// ours.
+
+// The first number that a variable has, 0 where there is none.
+int number_in(const char* variable) {
+  const char* text = std::getenv(variable);
+  const long n = text == nullptr ? 0 : std::strtol(text, nullptr, 10);
+  return n > 0 && n <= std::numeric_limits<int>::max() ? static_cast<int>(n) : 0;
+}
+const int openmp_asked = number_in("OMP_NUM_THREADS");
+const int openmp_most = number_in("OMP_THREAD_LIMIT");
+
+using openmp_number = int (*)();
+std::atomic<openmp_number> max_threads{nullptr}, inside_region{nullptr};
+
+#if defined(__linux__)
+void ask_from_now_on(void* library) noexcept {
+  if (library == nullptr) return;
+  inside_region = reinterpret_cast<openmp_number>(dlsym(library, "omp_in_parallel"));
+  max_threads = reinterpret_cast<openmp_number>(dlsym(library, "omp_get_max_threads"));
+}
+
+// At our import, so that threadpoolctl finds it from then on: the one that the process has under
+// this name, PyTorch's for instance, or else the system's.
+[[maybe_unused]] const bool asked_for_openmp = [] {
+  ask_from_now_on(dlopen("libgomp.so.1", RTLD_LAZY));
+  return true;
+}();
+
+// Where the system has none: a copy that came with another library, whose file has a name of its
+// own, as scikit-learn's libgomp-e985bcbb.so.1.0.0. Python unloads no module, nor what came with
+// it, so that the name stays.
+void look_for_a_copy() noexcept {
+  const char* path = nullptr;
+  const auto look = [](dl_phdr_info* library, std::size_t, void* found) {
+    const std::string_view file = library->dlpi_name;
+    if (file.substr(file.rfind('/') + 1, 7) != "libgomp") return 0;
+    *static_cast<const char**>(found) = library->dlpi_name;
+    return 1;
+  };
+  if (dl_iterate_phdr(look, &path) != 0) ask_from_now_on(dlopen(path, RTLD_LAZY));
+}
+#endif
+
 // What OpenMP uses where nobody called omp_set_num_threads. That counts for the calling thread
 // alone, perhaps since before our import: so a new thread is asked. Not while we are loaded, where
 // a new thread could wait for the loader, and the loader for it.
 int openmp_untouched() noexcept {
   static const int untouched = [] {
-    int threads = omp_get_max_threads();
+    int threads = max_threads.load()();
     try {
-      std::thread([&threads] { threads = omp_get_max_threads(); }).join();
+      std::thread([&threads] { threads = max_threads.load()(); }).join();
     } catch (const std::exception&) {
     }
     return threads;
   }();
   return untouched;
 }
-#endif
 
-// The first number of OMP_NUM_THREADS, 0 where there is none.
-const int openmp_asked = [] {
-  const char* text = std::getenv("OMP_NUM_THREADS");
-  const long n = text == nullptr ? 0 : std::strtol(text, nullptr, 10);
-  return n > 0 && n <= std::numeric_limits<int>::max() ? static_cast<int>(n) : 0;
-}();
+// What omp_set_num_threads has set in this thread, 0 where nothing; threadpoolctl sets it so.
+int openmp_set() noexcept {
+#if defined(__linux__)
+  if (max_threads == nullptr) look_for_a_copy();
+#endif
+  if (max_threads == nullptr) return 0;
+  const int now = max_threads.load()();
+  return now == openmp_untouched() ? 0 : now;
+}
+
+bool in_parallel() noexcept {
+  const openmp_number inside = inside_region;
+  return inside != nullptr && inside() != 0;
+}
 
 thread_limit asked() {
   if (forked()) return {1, "forked child"};
   if (here > 0) return {here, "schuss.threads"};
   if (everywhere > 0) return {everywhere, "schuss.set_num_threads"};
-#if defined(_OPENMP)
-  const int openmp_now = omp_get_max_threads();
-  if (openmp_now != openmp_untouched())
-    return {openmp_now, "omp_set_num_threads"};  // threadpoolctl's way
-#endif
+  if (const int set = openmp_set(); set > 0) return {set, "omp_set_num_threads"};
   if (from_environment > 0) return {from_environment, "SCHUSS_NUM_THREADS"};
   if (openmp_asked > 0) return {openmp_asked, "OMP_NUM_THREADS"};
   const int allowed = processors();
@@ -444,14 +492,6 @@ void with_crew(int team, int pieces, const void* work, void (*call)(const void*,
   for (; (now & insiders) != 0; now = door.load(std::memory_order_acquire)) sleep_while(door, now);
 }
 
-bool in_parallel() noexcept {
-#if defined(_OPENMP)
-  return omp_in_parallel() != 0;
-#else
-  return false;
-#endif
-}
-
 // ---- How much work is worth a thread: bytes of the arrays, each counted once. Two threads break
 // even at 16384 elements of AdamW in float32, 16 bytes each, where they still spin, and at 262144
 // to 524288 where the second has to be woken (bench/threshold.py, Zen 4).
@@ -499,10 +539,7 @@ void parallel_for(division into, const void* work, void (*call)(const void*, int
 
 thread_limit threads() {
   const thread_limit limit = asked();
-#if defined(_OPENMP)
-  if (const int most = omp_get_thread_limit(); most < limit.threads)
-    return {most, "OMP_THREAD_LIMIT"};
-#endif
+  if (openmp_most > 0 && openmp_most < limit.threads) return {openmp_most, "OMP_THREAD_LIMIT"};
   return limit;
 }
 

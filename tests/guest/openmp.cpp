@@ -6,3 +6,10 @@ extern "C" int team(int threads) {
   members += 1;
   return members;
 }
+
+// Each thread of a team calls, one after the other.
+extern "C" void in_region(int threads, void (*call)()) {
+#pragma omp parallel num_threads(threads)
+#pragma omp critical
+  call();
+}
