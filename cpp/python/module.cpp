@@ -121,7 +121,10 @@ template <class Own> void collected(PyHeapTypeObject* type) {
 }  // namespace
 }  // namespace schuss
 
-PYBIND11_MODULE(_core, m) {
+// Needs the interpreter's lock, and is of one interpreter: a step holds parameters, plan and
+// counters together by the lock, and what the crew and the limits are is the process's.
+PYBIND11_MODULE(_core, m, pybind11::mod_gil_used(),
+                pybind11::multiple_interpreters::not_supported()) {
   using namespace schuss;
   m.doc() = "The compiled half of schuss: rules, driver, and the contract of the arrays.";
 
