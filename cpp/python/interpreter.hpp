@@ -7,11 +7,6 @@
 #include <utility>
 #include <vector>
 
-#if defined(__GLIBCXX__)
-#include <cxxabi.h>
-#include <unistd.h>
-#endif
-
 namespace schuss {
 
 namespace py = pybind11;
@@ -58,21 +53,10 @@ class held {
   py::object release_;
 };
 
-// Works without the GIL. Not gil_scoped_release: at the interpreter's end CPython ends a daemon
-// thread that asks for the GIL, by unwinding it, and on the way it would meet destructors that need
-// the GIL or may not throw. So it waits here for the process to end.
+// Works without the GIL.
 template <class Work> void freely(const Work& work) {
-  PyThreadState* const thread = PyEval_SaveThread();
+  const py::gil_scoped_release released;
   work();
-#if defined(__GLIBCXX__)
-  try {
-    PyEval_RestoreThread(thread);
-  } catch (const abi::__forced_unwind&) {
-    for (;;) pause();
-  }
-#else
-  PyEval_RestoreThread(thread);
-#endif
 }
 
 }  // namespace schuss

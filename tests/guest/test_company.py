@@ -11,7 +11,7 @@ Run = Callable[..., None]
 # The crew's threads by what the system knows of them; of a thread that works or spins it knows how
 # long, to the nanosecond.
 IMPORTS = """
-    import ctypes, os, signal, sys, threading, time
+    import ctypes, os, signal, sys, time
     import numpy as np
     import schuss
     from pathlib import Path
@@ -104,15 +104,6 @@ CASES = {
         pass
     for seed, trial in enumerate(trials):
         assert trial.bits == Trial(seed=seed, sizes=[3 * 4096], backend="numpy").step(200).bits
-    """,
-    "the interpreter ends while threads step": """
-    def step_on(trial):
-        while True:
-            trial.step()
-
-    for _ in range(3):  # not NumPy's products: those alone let an interpreter hang at its end
-        threading.Thread(target=step_on, args=[Trial(sizes=[1 << 18])], daemon=True).start()
-    time.sleep(0.3)
     """,
 }
 
