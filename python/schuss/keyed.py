@@ -145,29 +145,34 @@ class Keyed:
             shorten(error)
             raise
 
-    def _first(self, key: Hashable, x: Any, g: Any, *asked: Any) -> bool:
+    def _first(self, key: Hashable, x: Any, g: Any, lr: Any, grad_scale: Any, step: Any) -> bool:
         """The first step of a key."""
         own, name = self._own, name_of(key)
-        opt = own.opt
+        opt, plan = own.opt, own.opt._plan
         with opt._lock:
-            if opt._plan.busy:
+            if plan.busy:
                 raise RuntimeError(IN_A_CALL)
+            while len(opt._parameters) > len(own.members):  # interrupted as it was taken in
+                opt._dismiss()
             if name in opt._names:
                 raise ValueError(f"key: {key!r} is named {name}, as another key is")
             _core.require_parameter(x, label("params", name))
-            number = opt._admit(name, x)
-            done = False
+            number, waiting, done = opt._admit(name, x), own.waiting.get(name), False
             try:
-                if name in own.waiting:
-                    self._take(number, own.waiting[name])
-                p = opt._parameters[number]
-                done = own.alone(p, number, x, g, *asked)
-            finally:
-                if not done:
-                    opt._dismiss()
-            if done:
-                own.members[key] = p, number
+                if waiting:
+                    self._take(number, waiting)
+                if step is not None:
+                    plan.set_count(number, step, plan.memory(number))
+                p, before = opt._parameters[number], plan.count(number)
+                own.members[key] = p, number  # now: behind the step an interrupt may fall
                 own.waiting.pop(name, None)
+                done = own.alone(p, number, x, g, lr, grad_scale, None)
+            finally:
+                if not done and not (key in own.members and plan.count(number) > before):
+                    own.members.pop(key, None)
+                    opt._dismiss()
+                    if waiting:
+                        own.waiting[name] = waiting
         return done
 
     def __contains__(self, key: object) -> bool:

@@ -514,6 +514,7 @@ class Optimizer(Rule, Declared):
             p.group -= groups
             hand_over(self._plan, p)
         except BaseException:
+            self._plan.keep_first(number)
             self._names.pop(name, None)
             self._groups, self._trees, self._watched, self._parameters = before
             raise
@@ -523,11 +524,12 @@ class Optimizer(Rule, Declared):
         return number
 
     def _dismiss(self) -> None:
-        """Lets go of the parameter that was taken in last."""
+        """Lets go of the parameter that was taken in last, also if an interrupt left it half in."""
         *rest, p = self._parameters
         self._plan.keep_first(len(rest))
-        self._groups[p.group].members.pop()
-        self._names.pop(p.name)
+        members = self._groups[p.group].members
+        members[:] = [q for q in members if q.name != p.name]
+        self._names.pop(p.name, None)
         self._parameters = rest
 
     def _replace(self, number: int, p: Parameter) -> None:
