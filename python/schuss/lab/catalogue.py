@@ -188,8 +188,8 @@ def docstrings(rule: type[Optimizer]) -> Iterator[str]:
         yield from docstrings(next(base for base in rule.__mro__ if base.__name__ == more[1]))
 
 
-def presets(rule: type[Optimizer]) -> Iterator[str]:
-    """The hyperparameters that some preset changes, and to what."""
+def preset_rows(rule: type[Optimizer]) -> tuple[list[list[str]], list[str]]:
+    """The hyperparameters that some preset changes, with a head; the presets that change none."""
     defaults = {name: h.default for name, h in rule.hyperparameters.items()}
     changed = {
         preset: {name: value for name, value in own.items() if value != defaults[name]}
@@ -201,8 +201,13 @@ def presets(rule: type[Optimizer]) -> Iterator[str]:
         cells = [shown(own[name]) if name in own else "." for own in several.values()]
         if set(cells) - {"."}:
             rows.append([name, shown(default), *cells])
+    return rows, [preset for preset, own in changed.items() if not own]
+
+
+def presets(rule: type[Optimizer]) -> Iterator[str]:
+    """What presets change."""
+    rows, same = preset_rows(rule)
     yield from table(rows)
-    same = [preset for preset, own in changed.items() if not own]
     yield f"As the default: {', '.join(same) or 'none'}"
 
 
