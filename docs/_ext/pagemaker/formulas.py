@@ -8,6 +8,7 @@ doesn't know raises UnsureError, and stays on the page as it stands in the docst
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import NamedTuple
 
 GREEK = {
@@ -62,8 +63,13 @@ class Factor(NamedTuple):
 
 
 def product(factors: list[Factor]) -> Factor:
-    """Factors side by side."""
-    return factors[0] if len(factors) == 1 else Factor(r"\,".join(f.latex for f in factors))
+    """Factors side by side, words further apart than letters."""
+    found = factors[0]
+    for before, after in pairwise(factors):
+        words = before.latex.endswith("}") and before.latex.startswith(r"\mathrm")
+        space = r"\;" if words or after.latex.startswith(r"\mathrm") else r"\,"
+        found = Factor(found.latex + space + after.latex)
+    return found
 
 
 def bracketed(inner: str) -> str:

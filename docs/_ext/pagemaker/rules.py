@@ -60,6 +60,14 @@ def others(rule: type[Optimizer]) -> dict[str, list[Block]]:
     return parts
 
 
+def told(rule: type[Optimizer]) -> dict[str, str]:
+    """What a rule's docstring says of each argument."""
+    found: dict[str, str] = {}
+    for block in others(rule)["arguments"]:
+        found |= docstrings.arguments(block.text)
+    return found
+
+
 def update(rule: type[Optimizer]) -> Iterator[str]:
     """What a step does, with the step of the rule that it is as."""
     own, parent = others(rule), base(rule)
@@ -76,18 +84,12 @@ def update(rule: type[Optimizer]) -> Iterator[str]:
 def arguments(rule: type[Optimizer]) -> Iterator[str]:
     """The table of arguments, with those of the rule that it is as."""
     own, parent = others(rule), base(rule)
-    yield from ("## Arguments", "")
-    told: dict[str, str] = {}
-    for block in own["arguments"]:
-        told |= docstrings.arguments(block.text)
-        yield from docstrings.arguments_table(docstrings.arguments(block.text))
+    yield from ("## Arguments", "", *docstrings.arguments_table(told(rule)))
     for block in own["text"]:
         yield from (docstrings.prose(block.text), "")
     if parent:
-        yield from (f"From {linked(parent)}:", "")
-        for block in others(parent)["arguments"]:
-            rest = docstrings.arguments(block.text)
-            yield from docstrings.arguments_table({k: v for k, v in rest.items() if k not in told})
+        rest = {name: said for name, said in told(parent).items() if name not in told(rule)}
+        yield from (f"From {linked(parent)}:", "", *docstrings.arguments_table(rest))
     yield from ("`Optimizer` has the options of every rule.", "")
 
 

@@ -98,7 +98,7 @@ def cards(entries: list[tuple[str, str, str]], columns: str) -> Iterator[str]:
 def flat(text: str) -> str:
     """A text whose links are words: a card is one link as a whole."""
     text = re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", text)
-    return text[:1].upper() + text[1:]
+    return text[:1].upper() + text[1:] if text.partition(" ")[0].isalpha() else text
 
 
 def part(section: Section) -> str:
@@ -251,8 +251,8 @@ def pages() -> dict[str, str]:
     listed = re.findall(r"^## \[.*\]\((.*\.md)\)$", own["examples/index.md"], re.MULTILINE)
     own["examples/index.md"] += toctree([f"examples/{page}" for page in listed])
     made = generated()
-    listed = [page for page in made if page.startswith("api/") and page != "api/index.md"]
-    made["api/index.md"] += toctree(listed)
+    listed = [page for _, page, _ in ITEM.findall(made["api/index.md"]) if page[0] != "."]
+    made["api/index.md"] += toctree([f"api/{page}" for page in listed])
     done = {}
     for page, text in (own | made).items():
         at_root = page in ("index.md", "about/get-started.md")
