@@ -1,5 +1,6 @@
-// How the driver cuts arrays into pieces, without a byte of memory: a table whose kernels only say
-// which elements they were given, and spans of up to 2^62 bytes that lie nowhere.
+// How the driver cuts arrays into pieces and puts neighbours together, without a byte of memory: a
+// table whose kernels only say which elements they were given, and spans of up to 2^62 bytes that
+// lie nowhere.
 #include <algorithm>
 #include <cstddef>
 #include <map>
@@ -92,12 +93,37 @@ void test_edge() {
       }
 }
 
+// What lies side by side in every stream steps as one; its addresses are made up.
+void test_join() {
+  const auto at = [](std::ptrdiff_t first, std::ptrdiff_t size) {
+    span a = nowhere(size, size, 8);
+    a.x = {reinterpret_cast<void*>(0x10000 + 4 * first), kind::float32, 4};
+    a.g = {reinterpret_cast<void*>(0x20000 + 4 * first), kind::float32, 4};
+    a.position = first;
+    return a;
+  };
+  const span a = at(0, 5), b = at(5, 3), apart = at(100, 3);
+  std::vector<span> joined;
+  CHECK(join({a, b, at(8, 64), apart}, joined));
+  CHECK(joined.size() == 2 && joined[0].size == 72 && joined[0].row_size == 72);
+  CHECK(joined[1].x.data == apart.x.data && joined[1].size == 3);
+
+  span of_another_set = b, elsewhere = b, further_on = b;
+  of_another_set.set = 1;
+  elsewhere.g = apart.g;
+  further_on.position = 6;
+  for (const span& other : {apart, of_another_set, elsewhere, further_on})
+    CHECK(!join({a, other}, joined));
+  CHECK(!join({b, a}, joined));
+}
+
 }  // namespace
 
 void test_partition() {
   const std::ptrdiff_t grain = set_grain(1);
   test_cut();
   test_edge();
+  test_join();
   for (const std::ptrdiff_t width : {1, 14, 36}) {
     stepped_once({});
     stepped_once({nowhere(0, 1, width)});
