@@ -1,12 +1,7 @@
 // The bits that a release leaves, in golden.txt: of every rule in every storage, of the stages
-// around one, and of what is measured. A line there is a case, whose steps are taken by the kernels
-// alone and by the driver, with several threads, over arrays of which one has no elements, one has
-// one, one has nothing but zeros, infinities, subnormal numbers and other corners, and one has
-// several chunks.
-//
-// All numbers come from `mix`, integers to the end, so that no compiler, library or processor can
-// make others of them; tests/exact/test_golden.py makes the same ones, and takes the same steps in
-// NumPy.
+// around one, and of what all rules share (shared.cpp). A line there is a case, whose steps are
+// taken by the kernels alone and by the driver, with several threads, over the arrays of
+// arrays.hpp. tests/exact/test_golden.py makes the same ones, and takes the same steps in NumPy.
 #include <algorithm>
 #include <cinttypes>
 #include <cstddef>
@@ -226,7 +221,11 @@ contents contents_of(const std::string& file) {
 
 class writer {
  public:
-  explicit writer(const std::string& file) : of_(contents_of(file)) {}
+  explicit writer(const std::string& file) : of_(contents_of(file)) {
+    const table& all = kernels();
+    for (const rule* r = all.rules; r != all.rules + all.size; ++r)
+      CHECK_SAYING(of_.rules.count(r->name) == 1, std::string("golden.txt lacks ") + r->name);
+  }
 
   std::vector<std::string> lines() {
     for (const std::string& line : of_.lines) {
@@ -298,7 +297,7 @@ void test_golden(const std::string& file) {
     CHECK_SAYING(got[i] == wanted[i],
                  section + ":\n  recorded " + wanted[i] + "\n  found    " + got[i]);
   }
-  CHECK_SAYING(got.size() == wanted.size(), "golden.txt has other cases than are tested");
+  CHECK_SAYING(got.size() == wanted.size(), "golden.txt lacks cases, or has some that aren't any");
   set_grain(grain);
 }
 
