@@ -57,6 +57,21 @@ CASES = {
                 assert seen[n] == bits(calm.optimizer.state_dict())
             calm.step()
         """,
+    "counts and zeroed gradients in between": """
+        def step_on():
+            while optimizer.iterations < 3 or grads[0][0] != 0:
+                optimizer.step()
+
+        for _ in range(5):
+            params, grads = ([np.full(1 << 17, x, np.float32) for _ in range(8)] for x in (0, 1))
+            optimizer = schuss.SGD(params, grads=grads, lr=1.0)
+            with together(step_on):
+                while optimizer.iterations < 3:
+                    counts = [optimizer.state[i]["step"] for i in range(8)]
+                    assert counts == sorted(counts)
+                optimizer.zero_grad()
+            assert len({float(x) for array in params for x in (array.min(), array.max())}) == 1
+        """,
     "the learning rate of all groups set in between": """
         arrays, stop = [np.zeros(9, np.float32) for _ in range(2)], threading.Event()
         optimizer = schuss.SGD([{"params": [x]} for x in arrays], lr=1.0)
