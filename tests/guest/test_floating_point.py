@@ -16,47 +16,117 @@ MXCSR = {
     "default": 0x1F80,
     "exceptions seen": 0x1F9F,
     "overflow and subnormals trap": 0x1A80,
-    "rounding upward": 0x5F80,
     "subnormals are zero": 0x9FC0,
 }
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads MXCSR of x86")
+Run = Callable[..., None]
+
+ON_X86 = pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="reads MXCSR of x86"
+)
+
+# The scalars of these steps are powers of two: Python's arithmetic depends on the rounding, too.
+STEPS = """
+    import ctypes, sys
+    from trial import Trial, check
+    import schuss
+    from schuss import _core
+
+    def trial(backend):
+        options = {"lr": 0.5, "momentum": 0.5, "subnormals": "keep"}
+        made = Trial(schuss.SGD, backend=backend, **options)
+        for a in (*made.params, *made.grads):
+            a[::3] *= 1e-30
+            a[::3] *= 1e-10
+            a[1::3] *= 3e38
+        return made
+
+    def step_in(change, restore):  # in an environment of the caller's
+        stepped = trial("compiled")
+        change()
+        stepped.step(2)
+        restore()
+        return stepped.bits
+    """
+
+
+@ON_X86
 @pytest.mark.parametrize("started", [False, True], ids=["threads start after", "threads run"])
 @pytest.mark.parametrize("csr", MXCSR.values(), ids=MXCSR)
-def test_environment(
-    run: Callable[..., None], compiled: Callable[..., Path], csr: int, started: bool
-) -> None:
+def test_environment(run: Run, compiled: Callable[..., Path], csr: int, started: bool) -> None:
     code = """
-        import ctypes, sys
-        import schuss
-        from schuss import _core
-        from trial import Trial, check
-
         library, csr = ctypes.CDLL(sys.argv[1]), int(sys.argv[2])
         default, inexact = library.get(), 0x20  # which Python's own arithmetic raises
+        after = []
 
-        def trial(backend):
-            # The scalars are powers of two: Python's arithmetic depends on the rounding too.
-            options = {"lr": 0.5, "momentum": 0.5, "subnormals": "keep"}
-            made = Trial(schuss.SGD, backend=backend, **options)
-            for a in (*made.params, *made.grads):
-                a[::3] *= 1e-30
-                a[::3] *= 1e-10
-                a[1::3] *= 3e38
-            return made
+        def restore():
+            after.append(library.get())
+            library.set(default)
 
         if sys.argv[3] == "True":
             check(3)
-        expected, stepped = trial("numpy").step(2).bits, trial("compiled")
+        expected = trial("numpy").step(2).bits
         _core.widest_region()
-        library.set(csr)
-        stepped.step(2)
-        after = library.get()
-        library.set(default)
+        assert step_in(lambda: library.set(csr), restore) == expected
         assert _core.widest_region() == 3
-        assert after | inexact == csr | inexact
-        assert stepped.bits == expected
+        assert after[0] | inexact == csr | inexact
         """
     library = compiled("environment.cpp")
-    run(code, arguments=[library, csr, started], SCHUSS_NUM_THREADS="3")
+    run(STEPS, code, arguments=[library, csr, started], SCHUSS_NUM_THREADS="3")
+
+
+@ON_X86
+@pytest.mark.parametrize("loaded", ["before the import", "after the import", "when threads run"])
+def test_a_library_built_with_fast_math(
+    run: Run, compiled: Callable[..., Path], loaded: str
+) -> None:
+    library = compiled("environment.cpp", "-ffast-math")
+    if b"set_fast_math" not in library.read_bytes():
+        pytest.skip("this compiler changes no environment with -ffast-math")
+    load = """
+        import ctypes, sys
+        library = ctypes.CDLL(sys.argv[1])
+        fast = library.get()
+        """
+    code = """
+        zeroing, after = 0x8040, []
+        assert fast & zeroing == zeroing
+
+        def restore():
+            after.append(library.get())
+            library.set(fast & ~zeroing)
+
+        restore()
+        expected = trial("numpy").step(2).bits
+        for _ in range(2):
+            _core.widest_region()
+            assert step_in(lambda: library.set(fast), restore) == expected
+            assert _core.widest_region() == 3
+        assert all(csr & zeroing == zeroing for csr in after)
+        """
+    parts = {
+        "before the import": [load, STEPS],
+        "after the import": [STEPS, load],
+        "when threads run": [STEPS, "check(3)", load],
+    }
+    run(*parts[loaded], code, arguments=[library], SCHUSS_NUM_THREADS="3")
+
+
+UPWARD = {"x86_64": 0x800, "aarch64": 0x400000}
+
+
+@pytest.mark.skipif(platform.machine() not in UPWARD, reason="knows no FE_UPWARD of this machine")
+def test_rounding_upward(run: Run) -> None:
+    code = """
+        libc, nearest, upward = ctypes.CDLL(None), 0, int(sys.argv[1])
+        expected, after = trial("numpy").step(2).bits, []
+
+        def restore():
+            after.append(libc.fegetround())
+            libc.fesetround(nearest)
+
+        assert step_in(lambda: libc.fesetround(upward), restore) == expected
+        assert after == [upward]
+        """
+    run(STEPS, code, arguments=[UPWARD[platform.machine()]], SCHUSS_NUM_THREADS="3")

@@ -57,6 +57,10 @@ FORKS = {
         thread.join()
         check(3)
         """,
+    "before another program": """
+        check(3)
+        subprocess.run([sys.executable, "-c", ""], check=True, preexec_fn=lambda: check(1))
+        """,
     "that starts another program": """
         program = [sys.executable, "-c", "from trial import check; check(3)"]
         check(3)
@@ -113,3 +117,18 @@ def test_multiprocessing(run: Run, method: str, threads: int) -> None:
             assert list(pool.map(check, [threads] * 4)) == [None] * 4
         """
     run(code, arguments=[method, threads], SCHUSS_NUM_THREADS="3")
+
+
+def test_workers_of_joblib(run: Run) -> None:
+    """They are processes like any other, which joblib tells by OMP_NUM_THREADS."""
+    pytest.importorskip("joblib")
+    code = """
+        from joblib import Parallel, delayed, parallel_config
+        from trial import check
+
+        with schuss.threads(3):
+            check(3)
+        with parallel_config("loky", n_jobs=2, inner_max_num_threads=2):
+            Parallel()(delayed(check)(2) for _ in range(4))
+        """
+    run("import schuss", code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +22,7 @@ IMPORTS = """
     import schuss
     from schuss import _core
     from threadpoolctl import threadpool_info, threadpool_limits
-    from trial import Trial, check
+    from trial import Trial, check, together
 
     def said(reason):
         assert schuss.show_config()["threads"]["reason"] == reason
@@ -50,6 +51,22 @@ LIMITS = {
             check(1)
             said("omp_set_num_threads")
         check(3)
+        """,
+    ),
+    "threadpoolctl, in its own thread": (
+        {"SCHUSS_NUM_THREADS": "3"},
+        """
+        def limited():
+            with threadpool_limits(1):
+                check(1)
+                inside.wait()  # with the other one's step
+                inside.wait()
+
+        inside = threading.Barrier(2)
+        with together(limited):
+            inside.wait()
+            check(3)
+            inside.wait()
         """,
     ),
     "set_num_threads": (
@@ -197,6 +214,24 @@ SYSTEM = {
             check(3)
         assert os.sched_getaffinity(0) == affinity
         """,
+    "eight threads with eight optimizers": """
+        def step_on():
+            trials = [Trial() for _ in range(8)]
+            for _ in range(5):
+                for trial in trials:
+                    trial.step()
+                tasks.append(len(os.listdir("/proc/self/task")))
+            for trial in trials:
+                assert trial.bits == expected
+
+        tasks, expected = [], Trial(backend="numpy").step(5).bits
+        with schuss.threads(3):
+            check(3)  # the caller, and a crew of two
+        schuss.set_num_threads(3)
+        with together(*[step_on] * 8):
+            pass
+        assert max(tasks) <= 1 + 8 + 2, max(tasks)
+        """,
     "no memory for a thread": """
         trial, expected = Trial(), Trial(backend="numpy").step().bits
         with open("/proc/self/statm") as file:
@@ -240,6 +275,19 @@ def test_system(run: Run, code: str) -> None:
             resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
         """
     run(IMPORTS, forbid_threads, code)
+
+
+def test_one_processor_before_the_import(run: Run) -> None:
+    code = """
+        import os, sys
+        code = "import os; from trial import check; check(1); "
+        code += "assert len(os.listdir('/proc/self/task')) == 1; print('end', flush=True)"
+        processor = str(min(os.sched_getaffinity(0)))
+        os.execvp("taskset", ["taskset", "-c", processor, sys.executable, "-c", code])
+        """
+    if shutil.which("taskset") is None:
+        pytest.skip("no taskset")
+    run(code)
 
 
 MOUNT = "sys/fs/cgroup"
