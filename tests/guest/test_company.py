@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
+from itertools import permutations
 
 import pytest
 
@@ -125,3 +127,46 @@ def test_idle_beside_torch(run: Run, imported: str) -> None:
         idle_after(lambda: a @ b, trial.step)
         """
     run(IMPORTS, IDLE, code, arguments=[imported], timeout=90, SCHUSS_NUM_THREADS="3")
+
+
+# ---- Several runtimes of OpenMP in one process
+
+WORK = {
+    "schuss": "check(3)",
+    "torch": "torch.set_num_threads(2), torch.ones(200, 512) @ torch.ones(512, 512)",
+    "sklearn.cluster": "sklearn.cluster.KMeans(2, n_init=1).fit(points)",
+    "lightgbm": "lightgbm.train(options, lightgbm.Dataset(points, points[:, 0]), 1)",
+}
+
+
+@pytest.mark.parametrize("order", [*permutations(WORK)], ids=" ".join)
+def test_imports_in_every_order(run: Run, order: tuple[str, ...]) -> None:
+    """Each works as it comes and once more with all; we bring the system's libgomp, if any."""
+    missing = [name for name in sorted(WORK) if find_spec(name.partition(".")[0]) is None]
+    if missing:
+        pytest.skip(f"no {', '.join(missing)}")
+    code = """
+        import importlib, sys
+        import numpy as np
+        from threadpoolctl import threadpool_info
+
+        def runtimes():
+            return {it["filepath"] for it in threadpool_info() if it["user_api"] == "openmp"}
+
+        points = np.random.default_rng(0).random((1000, 2))
+        options = {"num_threads": 2, "verbose": -1}
+        work = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+        for name, does in work.items():
+            before = runtimes()
+            globals()[name.partition(".")[0]] = importlib.import_module(name.partition(".")[0])
+            importlib.import_module(name)
+            if name == "schuss":
+                from trial import check
+                assert len(runtimes() - before) <= 1
+                assert all("/libgomp.so" in path for path in runtimes() - before)
+            exec(does)
+        for does in work.values():
+            exec(does)
+        """
+    arguments = [text for name in order for text in (name, WORK[name])]
+    run(code, arguments=arguments, timeout=120, SCHUSS_NUM_THREADS="3")
