@@ -130,10 +130,10 @@ def front() -> str:
     )
     lines = ["---", "html_theme.sidebar_secondary.remove: true", "---", "", name, ""]
     lines += ["::::{grid} 1 1 2 2", ":gutter: 4", ":class-container: front", ""]
-    lines += [":::{grid-item}", ":columns: 12 12 5 5", "", said.strip(), "", install[0], ""]
+    lines += [":::{grid-item}", ":columns: 12 12 12 4", "", said.strip(), "", install[0], ""]
     lines += ["```{button-ref} /about/get-started", ":color: primary", "Get started", "```"]
     lines += ["```{button-ref} /rules", ":color: primary", ":outline:", "The rules", "```", ":::"]
-    lines += [":::{grid-item}", ":columns: 12 12 7 7", "", code, ":::", "::::", ""]
+    lines += [":::{grid-item}", ":columns: 12 12 12 8", "", code, ":::", "::::", ""]
     lines += [picture, "", *(line for block in table for line in (block, ""))]
     lines += ["::::{grid} 1 1 2 3", ":gutter: 3", ":class-container: points", ""]
     for point in re.split(r"^- ", bullets, flags=re.MULTILINE)[1:]:
@@ -248,7 +248,7 @@ def pages() -> dict[str, str]:
         if section.page in own and section.page != "index.md":
             own[section.page] += toctree([placed(page) for _, page, _ in section.items])
     own["rules.md"] += toctree([f"rules/{rules.stem(rule)}.md" for rule in rules.EVERY])
-    listed = re.findall(r"^## \[.*\]\((.*\.md)\)$", own["examples/index.md"], re.MULTILINE)
+    listed = re.findall(r"^## \[.*\]\((\w+\.md)\)$", own["examples/index.md"], re.MULTILINE)
     own["examples/index.md"] += toctree([f"examples/{page}" for page in listed])
     made = generated()
     listed = [page for _, page, _ in ITEM.findall(made["api/index.md"]) if page[0] != "."]
