@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shutil
 import subprocess
@@ -105,6 +106,16 @@ def test_a_rule_has_a_page(rule: type[schuss.Optimizer], tmp_path: Path) -> None
             assert f"\ntemplate <class T> struct {kernel} {{\n" in text
     (example,) = [block for block in blocks(text) if block.language == "python"]
     assert run(example, rule.__name__, {}) == []
+
+
+def test_every_name_is_in_the_reference() -> None:
+    """Of the package, and of its modules that need no other software."""
+    found = set(re.findall(r"\{py:\w+\} (schuss[\w.]*)", "\n".join(PAGES.values())))
+    modules = [schuss, schuss.data, schuss.functional, schuss.init, schuss.projections]
+    modules += [schuss.schedules]
+    for module in modules:
+        names = [name for name in module.__all__ if not inspect.ismodule(getattr(module, name))]
+        assert {f"{module.__name__}.{name}" for name in names} <= found
 
 
 def test_code_of_all_pages_is_run_somewhere() -> None:

@@ -35,7 +35,10 @@ PARTS = {
     "rows": Part("Rows and codes", ("_core.pyi", "engine/codes.py"), names=("Rows", "BlockFloat8")),
     "keyed": Part("Keyed", ("keyed.py",), names=("Keyed",)),
     "loss_scale": Part("LossScale", ("loss_scale.py",)),
-    "checkpoint": Part("Saving and loading", ("checkpoint.py",), names=("save", "load")),
+    "checkpoint": Part(
+        "Saving and loading", ("checkpoint.py", "hashes.py", "torch/state.py"),
+        names=("save", "load", "hash", "torch_state_dict"),
+    ),
     "gradients": Part("Gradients", ("gradients.py",)),
     "flat": Part("Flat arrays", ("flat.py",)),
     "threads": Part("Threads and configuration", ("threads.py", "__init__.py"), names=(
@@ -52,21 +55,25 @@ PARTS = {
                   "schuss.torch", ("Optimizer", "Offload", "torch_state_dict")),
     "sklearn": Part("schuss.sklearn", ("sklearn.py",), "schuss.sklearn"),
     "federated": Part("schuss.federated", ("federated.py",), "schuss.federated"),
-    "thinc": Part("schuss.thinc", ("thinc.py",), "schuss.thinc"),
+    "thinc": Part("schuss.thinc", ("thinc.py",), "schuss.thinc", (
+        "Optimizer", "Adam", "RAdam", "SGD",
+    )),
     "autograd": Part("schuss.autograd", ("autograd.py",), "schuss.autograd"),
 }  # fmt: skip
 
 
 def public(tree: ast.Module) -> tuple[str, ...]:
-    """What a module's __all__ names, or all that has no underscore in front."""
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-            return tuple(ast.literal_eval(node.value))
-    return tuple(n.name for n in tree.body if isinstance(n, Definition) and n.name[0] != "_")
+    """What a module's __all__ names."""
+    (names,) = (
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    )
+    return tuple(ast.literal_eval(names))
 
 
-def has(node: ast.FunctionDef, decorator: str) -> bool:
-    """Whether a function is decorated so."""
+def has(node: Definition, decorator: str) -> bool:
+    """Whether a class or function is decorated so."""
     return any(decorator in ast.unparse(d) for d in node.decorator_list)
 
 
@@ -82,7 +89,12 @@ def signature(node: Definition, optimizer: str) -> str:
         said = f"({args.removeprefix('/, ')}){back}"
         return re.sub(r"(?<!\.)\bOptimizer\b", optimizer, said)
     starts = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
-    return signature(starts[0], optimizer) if starts else ""
+    if starts:
+        return signature(starts[0], optimizer)
+    fields = [
+        n for n in node.body if isinstance(n, ast.AnnAssign) and "init=False" not in ast.unparse(n)
+    ]
+    return f"({', '.join(map(ast.unparse, fields))})" if has(node, "dataclass") else ""
 
 
 def described(node: Definition, owner: str, optimizer: str) -> Iterator[str]:
@@ -109,16 +121,16 @@ def page(part: Part) -> Iterator[str]:
     """A page: what its first file says of itself, where it is a module, and all its names."""
     trees = [ast.parse((PACKAGE / name).read_text()) for name in part.files]
     yield from (f"# {escaped(part.title)}", "")
+    home = trees[0]
     if part.module != "schuss":
-        home = PACKAGE / part.module.partition(".")[2]
-        file = home / "__init__.py" if home.is_dir() else home.with_suffix(".py")
-        yield from docstrings.page(ast.get_docstring(ast.parse(file.read_text())) or "")
-    names = part.names or tuple(name for tree in trees for name in public(tree))
+        path = PACKAGE / part.module.partition(".")[2]
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        home = ast.parse(file.read_text())
+        yield from docstrings.page(ast.get_docstring(home) or "")
     found = {n.name: n for tree in trees for n in tree.body if isinstance(n, Definition)}
     optimizer = f"{part.module if 'Optimizer' in found else 'schuss'}.Optimizer"
-    for name in names:
-        if name in found:
-            yield from described(found[name], part.module, optimizer)
+    for name in part.names or public(home):
+        yield from described(found[name], part.module, optimizer)
 
 
 def stateless() -> Iterator[str]:

@@ -27,7 +27,13 @@ GENERATED = ("about", "api", "rules", "source")  # folders in docs/, which git i
 FENCE = re.compile(r"^( *)(```|~~~).*?^\1\2`*$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!!)(\[(?:docs/)?[\w/.-]+\.md)?(\]\()([^)\s#]*)(#[^)\s]*)?(\))")
 ITEM = re.compile(r"^- \[([^]]+)\]\(([^)]+)\)(?:: (.*(?:\n  .*)*))?$", re.MULTILINE)
-LANGUAGES = {".py": "python", ".hpp": "cpp", ".cpp": "cpp", ".txt": "cmake", ".toml": "toml"}
+LANGUAGES = {
+    ".py": "python",
+    ".hpp": "cpp",
+    ".cpp": "cpp",
+    "CMakeLists.txt": "cmake",
+    ".toml": "toml",
+}
 
 
 class Section(NamedTuple):
@@ -176,7 +182,7 @@ def relinked(text: str, home: Path, page: str, sources: set[Path]) -> str:
         if not target or re.match(r"\w+:|/", target):
             return match[0]
         file = (home / target).resolve()
-        if not file.is_relative_to(ROOT) or not (file.exists() or on_site(file)):
+        if not (file.is_relative_to(ROOT) and file.exists()):  # Sphinx warns
             return match[0]
         to = on_site(file)
         if to == "index.md" and anchor and file.name == "README.md":
@@ -210,7 +216,7 @@ def source(file: Path) -> str:
     if file.is_dir():
         lines += [f"- [{f.name}]({file.name}/{f.name}.md)" for f in files_in(file)]
     else:
-        language = LANGUAGES.get(file.suffix, "text")
+        language = LANGUAGES.get(file.suffix) or LANGUAGES.get(file.name, "text")
         lines += [
             f"````{{literalinclude}} /../{name}",
             f":language: {language}",
