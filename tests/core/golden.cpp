@@ -13,6 +13,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "arrays.hpp"
@@ -37,11 +38,11 @@ constexpr int steps = 3;
 assignments assignments_of(const std::string& text) {
   assignments all;
   std::istringstream words(text);
-  for (std::string word_; words >> word_;) {
-    const std::size_t equals = word_.find('=');
-    if (equals == std::string::npos) throw std::invalid_argument("no number: " + word_);
-    std::istringstream numbers(word_.substr(equals + 1));
-    all.emplace_back(word_.substr(0, equals), std::vector<double>());
+  for (std::string pair; words >> pair;) {
+    const std::size_t equals = pair.find('=');
+    if (equals == std::string::npos) throw std::invalid_argument("no number: " + pair);
+    std::istringstream numbers(pair.substr(equals + 1));
+    all.emplace_back(pair.substr(0, equals), std::vector<double>());
     for (std::string one; std::getline(numbers, one, ',');)
       all.back().second.push_back(std::stod(one));
   }
@@ -54,7 +55,6 @@ double at_step(const std::vector<double>& values, int step) {
 
 void surround(surroundings& around, const assignments& with) {
   for (const auto& [name, values] : with) {
-    bool known = true;
     if (name == "bounds")
       around.bounds = true;
     else if (name == "master")
@@ -63,8 +63,7 @@ void surround(surroundings& around, const assignments& with) {
       around.report = true;
 #define SCHUSS_SET(member, neutral) else if (name == #member) around.stages.member = values.front();
     SCHUSS_STAGES(SCHUSS_SET)
-    else known = false;
-    if (!known) throw std::invalid_argument("unknown stage: " + name);
+    else throw std::invalid_argument("unknown stage: " + name);
   }
 }
 
@@ -128,21 +127,14 @@ word measured(const std::string& name, const recipe& by, const storage& kinds) {
   const surroundings around = by.around();
   const std::vector<scalars> sets = by.sets(around, 0);
   const unsigned wanted = xx | gg | uu | agree | (by.of->measures ? own : 0u);
-  word first = 0;
-  for (const int team : teams) {
+  return with_teams(name, [&](digest& found) {
     arrays all(*by.of, kinds, around);
     all.next_gradients(0);
-    digest found;
-    set_threads_here(team);
     measure(kernels(), all.spans, sets, wanted, all.sums);
     for (const span& a : all.spans)
       for (int s = 0; a.size > 0 && s < most_sums; ++s)
         found.add(all.sums.data()[a.chunk * most_sums + s]);
-    if (team == 1) first = found.sum();
-    CHECK_SAYING(found.sum() == first, name + ": other sums by " + std::to_string(team));
-  }
-  set_threads_here(0);
-  return first;
+  });
 }
 
 // ---- The file

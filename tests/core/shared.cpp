@@ -20,26 +20,11 @@
 #include "kernel.hpp"
 #include "layout.hpp"
 #include "numbers.hpp"
-#include "threads.hpp"
 
 namespace schuss {
 namespace {
 
 constexpr std::size_t longest = 4;  // which of the arrays
-
-// What `work` adds to a hash, which is the same with any number of threads.
-template <class Work> word with_teams(const std::string& name, const Work& work) {
-  word first = 0;
-  for (const int team : teams) {
-    set_threads_here(team);
-    digest found;
-    work(found);
-    if (team == teams.front()) first = found.sum();
-    CHECK_SAYING(found.sum() == first, name + ": other bits by " + std::to_string(team));
-  }
-  set_threads_here(0);
-  return first;
-}
 
 kind computing(kind k) { return k == kind::float64 ? kind::float64 : kind::float32; }
 
