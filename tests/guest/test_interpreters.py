@@ -12,10 +12,17 @@ import pytest
 Run = Callable[..., None]
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="needs interpreters with a lock of their own")
-@pytest.mark.parametrize("kind", ["isolated", "legacy"])
+# What is said to an interpreter with a lock of its own, and to one that shares the
+# main one's, where it is NumPy that refuses.
+SAID = {
+    "isolated": "module schuss._core does not support loading in subinterpreters",
+    "legacy": "cannot load module more than once per process",
+}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="needs CPython 3.12 or newer")
+@pytest.mark.parametrize("kind", SAID)
 def test_another_interpreter_gets_an_error(run: Run, tmp_path: Path, kind: str) -> None:
-    """Of ours, or of NumPy's, which comes first where both interpreters have one lock."""
     code = """
         import sys
         from trial import check
@@ -43,10 +50,7 @@ def test_another_interpreter_gets_an_error(run: Run, tmp_path: Path, kind: str) 
         """
     file = tmp_path / "said"
     run(code, arguments=[kind, file], SCHUSS_NUM_THREADS="3")
-    assert file.read_text() == {
-        "isolated": "module schuss._core does not support loading in subinterpreters",
-        "legacy": "cannot load module more than once per process",
-    }[kind]
+    assert file.read_text() == SAID[kind]
 
 
 @pytest.mark.skipif(
