@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from inspect import Signature
+from inspect import Signature, getdoc
+from textwrap import indent
 from threading import local
 from typing import TYPE_CHECKING, Any
 
@@ -243,7 +244,8 @@ State may be in float32, float16, bfloat16 or a schuss.BlockFloat8.
 
     Everything else as the class:
 
-{rule.__doc__}"""
+{indent(getdoc(rule) or "", "    ")}
+"""
 
 
 def named(

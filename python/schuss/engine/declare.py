@@ -65,8 +65,9 @@ def user_level() -> int:
     return level
 
 
-# A line on arguments in a class's docstring, with those that go on with it.
-ENTRY = re.compile(r"^    (\w+(?:, \w+)*) {2,}(\S.*(?:\n {9,}\S.*)*)", re.MULTILINE)
+# A line on arguments in a class's docstring, with those that go on with it. CPython takes away the
+# indent that all lines have from 3.13 on, and we do before.
+ENTRY = re.compile(r"^(\w+(?:, \w+)*) {2,}(\S.*(?:\n {5,}\S.*)*)", re.MULTILINE)
 
 
 @functools.cache
@@ -74,7 +75,7 @@ def entries(docstring: str) -> dict[str, str]:
     """What a class's docstring says of each argument."""
     return {
         name: " ".join(text.split())
-        for names, text in ENTRY.findall(docstring)
+        for names, text in ENTRY.findall(inspect.cleandoc(docstring))
         for name in names.split(", ")
     }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from inspect import getdoc
+from textwrap import indent
 from typing import Any, ClassVar
 
 import numpy as np
@@ -122,7 +124,7 @@ def as_method(rule: type[Optimizer], module: str) -> type[RuleMethod]:
     more = {name: d for name, d in rule.defaults().items() if name not in NOT_HERE}
     text = (
         f"The rule schuss.{rule.__name__} as a minimiser: see there for its options.\n"
-        f"\n    {(RuleMethod.__doc__ or '').strip()}\n"
+        f"\n{indent(getdoc(RuleMethod) or '', '    ')}\n"
     )
     return type(
         rule.__name__,

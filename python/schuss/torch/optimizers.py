@@ -6,7 +6,9 @@ import copy
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from inspect import getdoc
 from itertools import chain, islice
+from textwrap import indent
 from typing import Any, ClassVar
 from weakref import proxy
 
@@ -561,7 +563,8 @@ def optimizer_of(rule: type[OfArrays]) -> type[Optimizer]:
 
     The rule, with PyTorch's defaults where it has them:
 
-    {rule.__doc__}"""
+{indent(getdoc(rule) or "", "    ")}
+"""
     values = {"preset": None, **rule.defaults()}
     own = {"__doc__": text, "__module__": "schuss.torch", "rule": rule}
     own["__signature__"] = signature(
