@@ -9,6 +9,7 @@ import json
 import os
 import pydoc
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -267,3 +268,36 @@ def test_the_first_bfloat16_may_be_a_gradient() -> None:
         """
     done = python(textwrap.dedent(code))
     assert done.returncode == 0, done.stderr
+
+
+# ---- A build from source says in words what it lacks
+
+LACKING = {
+    "no compiler": ([], "no C++ compiler was found", "apt-get install g++"),
+    "an old GCC": (["GNU", "9.4.0"], "wants GCC 10, clang 14", "this is GNU 9.4.0"),
+    "an old clang": (["Clang", "13.0.1"], "wants GCC 10, clang 14", "this is Clang 13.0.1"),
+    "MSVC": (["MSVC", "19.40"], "vector types of GCC and clang", "this is MSVC 19.40"),
+}
+
+
+@pytest.mark.parametrize(("compiler", "first", "last"), LACKING.values(), ids=LACKING)
+def test_compiler(tmp_path: Path, compiler: list[str], first: str, last: str) -> None:
+    cmake = shutil.which("cmake")
+    ninja = shutil.which("ninja") or shutil.which("make")
+    if cmake is None or ninja is None:
+        pytest.skip("no CMake, or neither ninja nor make")
+    generator = "Ninja" if "ninja" in ninja else "Unix Makefiles"
+    command = [cmake, "-S", ROOT, "-B", tmp_path, "-G", generator, f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    if compiler:  # CMake is told what it would find out
+        kind, version = compiler
+        command += [f"-DCMAKE_CXX_COMPILER_{n}=ON" for n in ("FORCED", "ID_RUN")]
+        command += [f"-DCMAKE_CXX_COMPILER_ID={kind}", f"-DCMAKE_CXX_COMPILER_VERSION={version}"]
+        command += ["-DCMAKE_CXX_COMPILER=/bin/true"]
+    done = subprocess.run(
+        command, env={"PATH": ""}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode != 0
+    said = " ".join(done.stderr.split())
+    assert said.count("CMake Error") == 1
+    assert first in said
+    assert last in said
