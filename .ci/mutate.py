@@ -27,7 +27,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -218,23 +218,18 @@ class Trials:
         import schuss  # noqa: PLC0415  once pytest knows where
 
         assert BUILD in Path(schuss.__file__).parents, f"{schuss.__file__} would be tested"
-        print("without a mutation", flush=True)
+        print(f"{len(session.items)} tests, without a mutation first", flush=True)
         failed = self.tried(session, session.items, 0)
-        if failed:
-            print("fail without a mutation, and notice nothing:", *failed, sep="\n  ", flush=True)
+        print(f"{len(failed)} of them fail, and aren't asked:", *failed, sep="\n  ", flush=True)
+        assert self.seconds.keys() >= {item.nodeid for item in session.items}, "one ends them all"
         items = [item for item in session.items if item.nodeid not in failed]
         items.sort(key=lambda item: self.seconds[item.nodeid])
         noticed: dict[str, list[str]] = {}  # tests that noticed a mutation, the last one first
         for mutant in self.wanted:
             first = noticed.setdefault(mutant.file, [])
-            ranks = {name: rank for rank, name in enumerate(first, 1)}
-            of_rule = f"-{mutant.rule}-"
-
-            def rank(item: pytest.Item, ranks: dict[str, int] = ranks, own: str = of_rule) -> int:
-                return 0 if own in item.nodeid else ranks.get(item.nodeid, sys.maxsize)
-
+            ordered = sorted(items, key=order(mutant, first, items))
             start = time.monotonic()
-            found = self.tried(session, sorted(items, key=rank), mutant.number)
+            found = self.tried(session, ordered, mutant.number)
             result = "killed  " if found else "SURVIVED"
             print(f"{result} {mutant}  {time.monotonic() - start:.1f} s", *found, flush=True)
             first[:] = found + [one for one in first if one not in found]
@@ -252,7 +247,7 @@ class Trials:
                 os._exit(0)
         os.close(writer)
         failed: list[str] = []
-        under_way, since = "", time.monotonic()
+        under_way, since = "before the first test", time.monotonic()
         with os.fdopen(reader, "rb", buffering=0) as lines:  # or select doesn't see what is read
             while True:
                 limit = LIMIT + 10 * self.seconds.get(under_way, LIMIT)
@@ -273,6 +268,21 @@ class Trials:
             os.killpg(child, signal.SIGKILL)
         os.waitpid(child, 0)
         return failed
+
+
+def order(mutant: Mutant, first: list[str], items: list[pytest.Item]) -> Callable[..., int]:
+    """A key by which tests of a mutant's rule come first, then of its class, then those given."""
+    found = [re.search(rf"\[(\w+)-{mutant.rule}-", item.name) for item in items if mutant.rule]
+    classes = tuple({f"[{match[1]}{end}" for match in found if match for end in "-]"})
+
+    def rank(item: pytest.Item) -> int:
+        if mutant.rule and f"-{mutant.rule}-" in item.name:
+            return -2
+        if classes and any(one in item.name for one in classes):
+            return -1
+        return first.index(item.nodeid) if item.nodeid in first else len(first)
+
+    return rank
 
 
 def run(session: pytest.Session, items: list[pytest.Item], number: int, writer: int) -> None:
