@@ -19,6 +19,14 @@ from schuss import _core
 SEED = int(os.environ.get("SCHUSS_TEST_SEED", time.time_ns() % 2**32))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The quick part of the tests: those of bits and of the engine, but for the thorough ones."""
+    for item in items:
+        if item.path.parent.name in ("exact", "engine") and "thorough" not in item.keywords:
+            item.add_marker(pytest.mark.quick)
+
+
 def pytest_sessionstart() -> None:
     gc.disable()
 

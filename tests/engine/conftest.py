@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -11,15 +9,6 @@ from engine.unchanged import stepped
 from schuss.engine.optimizer import Optimizer
 
 F4 = np.float32
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All tests of the engine are quick ones."""
-    here = Path(__file__).parent
-    for item in items:
-        if item.path.parent == here:
-            item.add_marker(pytest.mark.quick)
 
 
 @pytest.fixture(params=["compiled", "numpy"])

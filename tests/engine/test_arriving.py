@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exact.combinations import ONE_BY_ONE, losses, nasty, same_bits, takes
+from exact.combinations import ONE_BY_ONE, by_kind, losses, nasty, same_bits, takes
 from exact.ends import Ends, ends, everywhere, require_same
 
 import schuss
@@ -88,7 +88,7 @@ def steps(
         assert opt.arrived == tuple(arrived)
 
 
-@pytest.mark.parametrize("rule", ARRIVING)
+@pytest.mark.parametrize("rule", by_kind(ARRIVING))
 def test_bits_are_those_of_a_step(rule: type[Optimizer]) -> None:
     for number, (dtype, chosen) in enumerate(ONE_BY_ONE):
         options = {k: v for k, v in chosen.items() if k != "decay_mode" or takes(rule, **chosen)}

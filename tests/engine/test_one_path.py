@@ -29,7 +29,7 @@ from schuss.engine.scalars import DECAY_MODES, Part
 from schuss.rules import matrix
 
 F2, F4, F8, BF = np.float16, np.float32, np.float64, ml_dtypes.bfloat16
-STEPS = 12
+STEPS = 10
 
 
 # ---- The two ways
@@ -107,8 +107,13 @@ def like(params: Any, t: int, places: Iterator[int]) -> Any:
         return {key: like(p, t, places) for key, p in params.items()}
     if isinstance(params, list | tuple):
         return type(params)(like(p, t, places) for p in params)
-    rng = np.random.default_rng((t, next(places)))
-    return np.asarray(rng.standard_normal(params.shape), F8 if params.dtype == F8 else F4)
+    return drawn(t, next(places), params.shape).astype(F8 if params.dtype == F8 else F4)
+
+
+@functools.cache
+def drawn(t: int, place: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Numbers that each drive has again."""
+    return np.asarray(np.random.default_rng((t, place)).standard_normal(shape))
 
 
 def bits(opt: Optimizer) -> Any:

@@ -6,13 +6,14 @@ import functools
 import math
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+import pytest
 
-from schuss import _core
+from schuss import _core, rules
 from schuss.engine.declare import Bounded, Choice, Flag, Pair, Scheduled, Several, Storage, Whole
 from schuss.engine.optimizer import Optimizer
 
@@ -64,6 +65,19 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     bits = f"u{a.itemsize}"
     equal: np.ndarray = (a.view(bits) == b.view(bits)) | (np.isnan(a) & np.isnan(b))
     return bool(equal.all())
+
+
+# ---- Rules
+
+# One of each way through the driver: without state, with some, with sums of each array or of all,
+# with numbers that each step moves, with factors. Where a rule is what varies least, the others are
+# thorough ones.
+KINDS = (rules.SGD, rules.AdamW, rules.LAMB, rules.Prodigy, rules.Eve, rules.Adafactor)
+
+
+def by_kind(among: Sequence[type[Optimizer]] = rules.RULES) -> list[Any]:
+    """Parameters of a test of these rules."""
+    return [pytest.param(r, marks=() if r in KINDS else pytest.mark.thorough) for r in among]
 
 
 # ---- Combinations

@@ -14,7 +14,7 @@ from schuss.engine.optimizer import Optimizer
 
 Ends = dict[str, np.ndarray]
 
-TEAMS = [*((ISAS[0], n) for n in (1, 2, 3)), *((isa, 1) for isa in ISAS[1:])]
+TEAMS = [*((isa, 1) for isa in ISAS), (ISAS[-1], 3)]  # with shares at either end and between
 
 
 def ends(opt: Optimizer, **others: Any) -> Ends:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import schuss
-from exact.combinations import losses, nasty, same_bits
+from exact.combinations import by_kind, losses, nasty, same_bits
 from exact.ends import Ends, ends, everywhere, require_same
 from schuss import reference, rules
 from schuss.engine.declare import Backend
@@ -72,7 +72,7 @@ def training(dtype: str) -> list[list[Any]]:
     return [grads(rng, dtype, SHAPES, wild=t == 2) for t in range(-1, STEPS)]
 
 
-@pytest.mark.parametrize("rule", rules.RULES)
+@pytest.mark.parametrize("rule", by_kind())
 def test_the_same_everywhere(rule: type[Optimizer]) -> None:
     """With a limit for each row; that for each array is among the pairs of test_exact.py."""
     for dtype, options in OPTIONS:
@@ -87,7 +87,6 @@ def test_the_same_everywhere(rule: type[Optimizer]) -> None:
         everywhere(run, f"{rule.__name__} {dtype} {options}")
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("rule", [rule for rule in ALL if not rule.shared])
 def test_each_array_as_if_alone(rule: type[Optimizer], backend: Backend) -> None:
@@ -107,7 +106,7 @@ def test_each_array_as_if_alone(rule: type[Optimizer], backend: Backend) -> None
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("rule", ALL)
+@pytest.mark.parametrize("rule", by_kind(ALL))
 def test_each_row_is_multiplied_by_its_factor(
     rule: type[Optimizer], backend: Backend, dtype: str
 ) -> None:
@@ -127,7 +126,6 @@ def test_each_row_is_multiplied_by_its_factor(
         assert equal(rule, a, b), a.shape
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_by_plain_numpy(backend: Backend) -> None:
     """Arrays by their norms, rows by theirs, elements of one axis by their sizes."""
@@ -151,7 +149,6 @@ def test_by_plain_numpy(backend: Backend) -> None:
                 assert (left <= 0.8).all()
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("per", ["array", "row"])
 def test_squares_beyond_double_in_one_of_many(per: Any, backend: Backend) -> None:
@@ -167,7 +164,6 @@ def test_squares_beyond_double_in_one_of_many(per: Any, backend: Backend) -> Non
         assert -found == pytest.approx([value] * 3, rel=1e-12, abs=0)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("per", ["array", "row"])
 def test_what_is_not_finite_stays_in_its_array_or_row(per: Any) -> None:
     def run(backend: Backend) -> Ends:
@@ -183,7 +179,6 @@ def test_what_is_not_finite_stays_in_its_array_or_row(per: Any) -> None:
     everywhere(run)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("nonfinite", ["skip", "raise"])
 @pytest.mark.parametrize("per", ["array", "row"])
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -201,7 +196,6 @@ def test_nonfinite(backend: Backend, per: Any, nonfinite: Any) -> None:
     assert opt.step([g[0], np.ones(5)]) is True
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("per", ["array", "row"])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 def test_rows(per: Any, dtype: str) -> None:
@@ -239,7 +233,6 @@ def test_rows(per: Any, dtype: str) -> None:
         require_same(found | {"norm": np.array(np.nan)}, by_hand())
 
 
-@pytest.mark.quick
 def test_pieces() -> None:
     """The norm is of their sum."""
     rng = np.random.default_rng(46)

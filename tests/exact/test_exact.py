@@ -19,6 +19,7 @@ import pytest
 import schuss
 from exact.combinations import (
     ISAS,
+    KINDS,
     losses,
     nasty,
     options_of,
@@ -56,7 +57,8 @@ AROUND = [m * n + d for m, n in [(1, 512), (2, 512), (1, 4096), (3, 4096)] for d
 LAYOUTS = {
     "tails": spread([*range(131), *AROUND]),
     "offsets": Layout((100,) * 64, tuple(range(64))),
-    "large": spread([1_000_003, 1, 0, 4097]),
+    "large": spread([150_001, 1, 0, 4097]),
+    "million": spread([1_000_003]),
     "few": spread([257, 0, 33, 4100]),
 }
 PAD = 64
@@ -296,7 +298,8 @@ PLAIN: dict[str, Any] = {
 }
 
 
-QUICK_AND_OTHERS = [pytest.param("float32", marks=pytest.mark.quick), *SURROUNDINGS["dtype"][1:]]
+# In the quick part every rule has other types among its values.
+DTYPES = [pytest.param(d, marks=pytest.mark.thorough) for d in SURROUNDINGS["dtype"][1:]]
 
 
 def options_for(rule: type[Optimizer], kernel: str) -> dict[str, Any]:
@@ -312,8 +315,8 @@ def options_for(rule: type[Optimizer], kernel: str) -> dict[str, Any]:
             return row
 
 
-@pytest.mark.parametrize("layout", ["tails", "offsets"])
-@pytest.mark.parametrize("dtype", QUICK_AND_OTHERS)
+@pytest.mark.parametrize("layout", ["tails", pytest.param("offsets", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("dtype", ["float32", *DTYPES])
 @pytest.mark.parametrize(("rule", "kernel"), KERNELS, ids=lambda v: getattr(v, "__name__", v))
 def test_sizes_and_offsets(rule: type[Optimizer], kernel: str, dtype: str, layout: str) -> None:
     row = options_for(rule, kernel) | {"dtype": dtype, "layout": layout, "steps": 4}
@@ -322,24 +325,23 @@ def test_sizes_and_offsets(rule: type[Optimizer], kernel: str, dtype: str, layou
         compare(rule, row | {"shape": shape, "isa": isa, "threads": n})
 
 
-# One rule of each kind: by the element, with sums of each array or of all, with factors. In what
-# is large kernels are what they are in many chunks; the number of pieces and of sums is another.
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("rule", [rules.AdamW, rules.LAMB, rules.Prodigy, rules.Adafactor])
-def test_above_a_million(rule: type[Optimizer], dtype: str) -> None:
-    row = options_for(rule, next(iter(rule.states))) | {"dtype": dtype, "wild": "never"}
-    row |= {"layout": "large", "steps": 3, "clip_norm": 1.0, "clip_value": np.inf}
+# Kernels of what is large are those of many chunks; the number of pieces and of sums is another.
+@pytest.mark.parametrize("layout", ["large", pytest.param("million", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("rule", KINDS)
+def test_many_chunks(rule: type[Optimizer], layout: str) -> None:
+    row = options_for(rule, next(iter(rule.states))) | {"dtype": "float32", "wild": "never"}
+    row |= {"layout": layout, "steps": 3, "clip_norm": 1.0, "clip_value": np.inf}
     for isa, n in [*((isa, 2) for isa in ISAS), (ISAS[0], 5)]:
         compare(rule, row | {"isa": isa, "threads": n})
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("rule", rules.RULES)
 def test_every_value(rule: type[Optimizer]) -> None:
     for row in with_new_values(rule):
         compare(rule, row)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rule", rules.RULES)
 def test_every_pair_of_values(rule: type[Optimizer]) -> None:
     done = list(with_new_values(rule))
@@ -348,6 +350,7 @@ def test_every_pair_of_values(rule: type[Optimizer]) -> None:
             compare(rule, row)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rule", rules.RULES)
 def test_random_combinations(rule: type[Optimizer], seed: int) -> None:
     rng = random.Random(seed)

@@ -15,9 +15,8 @@ import pytest
 from engine.unchanged import Unchanged, stepped
 
 import schuss
-from exact.combinations import losses, nasty, same_bits, shifted
+from exact.combinations import by_kind, losses, nasty, same_bits, shifted
 from exact.ends import Ends, ends, everywhere, require_same
-from schuss import rules
 from schuss.engine.declare import Backend
 from schuss.engine.optimizer import Optimizer
 from schuss.rules import matrix
@@ -78,7 +77,7 @@ OPTIONS: list[tuple[str, Sequence[float] | None, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("rule", rules.RULES)
+@pytest.mark.parametrize("rule", by_kind())
 def test_a_step_of_pieces_is_that_of_their_sum(rule: type[Optimizer]) -> None:
     for dtype, weights, options in OPTIONS:
         steps = pieces_of(dtype, 3, wild=not options)
@@ -107,7 +106,6 @@ def test_a_step_of_pieces_is_that_of_their_sum(rule: type[Optimizer]) -> None:
         require_same(everywhere(run, why), run("numpy", whole=True), why)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("count", [1, 2, 7, 33])
 def test_any_number_of_pieces(count: int) -> None:
     steps = pieces_of("float32", count, wild=True)
@@ -124,7 +122,6 @@ def test_any_number_of_pieces(count: int) -> None:
     require_same(everywhere(run), run("numpy", whole=True))
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_piece_without_a_gradient_adds_nothing(backend: Backend) -> None:
     """Its weight goes with it; an array that no piece has a gradient for stays, with its count."""
@@ -140,7 +137,6 @@ def test_a_piece_without_a_gradient_adds_nothing(backend: Backend) -> None:
     assert [s["step"] for s in one.state.values()] == [1, 1, 0]
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_weights_are_factors_as_they_are(backend: Backend) -> None:
     x = np.zeros(2)
@@ -167,7 +163,6 @@ def test_pieces_in_structures_and_groups(backend: Backend) -> None:
     assert x[1] == pytest.approx([-4.0] * 3)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 def test_pieces_of_rows(dtype: str) -> None:
     """As the rows of all pieces in their order, each multiplied by its weight."""
@@ -200,7 +195,6 @@ def test_pieces_of_rows(dtype: str) -> None:
     require_same(everywhere(run), run("numpy", whole=True))
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_is_not_finite_is_seen_in_the_sum(backend: Backend) -> None:
     """Two pieces that are finite, and whose sum isn't; and the other way round."""
@@ -241,7 +235,6 @@ def wrong_pieces() -> dict[str, tuple[dict[str, Any], str]]:
     }
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("case", wrong_pieces())
 def test_wrong_pieces(case: str, opt: Optimizer) -> None:
     given, says = wrong_pieces()[case]
@@ -266,7 +259,6 @@ def test_bound_gradients_and_pieces() -> None:
 # ---- The sum alone
 
 
-@pytest.mark.quick
 @pytest.mark.usefixtures("many_threads", "any_isa")
 @pytest.mark.parametrize("weights", [None, [0.1, -3.0, 2.0, 1.0]])
 @pytest.mark.parametrize("to", ["float64", *KINDS])

@@ -218,7 +218,6 @@ def specials() -> np.ndarray:
     return np.concatenate([found, -found])
 
 
-@pytest.mark.quick
 @pytest.mark.usefixtures("any_isa")
 @pytest.mark.parametrize("isa", ISAS)
 def test_quotients_of_special_numbers(isa: str) -> None:
@@ -240,7 +239,6 @@ def test_sample_of_quotients(isa: str, seed: int) -> None:
     assert wrong == 0
 
 
-@pytest.mark.quick
 @pytest.mark.usefixtures("any_isa")
 @pytest.mark.parametrize("isa", ISAS)
 def test_quotients_of_few(isa: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import schuss
-from exact.combinations import losses, nasty, same_bits, takes
+from exact.combinations import by_kind, losses, nasty, same_bits, takes
 from exact.ends import Ends, ends, everywhere, require_same
 from schuss import rules
 from schuss.engine.declare import Backend
@@ -59,7 +59,7 @@ def training(dtype: str) -> list[list[np.ndarray]]:
     ]
 
 
-@pytest.mark.parametrize("rule", rules.RULES)
+@pytest.mark.parametrize("rule", by_kind())
 def test_reports_are_the_same_everywhere(rule: type[Optimizer]) -> None:
     """And change no bit of the step."""
     for dtype, chosen in OPTIONS:
@@ -87,7 +87,6 @@ def close(found: float, want: Any, *, rel: float = 1e-12, lost: Any = 0.0) -> bo
     return bool(abs(found - want) <= rel * want + lost)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("rule", rules.RULES)
 def test_by_plain_numpy(rule: type[Optimizer], backend: Backend) -> None:

@@ -21,6 +21,7 @@ import pytest
 
 import schuss
 from exact.combinations import (
+    by_kind,
     losses,
     nasty,
     options_of,
@@ -192,12 +193,13 @@ def compare(rule: type[Optimizer], row: Mapping[str, Any]) -> None:
     everywhere(functools.partial(scene, rule, row), f"{rule.__name__} {row}")
 
 
-@pytest.mark.parametrize("rule", TAKING)
+@pytest.mark.parametrize("rule", by_kind(TAKING))
 def test_every_value(rule: type[Optimizer]) -> None:
     for row in covering(rule):
         compare(rule, row)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rule", TAKING)
 def test_random_combinations(rule: type[Optimizer], seed: int) -> None:
     rng = random.Random(seed)
@@ -217,7 +219,6 @@ def test_which_rules_count_rows() -> None:
     assert [rule for rule in TAKING if not (rule.memory or rule.shared)] == COUNTED
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("mode", ["lazy", "counted"])
 @pytest.mark.parametrize("dtype", ["float64", "float16"])
 def test_bounds_as_arrays(dtype: str, mode: Any) -> None:
@@ -272,7 +273,6 @@ def test_all_rows_are_the_array(
     require_same(ends(one), ends(other))
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("backend", ["compiled", "numpy"])
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 def test_duplicates_are_summed_in_their_order(dtype: str, backend: Backend) -> None:
@@ -296,7 +296,6 @@ def test_duplicates_are_summed_in_their_order(dtype: str, backend: Backend) -> N
     require_same(ends(one), ends(other))
 
 
-@pytest.mark.quick
 def test_kinds_of_index_and_gradient_that_hold_the_same() -> None:
     rng = np.random.default_rng(6)
     index, values = rng.integers(0, 9, 20), rng.integers(-8, 8, (20, 5))
@@ -309,7 +308,6 @@ def test_kinds_of_index_and_gradient_that_hold_the_same() -> None:
     assert found == found[:1] * 6
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("backend", ["compiled", "numpy"])
 def test_cautious_measures_the_rows_that_step(backend: Backend) -> None:
     """As an array of these rows alone."""
@@ -337,7 +335,6 @@ def in_pairs(sums: list[float]) -> float:
     return sums[0] if sums else 0.0
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("width", [1, 3, 64, 5000])
 def test_norm_of_the_summed_rows(width: int) -> None:
     """Each row as an array, rows in ascending order, arrays one after the other."""
@@ -362,7 +359,6 @@ def test_norm_of_the_summed_rows(width: int) -> None:
     everywhere(run)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("size", [1e200, 1e-200])
 def test_norm_whose_squares_are_beyond_double(size: float) -> None:
     def run(backend: Backend) -> Ends:
@@ -500,7 +496,6 @@ def both_ways(
     return some, dense
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("backend", ["compiled", "numpy"])
 @pytest.mark.parametrize(("rule", "options"), DECAYED)
 def test_what_was_missed_is_made_up(
@@ -557,7 +552,6 @@ def test_functional(rule: type[Optimizer], backend: Backend) -> None:
         assert same_bits(opt.state[0][key], a), key
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("backend", ["compiled", "numpy"])
 def test_bound(backend: Backend) -> None:
     """Values and index are read anew in each step; zero_grad fills the values."""

@@ -66,7 +66,6 @@ def with_lower_halves(lower: np.ndarray) -> np.ndarray:
     return bits.view(np.float32).ravel()
 
 
-@pytest.mark.quick
 @pytest.mark.usefixtures("any_isa")
 @pytest.mark.parametrize("kind", TYPES)
 def test_all_widenings(kind: str) -> None:
@@ -75,7 +74,6 @@ def test_all_widenings(kind: str) -> None:
         assert widened_wrongly(kind) == 0, isa
 
 
-@pytest.mark.quick
 @pytest.mark.usefixtures("any_isa")
 @pytest.mark.parametrize("kind", TYPES)
 def test_sample_of_narrowings(kind: str, seed: int) -> None:
@@ -87,7 +85,6 @@ def test_sample_of_narrowings(kind: str, seed: int) -> None:
     assert dict(narrowed_wrongly(kind, numbers)) == dict.fromkeys(ISAS, 0)
 
 
-@pytest.mark.quick
 @pytest.mark.usefixtures("any_isa")
 @pytest.mark.parametrize("kind", TYPES)
 def test_conversions_of_few(kind: str) -> None:
@@ -168,7 +165,6 @@ NUMBERS = {  # what random values lie just above: normal, and in the subnormal r
 }
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("kind", "number"), [(kind, number) for kind in TYPES for number in NUMBERS[kind]]
 )
@@ -201,7 +197,6 @@ def test_unbiased_everywhere(kind: str) -> None:
     assert abs(error.sum()) <= SIGMA * np.sqrt(np.square(error).sum())
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("kind", TYPES)
 def test_representable_values_stay(kind: str) -> None:
     """Both zeros and every subnormal number included, with 64 random numbers for each."""
@@ -217,7 +212,6 @@ def test_odd_subnormal_values_stay() -> None:
     assert (rounded(exact.astype(np.float32), "float16") == exact).all()
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("kind", TYPES)
 def test_what_is_finite_stays_finite(kind: str) -> None:
     """Above the largest number there is nothing to round up to."""
@@ -234,7 +228,6 @@ def test_what_is_finite_stays_finite(kind: str) -> None:
     assert set(np.unique(found)) <= {highest.item(), highest.item() - 1}
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_not_finite(kind: str, value: float) -> None:
@@ -260,7 +253,6 @@ def test_seeds_and_steps_round_others_up(kind: str) -> None:
         assert len({other.tobytes() for other in others}) == len(others)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("share", [1 / 64, 3 / 16, 1 / 2, 13 / 16])
 def test_neighbours_balance(kind: str, share: float) -> None:

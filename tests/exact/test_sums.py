@@ -213,7 +213,6 @@ CASES: list[tuple[type[Optimizer], dict[str, Any], Callable[[], Update]]] = [
 ]
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("backend", ["compiled", "numpy"])
 @pytest.mark.parametrize(("rule", "options", "textbook"), CASES)
 def test_textbook(rule: type[Optimizer], options: Any, textbook: Any, backend: str) -> None:
@@ -248,7 +247,6 @@ def test_d_grows_to_the_size_of_the_way() -> None:
         assert np.abs(x).max() < 1.5
 
 
-@pytest.mark.quick
 def test_an_overflowing_sum_changes_nothing_that_a_step_would_not() -> None:
     """Sums that are infinite or NaN: both backends agree, and nothing raises."""
     for rule in (rule for rule in rules.RULES if rule.sums(rule.defaults())):
