@@ -301,3 +301,16 @@ def test_compiler(tmp_path: Path, compiler: list[str], first: str, last: str) ->
     assert said.count("CMake Error") == 1
     assert first in said
     assert last in said
+
+
+# ---- One version, wherever it is written
+
+
+def test_one_version() -> None:
+    version = schuss.__version__
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    cited = re.search(r"^version: (\S+)", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert cited is not None
+    assert version == newest[1] == cited[1].strip("\"'")
+    assert re.fullmatch(r"\d+\.\d+\.\d+", version)
