@@ -287,7 +287,16 @@ def test_compiler(tmp_path: Path, compiler: list[str], first: str, last: str) ->
     if cmake is None or ninja is None:
         pytest.skip("no CMake, or neither ninja nor make")
     generator = "Ninja" if "ninja" in ninja else "Unix Makefiles"
-    command = [cmake, "-S", str(ROOT), "-B", str(tmp_path), "-G", generator, f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    command = [
+        cmake,
+        "-S",
+        str(ROOT),
+        "-B",
+        str(tmp_path),
+        "-G",
+        generator,
+        f"-DCMAKE_MAKE_PROGRAM={ninja}",
+    ]
     if compiler:  # CMake is told what it would find out
         kind, version = compiler
         command += [f"-DCMAKE_CXX_COMPILER_{n}=ON" for n in ("FORCED", "ID_RUN")]
