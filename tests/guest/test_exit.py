@@ -8,50 +8,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
-
 Run = Callable[..., None]
-
-WORK = {
-    "large steps": "Trial(sizes=[1 << 18])",
-    "schedules": "Trial(sizes=[1 << 16], lr=lambda n: 0.01)",
-    "small steps": "Trial(sizes=[100])",
-}
 
 STEPS = """
     import threading, time
     from trial import Trial, forked
 
-    def step_on():
-        trial = new()
-        while True:
-            trial.step()
+    NEW = [
+        lambda: Trial(sizes=[1 << 18]),
+        lambda: Trial(sizes=[1 << 16], lr=lambda n: 0.01),
+        lambda: Trial(sizes=[100]),
+    ]
 
-    def end(seconds):  # not NumPy's products: those alone let an interpreter hang at its end
+    def end(new, seconds):  # not NumPy's products: those alone let an interpreter hang at its end
+        def step_on():
+            trial = new()
+            while True:
+                trial.step()
+
         for _ in range(3):
             threading.Thread(target=step_on, daemon=True).start()
         time.sleep(seconds)
     """
 
 
-@pytest.mark.parametrize("work", WORK)
-def test_many_ends(run: Run, work: str) -> None:
+def test_many_ends(run: Run) -> None:
     """Forks are many ends for one import."""
-    code = f"""
-        def new():
-            return {WORK[work]}
-
-        for n in range(15):
-            forked(end, 0.01 + 0.001 * n)
+    code = """
+        for n in range(30):
+            forked(end, NEW[n % 3], 0.01 + 0.0005 * n)
         """
-    run(STEPS, code)
+    run(STEPS, code, timeout=90)
 
 
 def test_end_with_a_crew(run: Run) -> None:
-    code = f"""
-        def new():
-            return {WORK["large steps"]}
-
-        end(0.3)
-        """
-    run(STEPS, code, SCHUSS_NUM_THREADS="3")
+    run(STEPS, "end(NEW[0], 0.3)", SCHUSS_NUM_THREADS="3")

@@ -608,7 +608,7 @@ class Optimizer(Rule, Declared):
 
     @one_at_a_time  # type: ignore[no-redef]
     def zero_grad(self) -> None:
-        """Fills the bound gradients with zeros, between two steps of other threads."""
+        """Fills the bound gradients with zeros."""
         bound = [p for p in self._parameters if p.g is not None]
         if not bound:
             raise ValueError("grads: none bound; bind them at construction with grads=")
@@ -616,9 +616,8 @@ class Optimizer(Rule, Declared):
         for p, a in arrays:
             if not a.flags.writeable:
                 raise ValueError(f"{p.labels()[1]}: read-only, but zero_grad writes to it")
-        with self._lock:
-            for _, a in arrays:
-                a.fill(0)
+        for _, a in arrays:
+            a.fill(0)
 
     @property
     def flat_grads(self) -> np.ndarray:
