@@ -27,7 +27,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -85,13 +85,13 @@ class Mutant(NamedTuple):
     end: int
     old: str
     new: str
-    rule: str = ""  # whose n-th operator it is; `old` and `new` are the operators, then
+    rule: str = ""  # within which it is, if any
     reason: str = ""  # why no test can notice it
 
     def written(self, old: str) -> str:
         """What stands in the copy, where `old` has the mutations within it."""
         n = f"::schuss::mutant({self.number})"
-        if self.rule:
+        if self.old in OPERATORS:
             return f"{old} ::schuss::either<{self.number}>() {old}"
         if self.old.endswith(";"):
             return f"{{ if ({n}) {{ {self.new} }} else {{ {old} }} }}"
@@ -105,11 +105,9 @@ class Mutant(NamedTuple):
 # ---- The list
 
 
-def operators(source: str) -> Iterator[tuple[str, int, int]]:
-    """Each rule's operators: its name, and from where to where they go."""
-    for rule in re.finditer(r"template <class T> struct (\w+) \{\n  T .*?\n\};", source, re.DOTALL):
-        for one in re.finditer(r"(?<= )[-+*/](?= )", rule[0]):
-            yield rule[1], rule.start() + one.start(), rule.start() + one.end()
+def rules(source: str) -> list[re.Match[str]]:
+    """The structs that are rules."""
+    return [*re.finditer(r"template <class T> struct (\w+) \{\n  T .*?\n\};", source, re.DOTALL)]
 
 
 def pattern(text: str) -> str:
@@ -122,10 +120,11 @@ def mutants() -> list[Mutant]:
     found: list[Mutant] = []
     file, number, source = "", 0, ""
 
-    def add(start: int, end: int, new: str, rule: str = "") -> None:
+    def add(start: int, end: int, new: str) -> None:
         nonlocal number
         number += 1
         line = source.count("\n", 0, start) + 1
+        rule = next((r[1] for r in rules(source) if r.start() < start < r.end()), "")
         found.append(Mutant(number, file, line, start, end, source[start:end], new, rule))
 
     files = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "cpp").glob("*/*pp"))
@@ -145,9 +144,9 @@ def mutants() -> list[Mutant]:
         else:
             file = text
             number, source = 1000 * files.index(file), (ROOT / file).read_text()
-            if file.endswith("rules.hpp"):
-                for rule, start, end in operators(source):
-                    add(start, end, OPERATORS[source[start:end]], rule)
+            for rule in rules(source):
+                for one in re.finditer(r"(?<= )[-+*/](?= )", rule[0]):
+                    add(*(rule.start() + at for at in one.span()), OPERATORS[one[0]])
     return found
 
 
