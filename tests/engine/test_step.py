@@ -82,3 +82,13 @@ def test_zero_grad() -> None:
     with pytest.raises(ValueError, match=r"grads\[1\]: read-only"):
         opt.zero_grad()
     assert first.all()
+
+
+def test_types_side_by_side() -> None:
+    """What shares scalars goes through a kernel in one call, but for arrays of another type."""
+    dtypes = (F4, np.float64, np.float16, F4, np.float64)
+    together, apart = ([np.ones(5, dtype) for dtype in dtypes] for _ in range(2))
+    schuss.Adam(together).step([np.full(5, 0.3, x.dtype) for x in together])
+    for x in apart:
+        schuss.Adam(x).step(np.full(5, 0.3, x.dtype))
+    assert [x.tobytes() for x in together] == [x.tobytes() for x in apart]
