@@ -16,6 +16,8 @@ import pytest
 import schuss
 from schuss import LossScale, Optimizer
 
+pytestmark = pytest.mark.quick
+
 F4 = np.float32
 ONE, BAD = np.ones(1, F4), np.full(1, np.inf, F4)
 OLD = {"init": 8.0, "growth": 2.0, "backoff": 0.5, "interval": 3, "value": 4.0, "good_steps": 2}

@@ -15,12 +15,14 @@ import pytest
 
 HERE = Path(__file__).parent
 
-# OpenBLAS would start its threads at NumPy's import, and some tests count those of the process.
+# Where the schuss under test is found, too. OpenBLAS would start its threads at NumPy's import, and
+# some tests count those of the process.
+PATHS = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
 ENVIRONMENT = {
     name: value
     for name, value in os.environ.items()
     if not name.startswith("OMP_") and name != "SCHUSS_NUM_THREADS"
-} | {"PYTHONPATH": str(HERE), "OPENBLAS_NUM_THREADS": "1"}
+} | {"PYTHONPATH": os.pathsep.join(PATHS), "OPENBLAS_NUM_THREADS": "1"}
 
 Compile = Callable[..., Path]
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
+pytestmark = pytest.mark.quick
+
 CASES = {
     "the interpreter is free during a step": """
         trial = Trial(sizes=[1 << 23])

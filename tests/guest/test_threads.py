@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from schuss import _core
 from schuss.threads import cgroup_quota, from_environment
 
+pytestmark = pytest.mark.quick
+
 Run = Callable[..., None]
 
 IMPORTS = """
