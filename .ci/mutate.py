@@ -313,7 +313,10 @@ def main() -> None:
     all_mutants = mutants()
     wanted = [m for m in all_mutants if m.file.endswith(asked.only) and not m.reason]
     if asked.numbers:
-        wanted = [m for m in all_mutants if m.number in asked.numbers]
+        by_number = {m.number: m for m in all_mutants}
+        if unknown := set(asked.numbers) - by_number.keys():
+            parser.error(f"NUMBER: none is {min(unknown)}; see --list")
+        wanted = [by_number[number] for number in asked.numbers]
     if asked.list:
         print(*all_mutants, sep="\n")
         return
