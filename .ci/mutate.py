@@ -9,9 +9,9 @@ without end all count as noticed.
 
 All mutations are in one build: a copy of the sources in which `old` is written as
 `(mutant(17) ? (new) : (old))`, in build/mutants, for SSE2 alone. The tests are collected once, and
-each mutation has a fork of that process, which begins with the tests that noticed others of the
-same file, then takes the shortest ones first. `--list` shows all mutations with their numbers and
-builds nothing. Wants what the tests want, cmake, ninja and pybind11.
+each mutation has a fork of that process, which begins with the tests that noticed others, of the
+same file first, and then takes the shortest ones. `--list` shows all mutations with their numbers
+and builds nothing. Wants what the tests want, cmake, ninja and pybind11.
 """
 
 from __future__ import annotations
@@ -224,14 +224,17 @@ class Trials:
         items = [item for item in session.items if item.nodeid not in failed]
         items.sort(key=lambda item: self.seconds[item.nodeid])
         noticed: dict[str, list[str]] = {}  # tests that noticed a mutation, the last one first
+        everywhere: list[str] = []
         for mutant in self.wanted:
             first = noticed.setdefault(mutant.file, [])
-            ordered = sorted(items, key=order(mutant, first, items))
+            known = list(dict.fromkeys(first + everywhere))
+            ordered = sorted(items, key=order(mutant, known, items))
             start = time.monotonic()
             found = self.tried(session, ordered, mutant.number)
             result = "killed  " if found else "SURVIVED"
             print(f"{result} {mutant}  {time.monotonic() - start:.1f} s", *found, flush=True)
             first[:] = found + [one for one in first if one not in found]
+            everywhere[:] = found + [one for one in everywhere if one not in found]
             self.survivors += [] if found else [mutant]
         return True
 
