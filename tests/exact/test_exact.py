@@ -11,7 +11,7 @@ import functools
 import itertools
 import random
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
@@ -428,6 +428,19 @@ def test_subnormal_state_becomes_zero() -> None:
         g[:] = 0
     assert (opt.state[0]["exp_avg"] == 0).all()
     assert (keep.state[0]["exp_avg"] == 4 * np.finfo(np.float32).smallest_subnormal).all()
+
+
+@pytest.mark.parametrize(("subnormals", "kept"), [("zero", 0.0), ("keep", 1e-40)])
+def test_subnormal_factors_of_matrices(subnormals: Literal["zero", "keep"], kept: float) -> None:
+    ends = []
+    for backend in ("compiled", "numpy"):
+        x = np.ones((3, 5), np.float32)
+        opt = rules.Adafactor([x], eps=(1e-45, 1e-3), subnormals=subnormals, backend=backend)
+        opt.step([np.full_like(x, 1e-20)])
+        ends.append(x)
+        for factor in ("row_var", "col_var"):
+            assert (opt.state[0][factor] == np.float32(kept)).all()
+    assert same_bits(*ends)
 
 
 def test_maximum_lets_nan_through() -> None:
