@@ -146,7 +146,7 @@ CASES = {
         bytes_, blocks = (max(column) for column in zip(*early))
         more_bytes, more_blocks = (min(column) for column in zip(*late))
         assert more_bytes - bytes_ < 1 << 20
-        assert more_blocks - blocks < 100
+        assert more_blocks - blocks < 500  # one that an optimizer leaves would be 1000
         """,
 }
 
