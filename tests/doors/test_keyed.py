@@ -21,6 +21,8 @@ from schuss import rules
 from schuss.engine.optimizer import Optimizer
 from schuss.rules import matrix
 
+pytestmark = pytest.mark.quick
+
 F4 = np.float32
 Arrays = dict[Any, np.ndarray]
 
@@ -498,6 +500,16 @@ def test_arrays_that_are_adopted_may_not_overlap() -> None:
     assert keyed("x", x, np.ones(3))
     with pytest.raises(ValueError, match=r'grads\["x"\]: overlaps state'):
         keyed("x", x, m)
+
+
+def test_overlaps_are_those_of_the_present_array() -> None:
+    keyed, first, second = schuss.Keyed(schuss.Adam, lr=0.1), np.ones(3), np.ones(3)
+    assert keyed("x", first, np.ones(3))
+    assert keyed("x", second, first)  # where the parameter was
+    with pytest.raises(ValueError, match=r'grads\["x"\]: overlaps params'):
+        keyed("x", second, second)
+    with pytest.raises(ValueError, match=r'grads\["x"\]: overlaps params'):
+        keyed("x", first, first)
 
 
 def test_saved_state_that_fits_nothing() -> None:
