@@ -92,3 +92,14 @@ def test_types_side_by_side() -> None:
     for x in apart:
         schuss.Adam(x).step(np.full(5, 0.3, x.dtype))
     assert [x.tobytes() for x in together] == [x.tobytes() for x in apart]
+
+
+def test_a_rule_of_ones_own_that_adapts_what_its_kernel_has_not() -> None:
+    class Own(schuss.LAMB):
+        @staticmethod
+        def adapt(h: Any, t: int, sums: Any) -> dict[str, float]:
+            return {"rating": 1.0}
+
+    opt = Own([np.ones(3)])
+    with Unchanged(opt, ValueError, "scalars: 'rating' is unknown"):
+        opt.step([np.ones(3)])
