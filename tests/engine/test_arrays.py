@@ -138,3 +138,15 @@ def test_what_an_array_is_counts_and_not_what_its_class_says(case: str) -> None:
     assert opt.step([good, good])
     assert (x == -2).all()
     assert (y == -2).all()
+
+
+@pytest.mark.parametrize("first", [1, 3, 5, 7])
+def test_what_touches_a_parameter_with_either_end(first: int) -> None:
+    memory = np.ones(12)
+    opt = schuss.SGD([memory[4:8]])
+    assert opt.step([np.ones(4)])
+    touching = memory[first : first + 4]
+    with Unchanged(opt, ValueError, "overlaps"):
+        opt.step([touching])
+    with Unchanged(opt, ValueError, "overlaps"):
+        opt.add_param_group({"params": [touching]})
