@@ -254,9 +254,11 @@ class Training(RuleBasedStateMachine):
             except (AttributeError, pickle.PicklingError):  # a function of this file's
                 return
         elif "nan" not in repr(self.pair[0]._moved()):  # which is no number to go on with
-            first, second = (opt.state_dict() for opt in self.pair)
-            self.pair[0].load_state_dict(second)
-            self.pair[1].load_state_dict(first)
+            states = [opt.state_dict() for opt in self.pair]
+            of_other = dict(zip(map(id, self.pair), reversed(states), strict=True))
+            found = self.each(lambda opt: opt.load_state_dict(of_other[id(opt)]))
+            # Options that exclude one another, set one by one: no step goes on with them, either.
+            assert not isinstance(found, str) or " not with " in found, found
         assert [bits(opt)[0] for opt in self.pair] == [found[0] for found in before]
         self.saved = None
 
