@@ -223,18 +223,17 @@ class Trials:
         assert self.seconds.keys() >= {item.nodeid for item in session.items}, "one ends them all"
         items = [item for item in session.items if item.nodeid not in failed]
         items.sort(key=lambda item: self.seconds[item.nodeid])
-        noticed: dict[str, list[str]] = {}  # tests that noticed a mutation, the last one first
-        everywhere: list[str] = []
+        noticed: list[tuple[str, str]] = []  # files, and tests that noticed one of theirs
         for mutant in self.wanted:
-            first = noticed.setdefault(mutant.file, [])
-            known = list(dict.fromkeys(first + everywhere))
-            ordered = sorted(items, key=order(mutant, known, items))
+            # The last one first, of the same file before others.
+            known = sorted(noticed, key=lambda one, own=mutant.file: one[0] != own)
+            first = list(dict.fromkeys(test for _, test in known))
+            ordered = sorted(items, key=order(mutant, first, items))
             start = time.monotonic()
             found = self.tried(session, ordered, mutant.number)
             result = "killed  " if found else "SURVIVED"
             print(f"{result} {mutant}  {time.monotonic() - start:.1f} s", *found, flush=True)
-            first[:] = found + [one for one in first if one not in found]
-            everywhere[:] = found + [one for one in everywhere if one not in found]
+            noticed = list(dict.fromkeys([*((mutant.file, test) for test in found), *noticed]))
             self.survivors += [] if found else [mutant]
         return True
 

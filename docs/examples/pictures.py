@@ -16,6 +16,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from schuss.lab.pictures import tidy
+
 HERE = Path(__file__).parent
 Left = Mapping[str, Any]  # what a program leaves behind, by name
 
@@ -242,8 +244,7 @@ def draw(name: str, left: Left, target: Path) -> None:
     """Writes the picture as an SVG, in hundredths of a point."""
     with mpl.rc_context(STYLE):
         PICTURES[name](left).savefig(target, transparent=True, metadata={"Date": None})
-    text = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", target.read_text())
-    target.write_text(re.sub(" +\n", "\n", text))
+    tidy(target)
 
 
 def main(*names: str) -> None:

@@ -57,9 +57,14 @@ def save(picture: Figure, path: Path) -> None:
     with styled():
         picture.savefig(path, metadata={"Date": None} if svg else None)
     if svg:
-        text = path.read_text(encoding="utf-8")
-        text = re.sub(r"<[^>]*>", rounded, text)  # in tags: words keep their digits
-        path.write_text(re.sub(" +\n", "\n", text), encoding="utf-8")
+        tidy(path)
+
+
+def tidy(svg: Path) -> None:
+    """Brings an SVG to hundredths of a point."""
+    text = svg.read_text(encoding="utf-8")
+    text = re.sub(r"<[^>]*>", rounded, text)  # in tags: words keep their digits
+    svg.write_text(re.sub(" +\n", "\n", text), encoding="utf-8")
 
 
 def rounded(text: re.Match[str]) -> str:
