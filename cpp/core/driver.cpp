@@ -156,8 +156,8 @@ namespace {
 
 std::ptrdiff_t gradient_width(const span& a) { return a.g.width; }
 
-// Sums of the squares of each chunk, with all gradients multiplied by 2^-exponent; whether they are
-// finite.
+}  // namespace
+
 bool sum_squares(int exponent, const table& kernels, const std::vector<span>& spans,
                  std::vector<double>& sums) noexcept {
   std::atomic<bool> finite{true};
@@ -169,6 +169,8 @@ bool sum_squares(int exponent, const table& kernels, const std::vector<span>& sp
   over(spans, gradient_width, one_by_one(add));
   return finite;
 }
+
+namespace {
 
 scaled_norm norm_at(int exponent, const table& kernels, const std::vector<span>& spans,
                     std::vector<double>& sums) noexcept {
@@ -212,9 +214,13 @@ scaled_norm settle(const table& kernels, const span& a, std::ptrdiff_t first, st
 scaled_norm norm(const table& kernels, const std::vector<span>& spans,
                  std::vector<double>& sums) noexcept {
   const scaled_norm found = norm_at(0, kernels, spans, sums);
-  const int exponent = better_exponent(found.squares, found.finite);
-  if (exponent == 0 || std::none_of(spans.begin(), spans.end(), computes_double)) return found;
-  return norm_at(exponent, kernels, spans, sums);
+  const int exponent = better_exponent(spans, found.squares, found.finite);
+  return exponent == 0 ? found : norm_at(exponent, kernels, spans, sums);
+}
+
+int better_exponent(const std::vector<span>& spans, double squares, bool finite) noexcept {
+  const int found = better_exponent(squares, finite);
+  return std::any_of(spans.begin(), spans.end(), computes_double) ? found : 0;
 }
 
 void norms(const table& kernels, const std::vector<span>& spans, bool of_rows,
@@ -304,7 +310,6 @@ void measure(const table& kernels, const std::vector<span>& spans, const std::ve
     sum(a, first, last, sets[a.set], wanted, sums.data() + most_sums * chunk_at(a, first));
   };
   over(spans, width, one_by_one(add));
-  for (const span& a : spans) fold(a, sums.data() + most_sums * a.chunk, most_sums);
 }
 
 void add(const table& kernels, const std::vector<span>& spans) noexcept {

@@ -27,6 +27,13 @@ struct scaled_norm {
 scaled_norm norm(const table& kernels, const std::vector<span>& spans,
                  std::vector<double>& sums) noexcept;
 
+// The parts of it, for spans that are shares of larger arrays, whose other sums are elsewhere: the
+// sum of the squares of each chunk, with all gradients multiplied by 2^-exponent, and whether they
+// are finite; and by which exponent to sum them again, from the total: 0 where that is good.
+bool sum_squares(int exponent, const table& kernels, const std::vector<span>& spans,
+                 std::vector<double>& sums) noexcept;
+int better_exponent(const std::vector<span>& spans, double squares, bool finite) noexcept;
+
 // The norms of each span by itself, or of each of its rows, in their order. `found` has as many as
 // are wanted.
 void norms(const table& kernels, const std::vector<span>& spans, bool of_rows,
@@ -50,9 +57,8 @@ void fold(const span&, double* sums, int several) noexcept;
 std::size_t first_overflow(const table& kernels, const std::vector<span>& spans,
                            const std::vector<scalars>& sets) noexcept;
 
-// What a step would do: the sums of every span (kernel.hpp, measure_kernel), in the order of the
-// norm, at most_sums times the number of its first chunk. `sums` is room for most_sums of each
-// chunk.
+// What a step would do: the sums of each chunk (kernel.hpp, measure_kernel), at most_sums times its
+// number, which are to be folded. `sums` is room for most_sums of each chunk.
 void measure(const table& kernels, const std::vector<span>& spans, const std::vector<scalars>& sets,
              unsigned wanted, std::vector<double>& sums) noexcept;
 

@@ -151,7 +151,8 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_used(),
                    "The arrays of a step, their contract and their counters.")
       .def(py::init<>())
       .def("add", &plan::add, py::arg("labels"), py::arg("x"), py::arg("keeps"), py::arg("g"),
-           py::arg("group"), py::arg("decays"), py::arg("memory"), py::arg("case") = 0)
+           py::arg("group"), py::arg("decays"), py::arg("memory"), py::arg("case") = 0,
+           py::arg("position") = py::none())
       .def("keep_first", &plan::keep_first, py::arg("size"))
       .def("rebind", &plan::rebind, py::arg("arrays"))
       .def("require_disjoint", &plan::require_disjoint)
@@ -184,11 +185,20 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_used(),
           },
           py::arg("lr"), py::arg("loss"), py::arg("grad_scale"), py::arg("report"),
           py::arg("before"), py::arg("arrival"))
-      .def("arrive", &plan::arrive, py::arg("number"), py::arg("g"))
+      .def("arrive", &plan::arrive, py::arg("number"), py::arg("g"),
+           py::arg("weights") = std::vector<double>())
       .def("close", &plan::close, py::arg("arrival"), py::arg("failed"))
       .def_property_readonly("arriving", &plan::arriving)
       .def_property_readonly("arrived", &plan::arrived)
       .def_property_readonly("report", &plan::report)
+      .def(
+          "examined",
+          [](plan& own, const py::object& grads, std::optional<std::size_t> alone) {
+            request asked{grads, py::none(), py::none(), py::none()};
+            asked.alone = alone;
+            return own.examined(asked);
+          },
+          py::arg("grads"), py::arg("alone") = py::none())
       .def("once", &plan::once, py::arg("x"), py::arg("g"), py::arg("keeps"), py::arg("finished"),
            py::arg("memory"), py::arg("shared"), py::arg("lr"), py::arg("loss"))
       .def_property_readonly("alone", &alone_of)

@@ -81,12 +81,13 @@ void plan::require_unbarred() {
 
 void plan::add(std::vector<std::string> labels, py::object x,
                const std::vector<std::pair<std::string, py::object>>& keeps, py::object g,
-               std::size_t group, bool decays, std::vector<double> memory, int rule_case) {
+               std::size_t group, bool decays, std::vector<double> memory, int rule_case,
+               std::optional<std::ptrdiff_t> position) {
   require_idle();
   const std::size_t before = registry_.members().size();
   const bool bound_rows = is_rows(g);
   registry_.add(std::move(labels), std::move(x), keeps, std::move(g), group, decays,
-                std::move(memory), rule_case);
+                std::move(memory), rule_case, position);
   let_go();
   keyed_right_ = filled_ = false;
   if (!bound_rows) return;
@@ -285,6 +286,10 @@ plan::outcome plan::attempt(const request& asked, bool last) {
 // What is left of a step whose scalars are known: up to the last check Python may run.
 void plan::carry_out() {
   check();
+  if (!recipe_->whole.is_none() && !arriving_) {
+    recipe_->whole.attr("agree")();
+    check();
+  }
   if (!arriving_) require_unbarred();
   if (has_copies_) check_masters();
   if (!recipe_->direct.is_none()) direct();
@@ -330,7 +335,8 @@ void plan::open(const request& asked, const py::object& before, const py::object
   arriving_ = true;
 }
 
-void plan::arrive(std::size_t number_of_it, const py::object& g) {
+void plan::arrive(std::size_t number_of_it, const py::object& g,
+                  const std::vector<double>& weights) {
   const held lock(acquire_, release_);
   const call_of one(*this, "optimizer is in the middle of a call");
   if (!arriving_) throw std::runtime_error("arriving: the step is closed");
@@ -341,6 +347,7 @@ void plan::arrive(std::size_t number_of_it, const py::object& g) {
   gradients_.clear();
   replaced_.clear();
   active_ = {number_of_it};
+  weights_ = weights;
   begin_gradient(number_of_it, g);
   set_of_ = {opened_sets_[number_of_it]};
   adapted_.clear();
@@ -572,8 +579,15 @@ void plan::run() {
     work();
   else
     freely(work);
-  for (std::size_t k = 0; reports_ && k < spans_.size(); ++k) {
-    double* const sums = std::exchange(spans_[k].report, nullptr);
+  if (!reports_) return;
+  for (span& a : spans_) a.report = nullptr;
+  if (!recipe_->whole.is_none()) {
+    const auto found = of_whole<reported_sums>(report_sums_);
+    for (std::size_t k = 0; k < spans_.size(); ++k) report_->emplace_back(active_[k], found.at(k));
+    return;
+  }
+  for (std::size_t k = 0; k < spans_.size(); ++k) {
+    double* const sums = report_sums_.data() + most_reports * spans_[k].chunk;
     reported_sums found{};
     if (spans_[k].size > 0) {
       fold(spans_[k], sums, most_reports);
@@ -666,6 +680,30 @@ void plan::set_count(std::size_t number, std::int64_t finished, std::vector<doub
   m.count = finished;
   m.memory = std::move(memory);
   keyed_right_ = false;
+}
+
+// ---- Gradients for others to step by
+
+py::object plan::examined(const request& asked) {
+  const held lock(acquire_, release_);
+  const call_of one(*this, "optimizer is in the middle of a call");
+  require_unbarred();
+  if (stale_ || !read_settings()) follow_recipe(), read_settings();
+  begin_groups(py::none());
+  if (asked.alone) {
+    begin_alone(*asked.alone, asked.grads);
+  } else {
+    begin_gradients(asked);
+    check_containers();
+    ++iterations_;  // by which it goes which of these are looked into
+  }
+  begin_sets();
+  check();
+  if (asked.alone) return gradients_.front();
+  py::list found(registry_.members().size());
+  for (std::size_t i = 0; i < found.size(); ++i) found[i] = py::none();
+  for (std::size_t k = 0; k < active_.size(); ++k) found[active_[k]] = gradients_[k];
+  return std::move(found);
 }
 
 // ---- A stateless call

@@ -30,6 +30,13 @@ struct request {
   std::optional<std::size_t> alone = {};  // the only member, of which grads is the gradient
 };
 
+// Sums of chunks for Python, several side by side.
+inline py::array as_table(const std::vector<double>& sums, std::size_t several) {
+  const auto columns = static_cast<py::ssize_t>(several);
+  const shape_t shape{static_cast<py::ssize_t>(sums.size()) / columns, columns};
+  return py::array_t<double>(shape, sums.data());
+}
+
 // Bytes that are to be copied once nothing can fail any more.
 struct copying {
   void* to;
@@ -45,7 +52,8 @@ class plan {
 
   void add(std::vector<std::string> labels, py::object x,
            const std::vector<std::pair<std::string, py::object>>& keeps, py::object g,
-           std::size_t group, bool decays, std::vector<double> memory, int rule_case);
+           std::size_t group, bool decays, std::vector<double> memory, int rule_case,
+           std::optional<std::ptrdiff_t> position);
   void keep_first(std::size_t size);
   void rebind(const std::vector<py::object>& arrays);
   void require_disjoint();
@@ -73,7 +81,7 @@ class plan {
   // opening. `before` is the norm to clip by, or None.
   // It is of an object, `arrival`, and closed where that isn't there any more.
   void open(const request& asked, const py::object& before, const py::object& arrival);
-  void arrive(std::size_t number, const py::object& g);
+  void arrive(std::size_t number, const py::object& g, const std::vector<double>& weights);
   void close(const py::object& arrival, bool failed);
   bool arriving();
   const std::vector<std::size_t>& arrived() const { return arrived_; }
@@ -88,6 +96,10 @@ class plan {
   bool alone(const py::object& owner, std::size_t number, const py::object& x, const py::object& g,
              const py::object& lr, const py::object& grad_scale, const py::object& finished);
   void set_iterations(std::int64_t n);
+
+  // The gradients of a step, which is not taken: by number, None where there is none. Raises what
+  // `step` would say of them. Of `alone`, where that is asked, one.
+  py::object examined(const request& asked);
 
   // In the place of a member the one that was added last, after the same steps.
   void replace_by_last(std::size_t number);
@@ -150,7 +162,7 @@ class plan {
       for (const py::object& object : *objects) seen(object);
     if (!recipe_) return stopped;
     const recipe& r = *recipe_;
-    seen(r.part, r.scale, r.told, r.follow, r.undone, r.backend, r.direct, r.convert);
+    seen(r.part, r.scale, r.told, r.follow, r.undone, r.backend, r.direct, r.convert, r.whole);
     for (const group_settings& g : r.groups) seen(g.group, g.settings, g.values, g.at, g.before);
     return stopped;
   }
@@ -206,12 +218,16 @@ class plan {
 
   // measure
   scaled_norm norm_of_gradients();
+  scaled_norm norm_of_whole();
   std::vector<scaled_norm> norms_of_each(std::vector<std::size_t>& counts);
   bool clip(double& scale, double& length);
   scaled_norm clip_each(double scale);
   std::size_t overflowing(double length);
+  std::size_t first_overflow();
   void factor();
   std::vector<sums_of_array> measured();
+  template <class Sums> std::vector<Sums> of_whole(const std::vector<double>& sums) const;
+  std::ptrdiff_t elements(std::size_t k) const;
   py::object as_python(const sums_of_array& sums, std::ptrdiff_t elements) const;
   py::list stepping_groups(const std::vector<sums_of_array>& sums) const;
 
@@ -312,5 +328,11 @@ class plan {
   std::vector<bool> has_arrived_;           // of each member
   std::vector<scaled_norm> arrived_norms_;  // of each member
 };
+
+// The sums of the arrays of which these are shares, from those of the chunks here.
+template <class Sums> std::vector<Sums> plan::of_whole(const std::vector<double>& sums) const {
+  return recipe_->whole.attr("sums")(as_table(sums, std::tuple_size<Sums>::value), active_)
+      .template cast<std::vector<Sums>>();
+}
 
 }  // namespace schuss

@@ -29,6 +29,7 @@ recipe::recipe(const py::object& from, const py::object& settings_name)
       direct(from.attr("direct")),
       convert(from.attr("convert")),
       sums(from.attr("sums")),
+      whole(from.attr("whole")),
       remembered(from.attr("remembered").cast<std::vector<py::object>>()),
       shared(from.attr("shared").cast<std::vector<py::object>>()),
       limit(from.attr("limit").cast<double>()),
@@ -42,6 +43,7 @@ recipe::recipe(const py::object& from, const py::object& settings_name)
       counts_rows(from.attr("counts_rows").cast<bool>()),
       wanted(from.attr("wanted").cast<unsigned>()),
       key(from.attr("key").cast<std::uint32_t>()) {
+  if (!whole.is_none()) sizes = whole.attr("sizes").cast<std::vector<std::ptrdiff_t>>();
   for (const py::handle& group : from.attr("groups"))
     groups.push_back({py::reinterpret_borrow<py::object>(group),
                       py::none(),

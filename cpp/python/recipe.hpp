@@ -63,6 +63,7 @@ struct recipe {
   py::object direct;   // from gradients to directions and what other arrays become, or None
   py::object convert;  // what makes a gradient of another type or order fit, or None
   py::object sums;     // the class of what is measured
+  py::object whole;    // the arrays of which these are shares, held by several processes; or None
   std::vector<py::object> remembered, shared;  // names of the numbers beside arrays, beside all
   double limit;                                // of the norm
   std::string per;                             // of which that is: all, array or row
@@ -70,6 +71,7 @@ struct recipe {
   bool counts_rows;   // each its steps, and not those of the array before its last one
   unsigned wanted;    // sums of the arrays that a step has to know first
   std::uint32_t key;  // of the seed of the dither
+  std::vector<std::ptrdiff_t> sizes;  // of the whole arrays
 
   // That of an array's step t: from step to step they differ by the golden angle, so that what an
   // element is rounded by balances within few steps. Up by the golden ratio, which is down by its

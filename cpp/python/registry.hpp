@@ -234,10 +234,11 @@ using key = std::tuple<std::size_t, bool, std::int64_t, std::vector<double>, int
 class registry {
  public:
   // Takes a parameter in, with the arrays that stay beside it by role; nothing is changed where it
-  // can't be.
+  // can't be. `position` is where it begins among the elements of all: not given, behind the last.
   void add(std::vector<std::string> labels, py::object x,
            const std::vector<std::pair<std::string, py::object>>& keeps, py::object g,
-           std::size_t group, bool decays, std::vector<double> memory, int rule_case) {
+           std::size_t group, bool decays, std::vector<double> memory, int rule_case,
+           std::optional<std::ptrdiff_t> position) {
     if (labels.size() != keeps.size() + 2)
       throw py::value_error("labels: one for x, g and each array beside them");
     require_parameter(x, labels[0]);
@@ -247,7 +248,7 @@ class registry {
     m.g = std::move(g);
     m.shape = shape_of(x);
     m.type = *kind_of(x);
-    m.position = elements_;
+    m.position = position.value_or(elements_);
     m.group = group;
     m.decays = decays;
     m.memory = std::move(memory);

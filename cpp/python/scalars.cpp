@@ -32,11 +32,28 @@ py::dict required_dict(const py::object& found) {
 
 scaled_norm plan::norm_of_gradients() {
   check();
+  if (!recipe_->whole.is_none()) return norm_of_whole();
   if (!recipe_->backend.is_none()) return as_norms(backend().attr("norm")("all")).at(0);
   sums_.resize(static_cast<std::size_t>(chunks_));
   scaled_norm found{};
   freely([&] { found = norm(kernels(), spans_, sums_); });
   return found;
+}
+
+// That of gradients of which others have the rest.
+scaled_norm plan::norm_of_whole() {
+  sums_.resize(static_cast<std::size_t>(chunks_));
+  const auto at = [&](int exponent) {
+    bool finite = true;
+    freely([&] { finite = sum_squares(exponent, kernels(), spans_, sums_); });
+    const auto [squares, all_finite] =
+        recipe_->whole.attr("squares")(as_table(sums_, 1), active_, finite)
+            .cast<std::pair<double, bool>>();
+    return scaled_norm{squares, exponent, all_finite};
+  };
+  const scaled_norm found = at(0);
+  const int exponent = better_exponent(spans_, found.squares, found.finite);
+  return exponent == 0 ? found : at(exponent);
 }
 
 // Those of each array, or of each of its rows: how many there are of an array is its count.
@@ -118,6 +135,11 @@ scaled_norm plan::clip_each(double scale) {
 // there is none. Only a scaled norm near the end of float32 makes it worth another look.
 std::size_t plan::overflowing(double length) {
   if (length < std::numeric_limits<float>::max() / 2) return active_.size();
+  const std::size_t found = first_overflow();
+  return recipe_->whole.is_none() ? found : recipe_->whole.attr("first")(found).cast<std::size_t>();
+}
+
+std::size_t plan::first_overflow() {
   check();
   if (!recipe_->backend.is_none()) {
     const py::object own = backend().attr("scales_finite");
@@ -126,7 +148,7 @@ std::size_t plan::overflowing(double length) {
     return k;
   }
   std::size_t found = 0;
-  freely([&] { found = first_overflow(kernels(), spans_, in_use()); });
+  freely([&] { found = schuss::first_overflow(kernels(), spans_, in_use()); });
   return found;
 }
 
@@ -156,12 +178,20 @@ std::vector<sums_of_array> plan::measured() {
   } else {
     measurements_.resize(static_cast<std::size_t>(chunks_) * most_sums);
     freely([&] { schuss::measure(kernels(), spans_, in_use(), recipe_->wanted, measurements_); });
-    for (std::size_t k = 0; k < active_.size(); ++k)
-      if (spans_[k].size > 0)
-        std::copy_n(measurements_.data() + most_sums * spans_[k].chunk, most_sums,
-                    found[k].begin());
+    if (!recipe_->whole.is_none()) return of_whole<sums_of_array>(measurements_);
+    for (std::size_t k = 0; k < active_.size(); ++k) {
+      if (spans_[k].size == 0) continue;
+      double* const own = measurements_.data() + most_sums * spans_[k].chunk;
+      fold(spans_[k], own, most_sums);
+      std::copy_n(own, most_sums, found[k].begin());
+    }
   }
   return found;
+}
+
+// Of the array that an active member is, or is a share of.
+std::ptrdiff_t plan::elements(std::size_t k) const {
+  return recipe_->sizes.empty() ? spans_[k].size : recipe_->sizes.at(active_[k]);
 }
 
 // A named tuple of Python's, which takes four times as long by its own constructor.
@@ -178,7 +208,7 @@ py::object plan::as_python(const sums_of_array& s, std::ptrdiff_t elements) cons
 py::list plan::stepping_groups(const std::vector<sums_of_array>& sums) const {
   std::vector<std::size_t> kinds;
   std::vector<sums_of_array> totals(values_.size());
-  std::vector<std::ptrdiff_t> elements(values_.size());
+  std::vector<std::ptrdiff_t> sizes(values_.size());
   const auto seen = [&](std::size_t kind) {
     const bool is_new = std::find(kinds.begin(), kinds.end(), kind) == kinds.end();
     if (is_new) kinds.push_back(kind);
@@ -188,7 +218,7 @@ py::list plan::stepping_groups(const std::vector<sums_of_array>& sums) const {
     const std::size_t kind = kinds_[registry_.members()[active_[k]].group];
     const bool before = seen(kind);
     if (sums.empty()) continue;
-    elements[kind] += spans_[k].size;
+    sizes[kind] += elements(k);
     for (std::size_t s = 0; s < most_sums; ++s)
       totals[kind][s] = before ? totals[kind][s] + sums[k][s] : sums[k][s];
   }
@@ -196,8 +226,7 @@ py::list plan::stepping_groups(const std::vector<sums_of_array>& sums) const {
     for (const std::size_t kind : kinds_) seen(kind);
   py::list found;
   for (const std::size_t kind : kinds) {
-    const py::object of_arrays =
-        sums.empty() ? py::none() : as_python(totals[kind], elements[kind]);
+    const py::object of_arrays = sums.empty() ? py::none() : as_python(totals[kind], sizes[kind]);
     found.append(py::make_tuple(values_[kind], of_arrays));
   }
   return found;
@@ -296,7 +325,7 @@ void plan::adapt_scalars(const std::vector<sums_of_array>& sums) {
     const set_of_scalars& s = keyed_[set_of_[k]];
     own.push_back(in_use()[spans_[k].set]);
     scalars& c = own.back();
-    const py::object measured = as_python(sums[k], spans_[k].size);
+    const py::object measured = as_python(sums[k], elements(k));
     if (!s.adapt.is_none()) {
       py::dict found =
           required_dict(call(s.adapt, s.own_h, py::int_(std::get<2>(s.shared) + 1), measured));

@@ -25,10 +25,15 @@ class Digests(Encoder):
 
     def name_of(self, array: np.ndarray, place: str) -> str:
         self.require_storable(array, place)
-        whole = sha256(f"{array.dtype.name} {array.shape}".encode())
-        for digest in blocks(array):
-            whole.update(digest)
-        return whole.hexdigest()
+        return digest(array).hex()
+
+
+def digest(array: np.ndarray) -> bytes:
+    """Of an array's type, shape and bits."""
+    whole = sha256(f"{array.dtype.name} {array.shape}".encode())
+    for block in blocks(array):
+        whole.update(block)
+    return whole.digest()
 
 
 def blocks(array: np.ndarray) -> Iterator[bytes]:

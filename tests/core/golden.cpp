@@ -131,6 +131,7 @@ word measured(const std::string& name, const recipe& by, const storage& kinds) {
     arrays all(*by.of, kinds, around);
     all.next_gradients(0);
     measure(kernels(), all.spans, sets, wanted, all.sums);
+    for (const span& a : all.spans) fold(a, all.sums.data() + most_sums * a.chunk, most_sums);
     for (const span& a : all.spans)
       for (int s = 0; a.size > 0 && s < most_sums; ++s)
         found.add(all.sums.data()[a.chunk * most_sums + s]);

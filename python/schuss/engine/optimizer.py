@@ -228,6 +228,7 @@ class Optimizer(Rule, Declared):
     """
 
     apart: ClassVar[tuple[str, ...]] = ("grads", "no_decay")  # of a group, and no hyperparameter
+    _whole: Any = None  # where the arrays are shares of larger ones: see schuss.mpi.whole
     __signature__ = ConstructorSignature()
 
     if TYPE_CHECKING:  # arguments of every constructor
@@ -1006,6 +1007,7 @@ class Optimizer(Rule, Declared):
             undone=weakly(self._leave_undone),
             backend=None if self.backend == "compiled" else Numpy(self._parameters),
             convert=weakly(self._converted) if self.convert else None,
+            whole=self._whole,
         )
 
     def _read_by_this(self, scale: Any) -> Any:
@@ -1083,6 +1085,8 @@ class Optimizer(Rule, Declared):
                 own = [self._parameters[i] for i in active]
                 sums = [Given.of(g, weights, p) for g, p in zip(gradients, own, strict=True)]
                 bad = [k for k, given in enumerate(sums) if not np.isfinite(given.values).all()]
+                if self._whole is not None:
+                    bad = [self._whole.first(min(bad, default=len(active)))]
                 what = "has elements that are not finite"
             else:
                 bad, what = [overflowing], "has elements that overflow when grad_scale divides them"
@@ -1328,7 +1332,7 @@ class Optimizer(Rule, Declared):
 
 def hand_over(plan: _core.Plan, p: Parameter) -> None:
     """Adds a parameter to a plan; raises where an array of it can't be."""
-    plan.add(p.labels(), p.x, p.keeps(), p.g, p.group, p.decays, p.memory, p.case)
+    plan.add(p.labels(), p.x, p.keeps(), p.g, p.group, p.decays, p.memory, p.case, p.position)
 
 
 def is_groups(params: Any) -> bool:

@@ -42,6 +42,7 @@ class Recipe:
     direct: Callable[..., Any] | None = None  # from gradients to directions
     convert: Callable[..., Any] | None = None  # a gradient of another type or order
     sums: type[Sums] = Sums
+    whole: Any = None  # arrays of which those here are shares: see schuss.mpi.whole
     parts: dict[tuple[int, bool, int], Part] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
