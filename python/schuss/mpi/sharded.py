@@ -1,0 +1,415 @@
+"""An optimizer whose state lies in shares on many processes."""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+
+from schuss import _core
+from schuss.checks import check_int
+from schuss.engine.declare import Pair
+from schuss.engine.guard import shorten
+from schuss.engine.memory import order_of
+from schuss.engine.optimizer import Optimizer, computing_type, is_groups
+from schuss.engine.pieces import check_weights
+from schuss.engine.structure import label, listed, listing
+from schuss.hashes import digest
+from schuss.mpi.shares import Shares, flat
+from schuss.mpi.traffic import Given, Pieces, Traffic, Types, heard, told
+from schuss.mpi.whole import Whole
+from schuss.mpi.wire import Communicator, wire
+from schuss.rules.descent import SGD
+from schuss.rules.matrix import MatrixRule
+
+T = TypeVar("T")
+
+OF_WHOLE = ("missing", "convert", "zero_grad")  # options that gradients are looked over by
+# What of the optimizer of the shares is everyone's.
+SHOWN = (
+    "current_learning_rate",
+    "grad_norm",
+    "iterations",
+    "nbytes",
+    "observe",
+    "param_groups",
+    "report",
+    "skipped_steps",
+)
+
+
+class Sharded:
+    """Steps parameters that all processes have, each of them a share, whose state it alone has.
+
+        opt = schuss.mpi.Sharded(schuss.AdamW, params, lr=3e-4)     # in every process
+        opt.step(grads)                                             # each with its own gradients
+
+    rule          a class of a rule, such as schuss.AdamW
+    params        as the class takes them, with the same bits in all processes
+    comm          a communicator of mpi4py, or a schuss.mpi.Communicator; default MPI.COMM_WORLD
+    check_every   after so many steps, each time, the bits of the parameters are compared in all
+                  processes; default 0: never
+    options       as the class takes them, but for state_dir, rows, backend, and clip_norm_per
+
+    The bits are those of one process that steps by the same gradients as pieces, in the order of
+    the processes: `opt.step(pieces=[g0, g1, ...])`. Options are live, as opt.lr = 0.1 in all
+    processes alike. All calls are made by all processes in the same order, but for reading
+    attributes. Raises TypeError or ValueError where the options can't be, or the rule looks at
+    matrices: those of Muon, Shampoo, SOAP and Adafactor.
+    """
+
+    def __init__(
+        self,
+        rule: type[Optimizer],
+        params: Any,
+        *,
+        comm: Communicator | Any | None = None,
+        check_every: int = 0,
+        grads: Any = None,
+        **options: Any,
+    ) -> None:
+        own = vars(self)
+        own["wire"] = wire(comm)
+        own["_lock"] = threading.RLock()
+        own["_torn"] = ""
+        own["check_every"] = check_every
+        with self._everywhere("construction"):
+            check_int("check_every", check_every, 0)
+            require_rule(rule)
+            whole = {name: options.pop(name) for name in OF_WHOLE if name in options}
+            params = listed(params)
+            own["whole"] = SGD(without_options(params), lr=0.0, grads=grads, **whole)
+            self._divide(rule, params, options)
+        self._compare()
+        self.check()
+
+    def _divide(self, rule: type[Optimizer], params: Any, options: dict[str, Any]) -> None:
+        """Cuts the arrays into shares, and makes an optimizer of those of this process."""
+        own, parameters, rank = vars(self), self.whole._parameters, self.wire.rank
+        arrays = {p.name: p.x for p in parameters}
+        shares = Shares(
+            [x.size for x in arrays.values()],
+            [x.itemsize for x in arrays.values()],
+            self.wire.size,
+        )
+        slices = dict(zip(arrays, (slice(*mine[rank]) for mine in shares.slices), strict=True))
+        names = [[p.name for p in group.members] for group in self.whole.param_groups]
+        if (no_decay := options.get("no_decay")) is not None:
+            options = {**options, "no_decay": by_whole(no_decay, arrays)}
+        if is_groups(params):
+            groups = [
+                group_of_shares(group, members, arrays, slices)
+                for group, members in zip(params, names, strict=True)
+            ]
+            own["own"] = rule(groups, **options)
+        else:
+            own["own"] = rule(**group_of_shares(options, names[0], arrays, slices))
+        own["shares"] = shares
+        for p, q, mine in zip(self.own._parameters, parameters, shares.slices, strict=True):
+            p.position = q.position + mine[rank][0]
+        self.own._register_anew()
+        self.own._whole = own["_all"] = Whole(shares, self.wire)
+        require_divisible(self.own)
+        own["_traffic"] = Traffic(shares, self.wire, [flat(x) for x in arrays.values()])
+        own["_sums"] = {}
+
+    # ---- What all processes agree on
+
+    @contextmanager
+    def _everywhere(self, at: str) -> Iterator[None]:
+        """What is raised within is raised in all processes, and before anything behind it."""
+        error = None
+        try:
+            yield
+        except BaseException as found:
+            error = found
+        if "_all" in vars(self):
+            self._all.meet(at, error)
+        else:
+            self.wire.agree(at, error)
+
+    def _compare(self) -> None:
+        """Raises where processes were given other things."""
+        own = {
+            "rule": type(self.own).__name__,
+            "params": [(p.name, p.kind) for p in self.whole._parameters],
+            "options": numbers_of(
+                {name: vars(self.own)[o.key] for name, o in self.own.options.items()}
+            ),
+            "param_groups": self._values(),
+        }
+        for name, value in own.items():
+            found = self.wire.gather(repr(value).encode())
+            if others := [rank for rank, text in enumerate(found) if text != found[0]]:
+                raise ValueError(f"{name}: process {others[0]} has others than process 0")
+
+    def check(self) -> None:
+        """Raises RuntimeError where the bits of parameters are not the same in all processes."""
+        found = self.wire.gather(b"".join(digest(p.x) for p in self.whole._parameters))
+        for rank, others in enumerate(found):
+            if wrong := [
+                label("params", p.name)
+                for i, p in enumerate(self.whole._parameters)
+                if others[32 * i : 32 * (i + 1)] != found[0][32 * i : 32 * (i + 1)]
+            ]:
+                raise RuntimeError(
+                    f"{listing(wrong)}: other bits in process {rank} than in process 0; all begin "
+                    "with the same, and nobody writes to them but the steps"
+                )
+
+    def _require_whole(self) -> None:
+        if self._torn:
+            raise RuntimeError(f"step: half of one was done when it failed: {self._torn}")
+
+    def _tear(self, error: BaseException) -> None:
+        """A step is done in a part: the job can't go on."""
+        vars(self)["_torn"] = f"{type(error).__name__}: {error}"
+        self.wire.abort(error)
+
+    # ---- The step
+
+    def step(
+        self,
+        grads: Any = None,
+        *,
+        lr: float | None = None,
+        loss: float | None = None,
+        grad_scale: float | None = None,
+        weights: Sequence[float] | None = None,
+        report: bool = False,
+    ) -> bool:
+        """Updates every parameter that has a gradient in some process; True when it did.
+
+        grads     this process's, in the structure of params, None where there is no gradient. Not
+                  given: the bound ones
+        weights   what the gradients of each process are multiplied by, as it is, before they are
+                  added in the order of the processes. Not given: 1/size, which makes the mean
+        loss      at the point where the gradients were taken, of all processes together: for rules
+                  that read it, the same number in all of them
+
+        lr, grad_scale, report    as in Optimizer.step, the same in all processes
+
+        What one process raises all of them raise, and nothing has changed anywhere then. What fails
+        when the step is under way, as the network may, ends the job. False where
+        nonfinite="skip" has left it undone.
+        """
+        try:
+            with self._lock, ExitStack() as stack:
+                with self._everywhere("gradients"):
+                    self._require_whole()
+                    factors = check_weights("the processes", self.wire.size, weights)
+                    given = self._given(self.whole._plan.examined(grads))
+                    by_bucket = not needs_all(self.own)
+                    asked = {"lr": lr, "loss": loss, "grad_scale": grad_scale, "report": report}
+                    if by_bucket:
+                        stack.enter_context(self.own.arriving(**asked))
+                types = self._announce(given, (asked, factors))
+                if by_bucket:
+                    self._by_bucket(given, types, factors)
+                    done = True
+                else:
+                    done = self._at_once(given, types, factors, asked)
+            if self.whole.zeroes_grad:
+                self._zero(grads)
+            if done and self.check_every and self.own.iterations % self.check_every == 0:
+                self.check()
+        except (TypeError, ValueError) as error:
+            shorten(error)
+            raise
+        return done
+
+    def _given(self, gradients: Sequence[Any]) -> dict[int, np.ndarray]:
+        """The gradients that there are, each as one axis; raises where one is no array."""
+        for p, g in zip(self.whole._parameters, gradients, strict=True):
+            if not (g is None or isinstance(g, np.ndarray)):
+                raise TypeError(f"{p.labels()[1]}: {type(g).__name__}; shares are of whole arrays")
+        return {i: flat(g) for i, g in enumerate(gradients) if g is not None}
+
+    def _announce(self, given: Given, asked: Any) -> list[Types]:
+        """The types of all processes' gradients; raises where they'd step by other numbers."""
+        settings = [numbers_of(vars(self.own)), *self._values()]
+        key = zlib.crc32(repr((self.own.iterations, asked, settings)).encode())
+        numbers = range(len(self.shares.sizes))
+        found = self.wire.gather(key.to_bytes(4, "little") + told(given, numbers))
+        if others := [rank for rank, data in enumerate(found) if data[:4] != found[0][:4]]:
+            raise RuntimeError(
+                f"step: process {others[0]} has another lr, loss, grad_scale, number of steps or "
+                "option than process 0; set them in all processes alike"
+            )
+        return [heard(data[4:], numbers) for data in found]
+
+    def _values(self) -> list[dict[str, Any]]:
+        """The hyperparameters of each group that are numbers or words."""
+        return [numbers_of(group.settings.values) for group in self.own.param_groups]
+
+    def _by_bucket(self, given: Given, types: list[Types], weights: list[float]) -> None:
+        """While a bucket steps the next one's gradients come, and the one before goes to all."""
+        try:
+            for pieces in self._traffic.landings(given, types):
+                self._land(pieces, weights)
+            self._traffic.settle()
+        except BaseException as error:
+            self._tear(error)
+
+    def _land(self, pieces: Mapping[int, Pieces], weights: list[float]) -> None:
+        """Steps a bucket, by the pieces of its gradients."""
+        for number, each in pieces.items():
+            self.own._plan.arrive(number, each, weights)
+        self._traffic.share(pieces)
+
+    def _at_once(
+        self, given: Given, types: list[Types], weights: list[float], asked: Mapping[str, Any]
+    ) -> bool:
+        """Where all gradients are looked at first: they are added up as they come."""
+        sums: dict[int, np.ndarray] = {}
+        for pieces in self._traffic.landings(given, types):
+            for number, each in pieces.items():
+                sums[number] = self._added_up(number, each, weights)
+        names = [p.name for p in self.own._parameters]
+        try:
+            done: bool = self.own.step({name: sums.get(i) for i, name in enumerate(names)}, **asked)
+            if done:
+                for numbers in self.shares.buckets:
+                    self._traffic.share(i for i in numbers if i in sums)
+                self._traffic.settle()
+        except BaseException as error:
+            if self._all.agreed:
+                self._tear(error)
+            if error is not self._all.raised:
+                self._all.meet("step", error)
+            raise
+        finally:
+            self._all.agreed, self._all.raised = False, None
+        return done
+
+    def _added_up(self, number: int, pieces: Pieces, weights: list[float]) -> np.ndarray:
+        """The sum of a gradient's pieces, in an array that is kept for the next step."""
+        p = self.own._parameters[number]
+        if number not in self._sums:
+            self._sums[number] = np.empty(p.x.shape, computing_type(p.x))
+        found: np.ndarray = self._sums[number]
+        there = [(g, w) for g, w in zip(pieces, weights, strict=True) if g is not None]
+        _core.average([g for g, _ in there], [w for _, w in there], found)
+        return found
+
+    def _zero(self, grads: Any) -> None:
+        """Fills this process's gradients with zeros."""
+        if grads is None:
+            self.whole.zero_grad()
+            return
+        for g in self.whole._gather(grads, "grads"):
+            if g is not None:
+                g.fill(0)
+
+    # ---- Options, live
+
+    def __getattr__(self, name: str) -> Any:
+        opt = vars(self).get("own")
+        if opt is not None and name in OF_WHOLE:
+            return vars(self.whole)[self.whole.options[name].key]
+        if opt is not None and name in opt.options:
+            return vars(opt)[opt.options[name].key]
+        if opt is not None and (name in opt.hyperparameters or name in SHOWN):
+            return getattr(opt, name)
+        raise AttributeError(f"{name}: no attribute of Sharded, and no option of its rule")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "check_every":
+            vars(self)[name] = check_int(name, value, 0)
+        elif name in OF_WHOLE:
+            setattr(self.whole, name, value)
+        elif name in self.own.hyperparameters or name in self.own.options:
+            before = getattr(self, name)
+            setattr(self.own, name, value)
+            try:
+                require_divisible(self.own)
+            except ValueError:
+                setattr(self.own, name, before)
+                raise
+        else:
+            raise AttributeError(f"{name}: no option of {type(self.own).__name__}")
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "Sharded: no copies, which would talk to the other processes; see schuss.save"
+        )
+
+    def __repr__(self) -> str:
+        return f"Sharded(process {self.wire.rank} of {self.wire.size}, {self.own!r})"
+
+
+def require_rule(rule: Any) -> None:
+    """Raises where it is no rule, or one that looks at matrices."""
+    if not (isinstance(rule, type) and issubclass(rule, Optimizer)):
+        raise TypeError(f"rule: {rule!r}, wanted a class of a rule, such as schuss.AdamW")
+    if issubclass(rule, MatrixRule) or rule.factors is not Optimizer.factors:
+        raise ValueError(f"rule: {rule.__name__} looks at matrices as a whole, and shares are none")
+
+
+def require_divisible(opt: Optimizer) -> None:
+    """Raises where an option wants whole arrays, or what lies in one place."""
+    for name, wanted, why in (
+        ("clip_norm_per", "all", "wants whole arrays; shares have the norm of all"),
+        ("rows", "lazy", "counts rows, which shares cut"),
+        ("backend", "compiled", "is for whole arrays"),
+        ("state_dir", None, "is a folder of one process"),
+    ):
+        value = vars(opt)[opt.options[name].key]
+        if value != wanted:
+            raise ValueError(f"{name}: {value!r} {why}")
+
+
+def needs_all(opt: Optimizer) -> bool:
+    """Whether a step looks at all gradients before it writes anything."""
+    limits = opt.clip_norm < np.inf or opt.nonfinite != "propagate"
+    return limits or any(s.form.wanted for s in opt._settings())
+
+
+def numbers_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What of some values is a number or a word: what else there is has no common text."""
+    plain = (bool, int, float, str, type(None))
+
+    def is_plain(value: Any) -> bool:
+        return isinstance(value, plain) or (isinstance(value, tuple) and all(map(is_plain, value)))
+
+    return {k: v for k, v in values.items() if is_plain(v)}
+
+
+def without_options(params: Any) -> Any:
+    """The groups with nothing but their arrays."""
+    return [{"params": group["params"]} for group in params] if is_groups(params) else params
+
+
+def by_whole(
+    no_decay: Callable[[str, np.ndarray], bool], arrays: Mapping[str, np.ndarray]
+) -> Callable[[str, np.ndarray], bool]:
+    """A function of names and arrays that is asked of whole ones."""
+    return lambda name, _: no_decay(name, arrays[name])
+
+
+def group_of_shares(
+    group: Mapping[str, Any],
+    names: Sequence[str],
+    arrays: Mapping[str, np.ndarray],
+    slices: Mapping[str, slice],
+) -> dict[str, Any]:
+    """A group of the shares of its arrays."""
+    found = {**group, "params": {name: flat(arrays[name])[slices[name]] for name in names}}
+    bounds: Any = group.get("bounds")
+    if Pair.has_arrays(bounds):
+        if len(names) > 1:
+            raise ValueError("bounds: arrays, for a group of several; pass each in its own group")
+        x = arrays[names[0]]
+        found["bounds"] = tuple(
+            np.ravel(bound, order=order_of(x))[slices[names[0]]]
+            if np.shape(bound) == x.shape
+            else bound
+            for bound in bounds
+        )
+    if callable(group.get("no_decay")):
+        found["no_decay"] = by_whole(group["no_decay"], arrays)
+    return found

@@ -1,0 +1,130 @@
+"""Slices of arrays on their way between processes, bucket by bucket."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from schuss.engine.safetensors import DTYPES, NAMES, dtype_of
+from schuss.mpi.shares import Shares, as_bytes
+from schuss.mpi.wire import Pending, Wire
+
+KINDS = list(DTYPES)  # by which processes tell one another of which type a gradient is
+NONE = 255
+LINE = 64  # bytes, at which what comes begins
+
+Given = Mapping[int, np.ndarray]  # gradients by their arrays' numbers, each as one axis
+Types = Mapping[int, np.dtype[Any]]  # those of a process' gradients
+Pieces = tuple[np.ndarray | None, ...]  # of a gradient's slice, from each process
+
+
+def told(given: Given, numbers: Iterable[int]) -> bytes:
+    """The types of the gradients that these arrays have, for other processes."""
+    return bytes(KINDS.index(NAMES[given[i].dtype.name]) if i in given else NONE for i in numbers)
+
+
+def heard(data: bytes, numbers: Iterable[int]) -> Types:
+    """The types that `told` has told of."""
+    pairs = zip(numbers, data, strict=True)
+    return {i: dtype_of(KINDS[kind]) for i, kind in pairs if kind != NONE}
+
+
+class Landing(NamedTuple):
+    """Gradients of a bucket that are under way to this process, by their arrays' numbers."""
+
+    pieces: dict[int, Pieces]
+    wait: Callable[[], object]
+
+
+class Traffic:
+    """The messages of a step.
+
+    params   the arrays, each as one axis: what is stepped here goes to all from there
+    """
+
+    def __init__(self, shares: Shares, wire: Wire, params: Sequence[np.ndarray]) -> None:
+        self.shares, self.wire, self.params = shares, wire, params
+        self.rooms = [np.empty(0, np.uint8), np.empty(0, np.uint8)]  # of two buckets, by turns
+        self.sharing: deque[Pending] = deque()
+
+    def landings(self, given: Given, types: Sequence[Types]) -> Iterator[dict[int, Pieces]]:
+        """The pieces of each bucket's gradients, as soon as they are there; the next ones come.
+
+        given   the gradients here
+        types   those of all processes
+        """
+        under_way: deque[Landing] = deque()
+        for bucket in range(len(self.shares.buckets)):
+            under_way.append(self.launch(bucket, given, types))
+            if len(under_way) == len(self.rooms):
+                yield landed(under_way.popleft())
+        yield from map(landed, under_way)
+
+    def launch(self, bucket: int, given: Given, types: Sequence[Types]) -> Landing:
+        """Sends the slices of a bucket's gradients to whom they belong, as those for here come."""
+        rank, numbers = self.wire.rank, self.shares.buckets[bucket]
+        sent = [
+            [] if other == rank else self.parts(given, numbers, other)
+            for other in range(self.wire.size)
+        ]
+        places = self.places(bucket, types)
+        received = [
+            [as_bytes(g) for g in own.values() if other != rank and g.size]
+            for other, own in enumerate(places)
+        ]
+        for i in numbers:
+            if i in given:
+                places[rank][i] = given[i][slice(*self.shares.slices[i][rank])]
+        pieces = {i: tuple(own.get(i) for own in places) for i in numbers}
+        there = {i: each for i, each in pieces.items() if any(g is not None for g in each)}
+        return Landing(there, self.wire.exchange(sent, received).wait)
+
+    def places(self, bucket: int, types: Sequence[Types]) -> list[dict[int, np.ndarray]]:
+        """Room for what comes from each other process, by the arrays' numbers."""
+        rank, numbers = self.wire.rank, self.shares.buckets[bucket]
+        wanted = [
+            (other, i, last - first, own[i])
+            for other, own in enumerate(types)
+            for i in numbers
+            if other != rank and i in own
+            for first, last in [self.shares.slices[i][rank]]
+        ]
+        total = sum(size * dtype.itemsize + LINE for _, _, size, dtype in wanted)
+        if self.rooms[bucket % 2].size < total:
+            self.rooms[bucket % 2] = np.empty(total, np.uint8)
+        room, found = self.rooms[bucket % 2], [{} for _ in types]  # type: ignore[var-annotated]
+        begin = 0
+        for other, i, size, dtype in wanted:
+            end = begin + size * dtype.itemsize
+            found[other][i] = room[begin:end].view(dtype)
+            begin = -(-end // LINE) * LINE
+        return found
+
+    def parts(self, arrays: Any, numbers: Iterable[int], rank: int) -> list[np.ndarray]:
+        """The bytes of a process' slices of arrays, of those that are there."""
+        return [
+            as_bytes(arrays[i][slice(*self.shares.slices[i][rank])])
+            for i in numbers
+            if i in arrays and self.shares.chunks(i, rank)
+        ]
+
+    def share(self, numbers: Iterable[int]) -> None:
+        """Sends what has been stepped here of arrays to all, as the rest of them comes."""
+        arrays = {i: self.params[i] for i in numbers}
+        parts = [self.parts(arrays, arrays, rank) for rank in range(self.wire.size)]
+        own, parts[self.wire.rank] = parts[self.wire.rank], []
+        self.sharing.append(self.wire.share(own, parts))
+
+    def settle(self) -> None:
+        """All that was shared is there."""
+        while self.sharing:
+            self.sharing.popleft().wait()
+
+
+def landed(landing: Landing) -> dict[int, Pieces]:
+    """The pieces of gradients that were under way."""
+    landing.wait()
+    return landing.pieces

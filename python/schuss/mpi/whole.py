@@ -1,0 +1,80 @@
+"""What a step of shares has to know of the arrays as a whole: the compiled sequence asks for it.
+
+What is measured of an array is summed in a tree over chunks of 4096 elements, at whose edges it is
+cut. So the processes exchange the sums of their chunks, eight bytes for each 4096 elements, and
+each of them goes through the same tree to the same bits that one process would find.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from schuss import reference
+from schuss.mpi.shares import Shares
+from schuss.mpi.wire import Wire
+
+
+class Whole:
+    """The arrays whose shares an optimizer steps, and the other processes, which step the rest."""
+
+    def __init__(self, shares: Shares, wire: Wire) -> None:
+        self.shares, self.wire = shares, wire
+        self.sizes = shares.sizes
+        self.agreed = False  # that the step at hand is done
+        self.raised: BaseException | None = None  # what all processes have raised, the last time
+
+    def agree(self) -> None:
+        """Everything has been found good: from here on the step is done, everywhere."""
+        self.meet("step")
+        self.agreed = True
+
+    def meet(self, at: str, error: BaseException | None = None) -> None:
+        """All processes are here, and none has failed; or all of them raise."""
+        try:
+            self.wire.agree(at, error)
+        except BaseException as found:
+            self.raised = found
+            raise
+
+    def sums(self, sums: np.ndarray, numbers: list[int]) -> list[list[float]]:
+        """Those of each array, from those of its chunks here: several side by side."""
+        of_arrays, _ = self.gathered("sums", sums, numbers)
+        with np.errstate(all="ignore"):
+            return [reference.pairwise(of_array.T).tolist() for of_array in of_arrays]
+
+    def squares(self, sums: np.ndarray, numbers: list[int], finite: bool) -> tuple[float, bool]:
+        """The sum of all squares, arrays added in their order; whether all gradients are finite."""
+        mark = np.full((1, 1), float(finite))
+        of_arrays, marks = self.gathered("norm", np.concatenate([sums, mark]), numbers)
+        total = 0.0
+        with np.errstate(all="ignore"):
+            for of_array in of_arrays:
+                if len(of_array):
+                    total += float(reference.pairwise(of_array[:, 0]))
+        return total, bool(np.concatenate(marks).all())
+
+    def first(self, number: int) -> int:
+        """The smallest of these numbers."""
+        self.meet("first")
+        found = self.wire.gather(number.to_bytes(8, "little"))
+        return min(int.from_bytes(one, "little") for one in found)
+
+    def gathered(
+        self, what: str, sums: np.ndarray, numbers: list[int]
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """The sums of all chunks of each array, in their order, and what each has behind them."""
+        self.meet(what)
+        columns = sums.shape[1]
+        parts = [
+            np.frombuffer(data).reshape(-1, columns) for data in self.wire.gather(sums.tobytes())
+        ]
+        begins = [0] * len(parts)
+        of_arrays = []
+        for number in numbers:
+            own = []
+            for rank, part in enumerate(parts):
+                end = begins[rank] + self.shares.chunks(number, rank)
+                own.append(part[begins[rank] : end])
+                begins[rank] = end
+            of_arrays.append(np.concatenate(own))
+        return of_arrays, [part[begin:] for part, begin in zip(parts, begins, strict=True)]
