@@ -68,7 +68,7 @@ from schuss.engine.guard import IN_A_CALL, alive, one_at_a_time, shorten, weakly
 from schuss.engine.mapped import Alone, Files
 from schuss.engine.memory import FREE, Flat, order_of, room, side_by_side, write
 from schuss.engine.observers import check_metric, observers
-from schuss.engine.pieces import arrays_of_gradient, check_flag, check_pieces
+from schuss.engine.pieces import arrays_of_gradient, check_flag, check_pieces, zero
 from schuss.engine.report import Report
 from schuss.engine.rule import Rule, is_ours
 from schuss.engine.saved import (
@@ -617,8 +617,7 @@ class Optimizer(Rule, Declared):
         for p, a in arrays:
             if not a.flags.writeable:
                 raise ValueError(f"{p.labels()[1]}: read-only, but zero_grad writes to it")
-        for _, a in arrays:
-            a.fill(0)
+        zero(p.g for p in bound)
 
     @property
     def flat_grads(self) -> np.ndarray:
@@ -1095,9 +1094,7 @@ class Optimizer(Rule, Declared):
                 raise FloatingPointError(f"{listing(names)}: {what}; {why}")
             raise FloatingPointError(f"{names[0]}: {what}")
         if self.zeroes_grad:  # or a buffer that accumulates would stay infinite
-            for g in gradients:
-                for a in arrays_of_gradient(g):
-                    a.fill(0)
+            zero(gradients)
         vars(self)["_skipped_steps"] += 1  # last: an interrupt before it leaves no step to count
 
     @property

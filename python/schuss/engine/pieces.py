@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from inspect import Parameter, Signature
 from typing import Any
 
@@ -28,6 +28,14 @@ def arrays_of_gradient(g: Any) -> Iterator[np.ndarray]:
             yield from arrays_of_gradient(piece)
     elif g is not None:
         yield g.values if isinstance(g, Rows) else g
+
+
+def zero(gradients: Iterable[Any]) -> None:
+    """Fills the arrays of gradients with zeros; one that is a number is nobody's."""
+    for g in gradients:
+        for a in arrays_of_gradient(g):
+            if isinstance(a, np.ndarray):
+                a.fill(0)
 
 
 def check_pieces(grads: Any, pieces: Any, weights: Any) -> tuple[Any, list[float]]:

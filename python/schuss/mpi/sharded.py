@@ -6,7 +6,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,17 +16,16 @@ from schuss.engine.declare import Pair
 from schuss.engine.guard import shorten
 from schuss.engine.memory import order_of
 from schuss.engine.optimizer import Optimizer, computing_type, is_groups
-from schuss.engine.pieces import check_weights
+from schuss.engine.pieces import check_weights, zero
 from schuss.engine.structure import label, listed, listing
 from schuss.hashes import digest
+from schuss.mpi.arrivals import Arrivals
 from schuss.mpi.shares import Shares, flat
 from schuss.mpi.traffic import Given, Pieces, Traffic, Types, heard, told
 from schuss.mpi.whole import Whole
 from schuss.mpi.wire import Communicator, wire
 from schuss.rules.descent import SGD
 from schuss.rules.matrix import MatrixRule
-
-T = TypeVar("T")
 
 OF_WHOLE = ("missing", "convert", "zero_grad")  # options that gradients are looked over by
 # What of the optimizer of the shares is everyone's.
@@ -37,6 +36,7 @@ SHOWN = (
     "nbytes",
     "observe",
     "param_groups",
+    "refresh",
     "report",
     "skipped_steps",
 )
@@ -197,12 +197,16 @@ class Sharded:
         when the step is under way, as the network may, ends the job. False where
         nonfinite="skip" has left it undone.
         """
+        grads = listed(grads)
         try:
             with self._lock, ExitStack() as stack:
                 with self._everywhere("gradients"):
                     self._require_whole()
                     factors = check_weights("the processes", self.wire.size, weights)
-                    given = self._given(self.whole._plan.examined(grads))
+                    found = self.whole._plan.examined(grads)
+                    given = {
+                        i: self._flat_gradient(i, g) for i, g in enumerate(found) if g is not None
+                    }
                     by_bucket = not needs_all(self.own)
                     asked = {"lr": lr, "loss": loss, "grad_scale": grad_scale, "report": report}
                     if by_bucket:
@@ -213,21 +217,21 @@ class Sharded:
                     done = True
                 else:
                     done = self._at_once(given, types, factors, asked)
-            if self.whole.zeroes_grad:
-                self._zero(grads)
-            if done and self.check_every and self.own.iterations % self.check_every == 0:
-                self.check()
+                if self.whole.zeroes_grad:
+                    given_here = [p.g for p in self.whole._parameters]
+                    zero(given_here if grads is None else self.whole._gather(grads, "grads"))
+                self._stepped(done)
         except (TypeError, ValueError) as error:
             shorten(error)
             raise
         return done
 
-    def _given(self, gradients: Sequence[Any]) -> dict[int, np.ndarray]:
-        """The gradients that there are, each as one axis; raises where one is no array."""
-        for p, g in zip(self.whole._parameters, gradients, strict=True):
-            if not (g is None or isinstance(g, np.ndarray)):
-                raise TypeError(f"{p.labels()[1]}: {type(g).__name__}; shares are of whole arrays")
-        return {i: flat(g) for i, g in enumerate(gradients) if g is not None}
+    def _flat_gradient(self, number: int, g: Any) -> np.ndarray:
+        """A gradient as one axis; raises where it is no array."""
+        if isinstance(g, np.ndarray):
+            return flat(g)
+        name = self.whole._parameters[number].labels()[1]
+        raise TypeError(f"{name}: {type(g).__name__}; shares are of whole arrays")
 
     def _announce(self, given: Given, asked: Any) -> list[Types]:
         """The types of all processes' gradients; raises where they'd step by other numbers."""
@@ -288,6 +292,8 @@ class Sharded:
 
     def _added_up(self, number: int, pieces: Pieces, weights: list[float]) -> np.ndarray:
         """The sum of a gradient's pieces, in an array that is kept for the next step."""
+        if weights == [1.0] and pieces[0] is not None:  # of one process, which has it already
+            return pieces[0]
         p = self.own._parameters[number]
         if number not in self._sums:
             self._sums[number] = np.empty(p.x.shape, computing_type(p.x))
@@ -296,14 +302,76 @@ class Sharded:
         _core.average([g for g, _ in there], [w for _, w in there], found)
         return found
 
-    def _zero(self, grads: Any) -> None:
-        """Fills this process's gradients with zeros."""
-        if grads is None:
-            self.whole.zero_grad()
-            return
-        for g in self.whole._gather(grads, "grads"):
-            if g is not None:
-                g.fill(0)
+    def _stepped(self, done: bool = True) -> None:
+        """What comes behind a step, or one that was left undone."""
+        if done and self.check_every and self.own.iterations % self.check_every == 0:
+            self.check()
+
+    def arriving(
+        self,
+        *,
+        lr: float | None = None,
+        loss: float | None = None,
+        grad_scale: float | None = None,
+        clip_norm: Literal["previous"] | None = None,
+        weights: Sequence[float] | None = None,
+        report: bool = False,
+    ) -> Arrivals:
+        """A step whose gradients go to the others as soon as they are there.
+
+            with opt.arriving() as step:
+                step("w2", grad_w2)         # stays until the end, as it is
+                step("w1", grad_w1)
+
+        A bucket of parameters goes when all of its gradients are there, the last bucket first;
+        while the next gradients are computed it comes, steps, and its parameters go to all. So
+        nobody reads a parameter whose gradient has come before the end. All else is as in
+        Optimizer.arriving and in `step`; what one process raises ends the block in all of them.
+        """
+        asked = {"lr": lr, "loss": loss, "grad_scale": grad_scale, "clip_norm": clip_norm}
+        return Arrivals(self, weights, {**asked, "report": report})
+
+    # ---- Averages in the parameters' place
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within a `with`, the parameters hold their means: see Optimizer.averaged."""
+        error = None
+        with ExitStack() as stack:
+            with self._everywhere("averaged"):
+                stack.enter_context(self.own.averaged())
+            self._share_all()
+            try:
+                yield
+            except BaseException as found:
+                error = found
+        self._share_all()
+        self._all.meet("averaged", error)
+
+    def eval(self) -> None:
+        """Puts the averages in the place of the parameters, for rules that have some."""
+        self._swapped_by("eval")
+
+    def train(self) -> None:
+        """Brings the parameters back, with the bits that they had before `eval`."""
+        self._swapped_by("train")
+
+    def _swapped_by(self, name: str) -> None:
+        with self._lock:
+            with self._everywhere(name):
+                if not hasattr(self.own, name):
+                    raise AttributeError(f"{name}: {type(self.own).__name__} has no averages")
+                getattr(self.own, name)()
+            self._share_all()
+
+    def _share_all(self) -> None:
+        """Brings the shares of all parameters to all processes."""
+        try:
+            for numbers in self.shares.buckets:
+                self._traffic.share(numbers)
+            self._traffic.settle()
+        except BaseException as error:
+            self._tear(error)
 
     # ---- Options, live
 

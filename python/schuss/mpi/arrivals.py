@@ -1,0 +1,141 @@
+"""A step of each bucket as soon as its gradients are there, in all processes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from schuss.engine.arriving import Arrival
+from schuss.engine.guard import shorten
+from schuss.engine.pieces import check_weights, zero
+from schuss.mpi.traffic import Landing, heard, landed, told
+
+if TYPE_CHECKING:
+    from schuss.mpi.sharded import Sharded
+
+
+class Arrivals:
+    """One `with opt.arriving()` of a Sharded: called with a parameter's name and its gradient.
+
+    Buckets go in the reverse of their order, in which gradients come of the last layer first: so
+    all processes are at the same one, in whatever order gradients come to each of them.
+    """
+
+    def __init__(
+        self, opt: Sharded, weights: Sequence[float] | None, asked: dict[str, Any]
+    ) -> None:
+        self.opt, self.weights, self.asked = opt, weights, asked
+        self.given: dict[int, np.ndarray] = {}
+        self.came: dict[int, Any] = {}  # by number; None where there is none
+        self.coming = list(range(len(opt.shares.buckets)))  # of which the last goes next
+        self.under_way: deque[Landing] = deque()
+
+    def __enter__(self) -> Arrivals:
+        opt = self.opt
+        self.opening = opt.own.arriving(**self.asked)
+        try:
+            with opt._lock, opt._everywhere("arriving"):
+                opt._require_whole()
+                self.factors = check_weights("the processes", opt.wire.size, self.weights)
+                self.opening.__enter__()
+            opt._announce({}, (self.asked, self.factors))
+        except BaseException as error:
+            self.opening.__exit__(type(error), error, None)
+            raise
+        return self
+
+    def __call__(self, name: str | int, grad: Any) -> None:
+        """Takes the gradient of a parameter, by its name or position; it stays until the end."""
+        opt = self.opt
+        try:
+            with opt._lock:
+                number = Arrival(opt.own).number(name)
+                if number in self.came:
+                    raise ValueError(f"{name!r}: came already; each parameter steps once")
+                if grad is not None:
+                    found = opt.whole._plan.examined(grad, number)
+                    self.given[number] = opt._flat_gradient(number, found)
+                self.came[number] = grad
+                while self.coming and self.came.keys() >= {*opt.shares.buckets[self.coming[-1]]}:
+                    self.send()
+        except (TypeError, ValueError) as error:
+            shorten(error)
+            raise
+
+    def send(self) -> None:
+        """The next bucket's gradients go, and what came of the one before steps."""
+        opt, bucket = self.opt, self.coming.pop()
+        numbers = opt.shares.buckets[bucket]
+        opt._all.meet(f"bucket {bucket}")
+        try:
+            types = [heard(data, numbers) for data in opt.wire.gather(told(self.given, numbers))]
+            self.under_way.append(opt._traffic.launch(bucket, self.given, types))
+            if len(self.under_way) == 2:
+                opt._land(landed(self.under_way.popleft()), self.factors)
+        except BaseException as error:
+            opt._tear(error)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        opt = self.opt
+        with opt._lock:
+            try:
+                if opt._torn:
+                    return
+                if error is None:
+                    self.finish()
+                else:
+                    self.give_up(error)
+            except BaseException as found:
+                error = found
+                raise
+            finally:
+                self.opening.__exit__(None if error is None else type(error), error, None)
+                opt._all.raised = None
+            if opt.whole.zeroes_grad:
+                zero(self.came.values())
+            opt._stepped()
+
+    def finish(self) -> None:
+        """What hasn't come has no gradient; all that is under way steps."""
+        opt = self.opt
+        try:
+            while self.coming:
+                self.send()
+            opt._all.meet("arrived")
+        except BaseException:
+            self.drop()
+            raise
+        try:
+            while self.under_way:
+                opt._land(landed(self.under_way.popleft()), self.factors)
+            opt._traffic.settle()
+        except BaseException as error:
+            opt._tear(error)
+
+    def give_up(self, error: BaseException) -> None:
+        """All processes give up at the same bucket; the steps that are done stay."""
+        try:
+            if error is not self.opt._all.raised:
+                self.opt._all.meet(f"bucket {self.coming[-1]}" if self.coming else "arrived", error)
+        finally:
+            self.drop()
+
+    def drop(self) -> None:
+        """What is under way comes, and nobody steps by it."""
+        if self.opt._torn:
+            return
+        try:
+            while self.under_way:
+                landed(self.under_way.popleft())
+            self.opt._traffic.settle()
+        except BaseException as error:
+            self.opt._tear(error)
