@@ -151,8 +151,8 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_used(),
                    "The arrays of a step, their contract and their counters.")
       .def(py::init<>())
       .def("add", &plan::add, py::arg("labels"), py::arg("x"), py::arg("keeps"), py::arg("g"),
-           py::arg("group"), py::arg("decays"), py::arg("memory"), py::arg("case") = 0,
-           py::arg("position") = py::none())
+           py::arg("group"), py::arg("decays"), py::arg("memory"), py::arg("case"),
+           py::arg("position"))
       .def("keep_first", &plan::keep_first, py::arg("size"))
       .def("rebind", &plan::rebind, py::arg("arrays"))
       .def("require_disjoint", &plan::require_disjoint)

@@ -82,7 +82,7 @@ void plan::require_unbarred() {
 void plan::add(std::vector<std::string> labels, py::object x,
                const std::vector<std::pair<std::string, py::object>>& keeps, py::object g,
                std::size_t group, bool decays, std::vector<double> memory, int rule_case,
-               std::optional<std::ptrdiff_t> position) {
+               std::ptrdiff_t position) {
   require_idle();
   const std::size_t before = registry_.members().size();
   const bool bound_rows = is_rows(g);

@@ -53,7 +53,7 @@ class plan {
   void add(std::vector<std::string> labels, py::object x,
            const std::vector<std::pair<std::string, py::object>>& keeps, py::object g,
            std::size_t group, bool decays, std::vector<double> memory, int rule_case,
-           std::optional<std::ptrdiff_t> position);
+           std::ptrdiff_t position);
   void keep_first(std::size_t size);
   void rebind(const std::vector<py::object>& arrays);
   void require_disjoint();

@@ -234,11 +234,11 @@ using key = std::tuple<std::size_t, bool, std::int64_t, std::vector<double>, int
 class registry {
  public:
   // Takes a parameter in, with the arrays that stay beside it by role; nothing is changed where it
-  // can't be. `position` is where it begins among the elements of all: not given, behind the last.
+  // can't be. `position` is where it begins among the elements of all.
   void add(std::vector<std::string> labels, py::object x,
            const std::vector<std::pair<std::string, py::object>>& keeps, py::object g,
            std::size_t group, bool decays, std::vector<double> memory, int rule_case,
-           std::optional<std::ptrdiff_t> position) {
+           std::ptrdiff_t position) {
     if (labels.size() != keeps.size() + 2)
       throw py::value_error("labels: one for x, g and each array beside them");
     require_parameter(x, labels[0]);
@@ -248,7 +248,7 @@ class registry {
     m.g = std::move(g);
     m.shape = shape_of(x);
     m.type = *kind_of(x);
-    m.position = position.value_or(elements_);
+    m.position = position;
     m.group = group;
     m.decays = decays;
     m.memory = std::move(memory);
@@ -267,7 +267,6 @@ class registry {
     if (m.states > most_states) throw py::value_error("state: too many arrays");
     if (!m.g.is_none() && !is_rows(m.g))  // which every step looks at
       m.require_like(m.g, m.labels[1], "gradient");
-    elements_ += size_of(m.shape);
     members_.push_back(std::move(m));
   }
 
@@ -285,7 +284,6 @@ class registry {
     m.g = std::move(g);
     m.count = finished;
     m.memory = std::move(memory);
-    elements_ = size_of(m.shape);
     forget_written();
   }
 
@@ -299,10 +297,7 @@ class registry {
 
   // Lets go of all members but the first ones.
   void keep_first(std::size_t size) {
-    while (members_.size() > size) {
-      elements_ = members_.back().position;
-      members_.pop_back();
-    }
+    while (members_.size() > size) members_.pop_back();
     forget_written();
   }
 
@@ -329,12 +324,10 @@ class registry {
     m.x = py::reinterpret_borrow<py::array>(x);
   }
 
-  // Puts the member that came last in the place of another one, which goes; it keeps its number,
-  // its position and its count.
+  // Puts the member that came last in the place of another one, which goes; it keeps its number
+  // and its count.
   void replace_by_last(std::size_t i) {
     member& last = members_.back();
-    elements_ = last.position;
-    last.position = members_[i].position;
     last.count = members_[i].count;
     const member gone = std::exchange(members_[i], std::move(last));
     members_.pop_back();
@@ -424,7 +417,6 @@ class registry {
 
   std::vector<member>& members() { return members_; }
   const std::vector<member>& members() const { return members_; }
-  std::ptrdiff_t elements() const { return elements_; }
   // Whether a member ever had factors, or something that is counted of its rows.
   bool factored() const { return factored_; }
   bool counts_rows() const { return counts_rows_; }
@@ -460,7 +452,6 @@ class registry {
   std::vector<extent> written_;         // of the first members, sorted
   std::vector<const char*> addresses_;  // theirs, in order
   std::size_t known_ = 0;               // how many members these are of
-  py::ssize_t elements_ = 0;
   bool factored_ = false, counts_rows_ = false;
 };
 

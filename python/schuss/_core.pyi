@@ -33,8 +33,8 @@ class Plan:
         group: int,
         decays: bool,
         memory: Sequence[float],
-        case: int = 0,
-        position: int | None = None,
+        case: int,
+        position: int,
     ) -> None: ...
     def keep_first(self, size: int) -> None: ...
     def rebind(self, arrays: Sequence[object]) -> None: ...

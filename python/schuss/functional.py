@@ -109,7 +109,7 @@ def make_call(
     )
     plan = _core.Plan()
     memory = [0.0] * len(rule.memory)
-    plan.add(["param", "grad", *names], param, p.keeps(), grad, 0, True, memory, case)
+    plan.add(["param", "grad", *names], param, p.keeps(), grad, 0, True, memory, case, 0)
     plan.serve(None, lambda: recipe, None)
     shared = tuple(rule.shared) if follows else ()
     start = [] if follows else list(rule.shared.values())

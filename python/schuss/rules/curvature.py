@@ -101,7 +101,7 @@ class Sophia(Optimizer):
         the array.
         """
         means = [
-            Parameter(p.name, p.state["hessian"], None, {}, {}, p.group, decays=True, position=0)
+            Parameter(p.name, p.state["hessian"], None, {}, {}, p.group, True, p.position)
             for p in self._parameters
         ]
         betas = [group.settings.at(self.iterations)["betas"][1] for group in self._groups]
@@ -109,7 +109,7 @@ class Sophia(Optimizer):
         plan = _core.Plan()
         for p in means:
             labels = [f'{label("state", p.name)}["hessian"]', label("hhat", p.name)]
-            plan.add(labels, p.x, [], None, p.group, p.decays, [])
+            plan.add(labels, p.x, [], None, p.group, p.decays, [], 0, p.position)
         plan.require_disjoint()
         plan.serve(
             None, lambda: Mean(self._groups, Options(), backend=backend, betas=betas), in_order

@@ -128,8 +128,8 @@ class SGD(Optimizer):
             name = label("out", p.name)
             if described(target) != p.kind:
                 raise ValueError(f"{name}: {described(target)}, wanted {p.kind}")
-            plan.add(p.labels(), p.x, p.keeps(), None, p.group, p.decays, [])
-            plan.add([name, ""], target, [], None, p.group, p.decays, [])
+            plan.add(p.labels(), p.x, p.keeps(), None, p.group, p.decays, [], 0, p.position)
+            plan.add([name, ""], target, [], None, p.group, p.decays, [], 0, p.position)
         plan.require_disjoint()
         for p, target in zip(self._parameters, targets, strict=True):
             own, (b,) = h[p.group], p.state.values()
