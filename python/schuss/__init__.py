@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from schuss import federated as federated
     from schuss import functional as functional
     from schuss import init as init
+    from schuss import mpi as mpi
     from schuss import projections as projections
     from schuss import schedules as schedules
     from schuss import scipy as scipy
@@ -107,7 +108,7 @@ _LAZY = dict.fromkeys(
 
 
 # Doors to other software, which may be missing: found when they are asked for, and else not shown.
-_DOORS = dict.fromkeys(("federated", "sklearn", "thinc"))
+_DOORS = dict.fromkeys(("federated", "mpi", "sklearn", "thinc"))
 
 if not TYPE_CHECKING:  # to a type checker it would make every name one of ours
 

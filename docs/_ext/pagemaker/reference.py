@@ -55,6 +55,9 @@ PARTS = {
                   "schuss.torch", ("Optimizer", "Offload", "torch_state_dict")),
     "sklearn": Part("schuss.sklearn", ("sklearn.py",), "schuss.sklearn"),
     "federated": Part("schuss.federated", ("federated.py",), "schuss.federated"),
+    "mpi": Part("schuss.mpi", ("mpi/sharded.py", "mpi/wire.py"), "schuss.mpi", (
+        "Sharded", "Communicator",
+    )),
     "thinc": Part("schuss.thinc", ("thinc.py",), "schuss.thinc", (
         "Optimizer", "Adam", "RAdam", "SGD",
     )),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from contextlib import ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +14,6 @@ from schuss.engine.arriving import Arrival
 from schuss.engine.guard import shorten
 from schuss.engine.pieces import check_weights, zero
 from schuss.mpi.traffic import Landing, heard, landed, told
-
-if TYPE_CHECKING:
-    from schuss.mpi.sharded import Sharded
 
 
 class Arrivals:
@@ -25,9 +23,7 @@ class Arrivals:
     all processes are at the same one, in whatever order gradients come to each of them.
     """
 
-    def __init__(
-        self, opt: Sharded, weights: Sequence[float] | None, asked: dict[str, Any]
-    ) -> None:
+    def __init__(self, opt: Any, weights: Sequence[float] | None, asked: dict[str, Any]) -> None:
         self.opt, self.weights, self.asked = opt, weights, asked
         self.given: dict[int, np.ndarray] = {}
         self.came: dict[int, Any] = {}  # by number; None where there is none
@@ -36,16 +32,13 @@ class Arrivals:
 
     def __enter__(self) -> Arrivals:
         opt = self.opt
-        self.opening = opt.own.arriving(**self.asked)
-        try:
-            with opt._lock, opt._everywhere("arriving"):
+        with opt._lock, ExitStack() as stack:
+            with opt._everywhere("arriving"):
                 opt._require_whole()
                 self.factors = check_weights("the processes", opt.wire.size, self.weights)
-                self.opening.__enter__()
+                stack.enter_context(opt.own.arriving(**self.asked))
             opt._announce({}, (self.asked, self.factors))
-        except BaseException as error:
-            self.opening.__exit__(type(error), error, None)
-            raise
+            self.opening = stack.pop_all()
         return self
 
     def __call__(self, name: str | int, grad: Any) -> None:
@@ -100,9 +93,10 @@ class Arrivals:
             finally:
                 self.opening.__exit__(None if error is None else type(error), error, None)
                 opt._all.raised = None
-            if opt.whole.zeroes_grad:
-                zero(self.came.values())
-            opt._stepped()
+            if error is None:
+                if opt.whole.zeroes_grad:
+                    zero(self.came.values())
+                opt._stepped()
 
     def finish(self) -> None:
         """What hasn't come has no gradient; all that is under way steps."""
