@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,13 +24,19 @@ Pieces = tuple[np.ndarray | None, ...]  # of a gradient's slice, from each proce
 
 def told(given: Given, numbers: Iterable[int]) -> bytes:
     """The types of the gradients that these arrays have, for other processes."""
-    return bytes(KINDS.index(NAMES[given[i].dtype.name]) if i in given else NONE for i in numbers)
+    return bytes(kind_of(given[i].dtype) if i in given else NONE for i in numbers)
+
+
+@cache  # NumPy puts a type's name together each time
+def kind_of(dtype: np.dtype[Any]) -> int:
+    """The number of a type."""
+    return KINDS.index(NAMES[dtype.name])
 
 
 def heard(data: bytes, numbers: Iterable[int]) -> Types:
     """The types that `told` has told of."""
-    pairs = zip(numbers, data, strict=True)
-    return {i: dtype_of(KINDS[kind]) for i, kind in pairs if kind != NONE}
+    types = {kind: dtype_of(KINDS[kind]) for kind in set(data) if kind != NONE}
+    return {i: types[kind] for i, kind in zip(numbers, data, strict=True) if kind in types}
 
 
 class Landing(NamedTuple):
