@@ -110,14 +110,14 @@ def together(
     def run(rank: int) -> None:
         try:
             results[rank] = work(Thread(meeting, rank, size, later))
-        except BaseException as error:  # noqa: BLE001 -- raised again below
+        except BaseException as error:
             errors.append(error)
             meeting.barrier.abort()
 
     threads = [threading.Thread(target=run, args=(r,), daemon=True) for r in range(size)]
     for thread in threads:
         thread.start()
-    end = time.monotonic() + limit
+    end = time.monotonic() + limit + 1  # after the barrier's, which says more
     for thread in threads:
         thread.join(max(0.0, end - time.monotonic()))
     if errors:
@@ -130,7 +130,7 @@ def together(
 def environment() -> dict[str, str]:
     """In which processes of MPI find what is tested, and run more than there are processors."""
     paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
-    own = {
+    given = {
         "PYTHONPATH": os.pathsep.join(paths),
         "OPENBLAS_NUM_THREADS": "1",
         "SCHUSS_NUM_THREADS": "1",
@@ -138,10 +138,11 @@ def environment() -> dict[str, str]:
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
     }
-    # The library that mpiexec belongs to, where it is a wheel's: mpi4py looks in Python's own folder.
-    beside = Path(mpiexec() or sys.executable).parents[1].glob("lib/libmpi.so.*")
-    library = {"MPI4PY_LIBMPI": str(found) for found in beside}
-    return library | os.environ | own
+    own: dict[str, str] = {}
+    # A wheel's library lies beside its mpiexec; mpi4py looks for it in this Python's folder only.
+    for library in Path(mpiexec() or sys.executable).parents[1].glob("lib/libmpi.so.*"):
+        own.setdefault("MPI4PY_LIBMPI", str(library))
+    return own | os.environ | given
 
 
 def mpiexec() -> str | None:

@@ -114,8 +114,14 @@ class Wire:
         self.sent_bytes += (self.size - 1) * sum(b.nbytes for b in sent)
         return self._comm.allgather(sent, received) or Done()
 
-    def gather(self, data: bytes) -> list[bytes]:
-        """What every process has to say, of any length, in their order."""
+    def gather(self, data: bytes, *, fixed: bool = False) -> list[bytes]:
+        """What every process has to say, in their order.
+
+        fixed   whether all say something of the same length, which takes one round in place of
+                two; default False
+        """
+        if fixed:
+            return [row.tobytes() for row in self._rows(data, len(data))]
         lengths = self._rows(len(data).to_bytes(8, "little"), 8).view("<u8").ravel()
         rows = [np.empty(length, np.uint8) for length in lengths]
         rows[self.rank] = np.frombuffer(data, np.uint8)
@@ -147,9 +153,9 @@ class Wire:
         raise heard(told, first) from error
 
     def abort(self, error: BaseException) -> NoReturn:
-        """Ends all processes, with a line that says why: of a step, a part is done and can't be undone.
+        """Ends all processes, with a line that says why: what is half done can't be mended.
 
-        RuntimeError where the communicator has no `abort`.
+        Raises RuntimeError where the communicator has no `abort`.
         """
         kind = type(error).__name__
         reason = f"process {self.rank}: half done, and so nothing can go on: {kind}: {error}"
@@ -212,11 +218,13 @@ class Begun:
         self.types: list[Any] = []
 
     def wait(self) -> None:
+        statuses: list[Any] = []
         try:
-            self._mpi.Request.Waitall(self.requests)  # at once, for one that isn't started
-        except self._mpi.Exception:
-            self.requests.clear()  # nobody knows what is still to come
-            raise
+            self._mpi.Request.Waitall(self.requests, statuses)  # at once, where none is started
+        except self._mpi.Exception as error:
+            known = (self._mpi.SUCCESS, self._mpi.ERR_PENDING)
+            codes = [status.error for status in statuses if status.error not in known]
+            raise self._mpi.Exception(codes[0]) if codes else error from None
         for used in (self.requests, self.types):
             while used:
                 used.pop().Free()
@@ -225,15 +233,14 @@ class Begun:
 
 
 class Messages:
-    """A communicator of mpi4py's: a message between any two for the small buffers, one for each other.
+    """A communicator of mpi4py's: one message for all small buffers, and one for each other.
 
-    Nothing is copied on the way. Each process sends to those above it first, or all would to the
-    same one.
+    Nothing is copied on the way. Each begins with its neighbour, or all would with the same one.
     """
 
     def __init__(self, comm: Any, mpi: Any) -> None:
         self._mpi = mpi
-        self._comm = duplicate(comm, mpi)
+        self._comm = duplicate(comm)
         self.rank: int = comm.rank
         self.size: int = comm.size
 
@@ -277,16 +284,16 @@ def messages(buffers: Buffers) -> Iterator[Buffers]:
             yield from ([b[i : i + LARGEST]] for i in range(0, b.nbytes, LARGEST))
 
 
-def duplicate(comm: Any, mpi: Any) -> Any:
+def duplicate(comm: Any) -> Any:
     """The duplicate of a communicator on which our messages never meet the user's.
 
-    The first call makes it, on all processes; it goes when the user frees theirs.
+    The first call makes it, on all processes; it goes when the user frees theirs. Its errors are
+    exceptions, as mpi4py has it for all that it makes.
     """
     key = key_of_duplicates()
     found = comm.Get_attr(key)
     if found is None:
         found = comm.Dup()
-        found.Set_errhandler(mpi.ERRORS_RETURN)  # as exceptions, whatever theirs does
         comm.Set_attr(key, found)
     return found
 
