@@ -184,7 +184,8 @@ def run_mpi(
         pytest.skip(reason)
     text = "\n".join([*map(dedent, code), f"print({END!r}, flush=True)"])
     process = subprocess.Popen(
-        [str(mpiexec()), "-n", str(size), sys.executable, "-X", "faulthandler", "-c", text]
+        [str(mpiexec()), "-n", str(size), sys.executable, "-X", "faulthandler"]
+        + ["-m", "mpi4py", "-c", text]  # where an error of one ends the others
         + [str(a) for a in arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
