@@ -85,9 +85,18 @@ def bench(parser: argparse.ArgumentParser) -> Command:
     return own.run
 
 
+def plan(parser: argparse.ArgumentParser) -> Command:
+    """Predict memory and time of steps that are sharded over many machines, from bytes."""
+    from schuss.lab import plan as own  # noqa: PLC0415  as the others
+
+    own.add_arguments(parser)
+    return own.run
+
+
 # Each adds its arguments to a parser, and returns what runs.
 COMMANDS = {
-    command.__name__: command for command in (info, rules, checkpoint, demo, compare, trace, bench)
+    command.__name__: command
+    for command in (info, rules, checkpoint, demo, compare, trace, bench, plan)
 }
 
 
