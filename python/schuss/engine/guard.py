@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -51,6 +53,32 @@ def one_at_a_time(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenat
                 own._plan.leave()
 
     return guarded
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Puts Ctrl-C off to the end of a `with`, which must not be done in a part; not a second one.
+
+    It falls in the main thread alone. A handler that is none of Python's stays as it is.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    came: list[Any] = []
+
+    def later(*what: Any) -> None:
+        came.append(what)
+        if len(came) > 1:  # what is waited for may never come
+            before(*what)
+
+    signal.signal(signal.SIGINT, later)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        before(*came[0])
 
 
 @contextmanager

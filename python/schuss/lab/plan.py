@@ -20,7 +20,7 @@ from schuss.lab import options
 from schuss.lab.catalogue import table
 from schuss.lab.options import Rule
 from schuss.mpi.sharded import needs_all, require_rule
-from schuss.mpi.shares import BUCKET
+from schuss.mpi.shares import each
 from schuss.reference.storage import computing
 
 SAMPLE = 4096  # elements of the optimizer whose bytes are counted: whole blocks in any storage
@@ -64,11 +64,15 @@ class Cluster(NamedTuple):
     bandwidth: float = 25e9  # bytes/s out of a node, and as many into it
     latency: float = 2e-6  # s of a message
     memory_bandwidth: float = 200e9  # bytes/s of a node, read and written together
-    bucket: float = BUCKET  # bytes of parameters that each process steps of a bucket
+    bucket: float | None = None  # bytes of parameters that each process steps of it: Sharded's
 
     @property
     def size(self) -> int:
         return self.nodes * self.processes
+
+    @property
+    def share(self) -> float:
+        return each(self.size) if self.bucket is None else self.bucket
 
 
 class Memory(NamedTuple):
@@ -148,7 +152,7 @@ def needed(job: Job, cluster: Cluster) -> Memory:
     """What a process holds."""
     size = cluster.size
     parameters, share = job.elements * job.parameter, job.elements / size
-    ahead = min(1, AHEAD * size * cluster.bucket / parameters)
+    ahead = min(1, AHEAD * size * cluster.share / parameters)
     return Memory(
         parameters,
         job.elements * job.gradient,
@@ -173,7 +177,7 @@ def moved(job: Job, size: int) -> float:
 def took(job: Job, cluster: Cluster) -> Time:
     """How long a step takes."""
     size, local = cluster.size, cluster.processes
-    buckets = math.ceil(job.elements * job.parameter / (size * cluster.bucket))
+    buckets = math.ceil(job.elements * job.parameter / (size * cluster.share))
     to_all = (size - 1) * cluster.latency
     away = (size - local) / max(size - 1, 1)  # of what is sent, the part that leaves the node
     # Seconds of a byte that each process of a node moves.
@@ -346,7 +350,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--memory-bandwidth", type=size, default=usual.memory_bandwidth, metavar="B/S",
         help="bytes/s of a node, read and written together; default: %(default)g")  # fmt: skip
     add("--bucket", type=size, default=usual.bucket, metavar="B",
-        help="bytes of a bucket for each process; default: %(default)s, Sharded's")  # fmt: skip
+        help="bytes of a bucket for each process; default: Sharded's")  # fmt: skip
     add("--rule", type=options.rule, default="adamw", metavar="RULE",
         help="default: %(default)s")  # fmt: skip
     add("--dtype", choices=DTYPES, default="float32", help="of parameters; default: %(default)s")

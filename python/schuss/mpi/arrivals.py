@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from schuss.engine.arriving import Arrival
-from schuss.engine.guard import shorten
+from schuss.engine.guard import shorten, uninterrupted
 from schuss.engine.pieces import check_weights, zero
 from schuss.mpi.traffic import Landing, heard, landed, told
 
@@ -64,13 +64,12 @@ class Arrivals:
         opt, bucket = self.opt, self.coming.pop()
         numbers = opt.shares.buckets[bucket]
         opt._all.meet(f"bucket {bucket}")
-        try:
-            types = [heard(data, numbers) for data in opt.wire.gather(told(self.given, numbers))]
+        with uninterrupted(), opt._tearing():
+            found = opt.wire.gather(told(self.given, numbers), fixed=True)
+            types = [heard(data, numbers) for data in found]
             self.under_way.append(opt._traffic.launch(bucket, self.given, types))
             if len(self.under_way) == 2:
                 opt._land(landed(self.under_way.popleft()), self.factors)
-        except BaseException as error:
-            opt._tear(error)
 
     def __exit__(
         self,
@@ -108,12 +107,10 @@ class Arrivals:
         except BaseException:
             self.drop()
             raise
-        try:
+        with uninterrupted(), opt._tearing():
             while self.under_way:
                 opt._land(landed(self.under_way.popleft()), self.factors)
             opt._traffic.settle()
-        except BaseException as error:
-            opt._tear(error)
 
     def give_up(self, error: BaseException) -> None:
         """All processes give up at the same bucket; the steps that are done stay."""
@@ -127,9 +124,7 @@ class Arrivals:
         """What is under way comes, and nobody steps by it."""
         if self.opt._torn:
             return
-        try:
+        with uninterrupted(), self.opt._tearing():
             while self.under_way:
                 landed(self.under_way.popleft())
             self.opt._traffic.settle()
-        except BaseException as error:
-            self.opt._tear(error)

@@ -6,14 +6,14 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
 from schuss import _core
 from schuss.checks import check_int
 from schuss.engine.declare import Pair
-from schuss.engine.guard import shorten
+from schuss.engine.guard import shorten, uninterrupted
 from schuss.engine.memory import order_of
 from schuss.engine.optimizer import Optimizer, computing_type, is_groups
 from schuss.engine.pieces import check_weights, zero
@@ -23,7 +23,7 @@ from schuss.mpi.arrivals import Arrivals
 from schuss.mpi.shares import Shares, flat
 from schuss.mpi.traffic import Given, Pieces, Traffic, Types, heard, told
 from schuss.mpi.whole import Whole
-from schuss.mpi.wire import Communicator, wire
+from schuss.mpi.wire import Communicator, Wire, wire
 from schuss.rules.descent import SGD
 from schuss.rules.matrix import MatrixRule
 
@@ -61,6 +61,16 @@ class Sharded:
     attributes. Raises TypeError or ValueError where the options can't be, or the rule looks at
     matrices: those of Muon, Shampoo, SOAP and Adafactor.
     """
+
+    wire: Wire
+    own: Optimizer  # of the shares of this process
+    whole: Optimizer  # of all arrays, which looks gradients over and has no state
+    shares: Shares
+    _all: Whole
+    _traffic: Traffic
+    _sums: dict[int, np.ndarray]  # of gradients, where a step looks at all of them
+    _lock: threading.RLock
+    _torn: str  # why nothing can go on
 
     def __init__(
         self,
@@ -149,7 +159,8 @@ class Sharded:
 
     def check(self) -> None:
         """Raises RuntimeError where the bits of parameters are not the same in all processes."""
-        found = self.wire.gather(b"".join(digest(p.x) for p in self.whole._parameters))
+        digests = b"".join(digest(p.x) for p in self.whole._parameters)
+        found = self.wire.gather(digests, fixed=True)
         for rank, others in enumerate(found):
             if wrong := [
                 label("params", p.name)
@@ -165,8 +176,15 @@ class Sharded:
         if self._torn:
             raise RuntimeError(f"step: half of one was done when it failed: {self._torn}")
 
-    def _tear(self, error: BaseException) -> None:
-        """A step is done in a part: the job can't go on."""
+    @contextmanager
+    def _tearing(self) -> Iterator[None]:
+        """What fails within leaves a part done: the job can't go on."""
+        try:
+            yield
+        except BaseException as error:
+            self._tear(error)
+
+    def _tear(self, error: BaseException) -> NoReturn:
         vars(self)["_torn"] = f"{type(error).__name__}: {error}"
         self.wire.abort(error)
 
@@ -208,15 +226,21 @@ class Sharded:
                         i: self._flat_gradient(i, g) for i, g in enumerate(found) if g is not None
                     }
                     by_bucket = not needs_all(self.own)
-                    asked = {"lr": lr, "loss": loss, "grad_scale": grad_scale, "report": report}
+                    asked: dict[str, Any] = {
+                        "lr": lr,
+                        "loss": loss,
+                        "grad_scale": grad_scale,
+                        "report": report,
+                    }
                     if by_bucket:
                         stack.enter_context(self.own.arriving(**asked))
                 types = self._announce(given, (asked, factors))
-                if by_bucket:
-                    self._by_bucket(given, types, factors)
-                    done = True
-                else:
-                    done = self._at_once(given, types, factors, asked)
+                with uninterrupted():
+                    if by_bucket:
+                        self._by_bucket(given, types, factors)
+                        done = True
+                    else:
+                        done = self._at_once(given, types, factors, asked)
                 if self.whole.zeroes_grad:
                     given_here = [p.g for p in self.whole._parameters]
                     zero(given_here if grads is None else self.whole._gather(grads, "grads"))
@@ -238,7 +262,7 @@ class Sharded:
         settings = [numbers_of(vars(self.own)), *self._values()]
         key = zlib.crc32(repr((self.own.iterations, asked, settings)).encode())
         numbers = range(len(self.shares.sizes))
-        found = self.wire.gather(key.to_bytes(4, "little") + told(given, numbers))
+        found = self.wire.gather(key.to_bytes(4, "little") + told(given, numbers), fixed=True)
         if others := [rank for rank, data in enumerate(found) if data[:4] != found[0][:4]]:
             raise RuntimeError(
                 f"step: process {others[0]} has another lr, loss, grad_scale, number of steps or "
@@ -252,12 +276,10 @@ class Sharded:
 
     def _by_bucket(self, given: Given, types: list[Types], weights: list[float]) -> None:
         """While a bucket steps the next one's gradients come, and the one before goes to all."""
-        try:
+        with self._tearing():
             for pieces in self._traffic.landings(given, types):
                 self._land(pieces, weights)
             self._traffic.settle()
-        except BaseException as error:
-            self._tear(error)
 
     def _land(self, pieces: Mapping[int, Pieces], weights: list[float]) -> None:
         """Steps a bucket, by the pieces of its gradients."""
@@ -366,12 +388,10 @@ class Sharded:
 
     def _share_all(self) -> None:
         """Brings the shares of all parameters to all processes."""
-        try:
+        with uninterrupted(), self._tearing():
             for numbers in self.shares.buckets:
                 self._traffic.share(numbers)
             self._traffic.settle()
-        except BaseException as error:
-            self._tear(error)
 
     # ---- Options, live
 

@@ -14,7 +14,9 @@ import numpy as np
 from schuss import _core
 
 CHUNK = 4096  # elements, at whose edges an array may be cut: what is summed of them isn't
-BUCKET = 1 << 22  # bytes of a process' share of a bucket, from which on another one begins
+# Bytes of a process' share of a bucket, from which on another one begins. Of many processes they
+# are fewer, since each has room for two buckets of what the others send.
+BUCKET, LEAST, ALL = 1 << 22, 1 << 18, 1 << 28
 
 Slice = tuple[int, int]  # the first element of an array, and the one behind the last
 
@@ -29,7 +31,7 @@ class Shares:
 
     def __init__(self, sizes: Sequence[int], widths: Sequence[int], ranks: int) -> None:
         self.sizes = list(sizes)
-        self.buckets: list[list[int]] = list(buckets(sizes, widths, ranks * BUCKET))
+        self.buckets: list[list[int]] = list(buckets(sizes, widths, ranks * each(ranks)))
         self.slices: list[list[Slice]] = [[] for _ in sizes]  # of each array, of each process
         for bucket in self.buckets:
             total, before = sum(sizes[i] * widths[i] for i in bucket), 0
@@ -43,6 +45,11 @@ class Shares:
         """How many chunks a process has of an array."""
         first, last = self.slices[number][rank]
         return -((first - last) // CHUNK)
+
+
+def each(ranks: int) -> int:
+    """The bytes of a process' share of a bucket."""
+    return min(BUCKET, max(LEAST, ALL // ranks))
 
 
 def buckets(sizes: Sequence[int], widths: Sequence[int], room: int) -> Iterator[list[int]]:

@@ -56,7 +56,7 @@ class Whole:
     def first(self, number: int) -> int:
         """The smallest of these numbers."""
         self.meet("first")
-        found = self.wire.gather(number.to_bytes(8, "little"))
+        found = self.wire.gather(number.to_bytes(8, "little"), fixed=True)
         return min(int.from_bytes(one, "little") for one in found)
 
     def gathered(
