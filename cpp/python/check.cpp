@@ -144,8 +144,10 @@ bool plan::fill_gradient(span& a, const member& m, std::size_t k) {
     while (sources_.size() <= k) sources_.emplace_back();
     source& from = sources_[k];
     if (!(from.is_read() && from.still()) &&
-        !from.read(m, g, weights_, row_steps_[k] != nullptr, sums_rows(), flags))
+        !from.read(m, g, weights_, row_steps_[k] != nullptr, sums_rows(), flags)) {
+      from.forget();  // or the part that was read would stand for all of it
       return false;
+    }
     if (k < row_factors_.size() && !row_factors_[k].empty())
       from.scale_rows(row_factors_[k], rows_of(m).size);
     from.fill(a);

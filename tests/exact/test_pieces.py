@@ -361,6 +361,25 @@ def test_pieces_may_be_of_several_classes() -> None:
     assert (x == 0).all()
 
 
+def test_a_class_is_new_behind_a_piece_that_is_known() -> None:
+    """All of the gradient is looked over anew then, and none of it is left out."""
+
+    class One(np.ndarray):
+        pass
+
+    class Other(np.ndarray):
+        pass
+
+    x = np.zeros((2, 3))
+    schuss.SGD({"x": x}, lr=1.0).step(
+        pieces=[{"x": np.ones((2, 3))}, {"x": np.full((2, 3), 2.0).view(One)}], weights=[1, 1]
+    )
+    assert (x == -3).all()
+    rows = [schuss.Rows(np.array([1]), a) for a in (np.ones((1, 3)), np.ones((1, 3)).view(Other))]
+    schuss.SGD({"x": x}, lr=1.0).step(pieces=[{"x": own} for own in rows], weights=[1, 1])
+    assert (x == [[-3], [-5]]).all()
+
+
 def test_the_sum_that_is_not_finite_is_named() -> None:
     x = {"a": np.zeros(3, F4), "b": np.zeros(3, F4)}
     opt = schuss.SGD(x, nonfinite="raise")
