@@ -90,6 +90,7 @@ class Sharded:
         with self._everywhere("construction"):
             check_int("check_every", check_every, 0)
             require_rule(rule)
+            require_divisible(options)
             whole = {name: options.pop(name) for name in OF_WHOLE if name in options}
             params = listed(params)
             own["whole"] = SGD(without_options(params), lr=0.0, grads=grads, **whole)
@@ -123,7 +124,6 @@ class Sharded:
             p.position = q.position + mine[rank][0]
         self.own._register_anew()
         self.own._whole = own["_all"] = Whole(shares, self.wire)
-        require_divisible(self.own)
         own["_traffic"] = Traffic(shares, self.wire, [flat(x) for x in arrays.values()])
         own["_sums"] = {}
 
@@ -411,13 +411,8 @@ class Sharded:
         elif name in OF_WHOLE:
             setattr(self.whole, name, value)
         elif name in self.own.hyperparameters or name in self.own.options:
-            before = getattr(self, name)
+            require_divisible({name: value})
             setattr(self.own, name, value)
-            try:
-                require_divisible(self.own)
-            except ValueError:
-                setattr(self.own, name, before)
-                raise
         else:
             raise AttributeError(f"{name}: no option of {type(self.own).__name__}")
 
@@ -438,16 +433,15 @@ def require_rule(rule: Any) -> None:
         raise ValueError(f"rule: {rule.__name__} looks at matrices as a whole, and shares are none")
 
 
-def require_divisible(opt: Optimizer) -> None:
-    """Raises where an option wants whole arrays, or what lies in one place."""
+def require_divisible(options: Mapping[str, Any]) -> None:
+    """Raises where one of them wants whole arrays, or what lies in one place."""
     for name, wanted, why in (
         ("clip_norm_per", "all", "wants whole arrays; shares have the norm of all"),
         ("rows", "lazy", "counts rows, which shares cut"),
         ("backend", "compiled", "is for whole arrays"),
         ("state_dir", None, "is a folder of one process"),
     ):
-        value = vars(opt)[opt.options[name].key]
-        if value != wanted:
+        if (value := options.get(name, wanted)) != wanted:
             raise ValueError(f"{name}: {value!r} {why}")
 
 
