@@ -22,7 +22,7 @@ from schuss.hashes import digest
 from schuss.mpi.arrivals import Arrivals
 from schuss.mpi.shares import Shares, flat
 from schuss.mpi.traffic import Given, Pieces, Traffic, Types, heard, told
-from schuss.mpi.whole import Whole
+from schuss.mpi.whole import STEP, Whole
 from schuss.mpi.wire import Communicator, Wire, wire
 from schuss.rules.descent import SGD
 from schuss.rules.matrix import MatrixRule
@@ -306,7 +306,7 @@ class Sharded:
             if self._all.agreed:
                 self._tear(error)
             if error is not self._all.raised:
-                self._all.meet("step", error)
+                self._all.meet(STEP, error)
             raise
         finally:
             self._all.agreed, self._all.raised = False, None

@@ -13,6 +13,8 @@ from schuss import reference
 from schuss.mpi.shares import Shares
 from schuss.mpi.wire import Wire
 
+STEP = "step"  # wherever in it, since one that fails doesn't know how far the others are
+
 
 class Whole:
     """The arrays whose shares an optimizer steps, and the other processes, which step the rest."""
@@ -25,7 +27,7 @@ class Whole:
 
     def agree(self) -> None:
         """Everything has been found good: from here on the step is done, everywhere."""
-        self.meet("step")
+        self.meet(STEP)
         self.agreed = True
 
     def meet(self, at: str, error: BaseException | None = None) -> None:
@@ -38,14 +40,14 @@ class Whole:
 
     def sums(self, sums: np.ndarray, numbers: list[int]) -> list[list[float]]:
         """Those of each array, from those of its chunks here: several side by side."""
-        of_arrays, _ = self.gathered("sums", sums, numbers)
+        of_arrays, _ = self.gathered(sums, numbers)
         with np.errstate(all="ignore"):
             return [reference.pairwise(of_array.T).tolist() for of_array in of_arrays]
 
     def squares(self, sums: np.ndarray, numbers: list[int], finite: bool) -> tuple[float, bool]:
         """The sum of all squares, arrays added in their order; whether all gradients are finite."""
         mark = np.full((1, 1), float(finite))
-        of_arrays, marks = self.gathered("norm", np.concatenate([sums, mark]), numbers)
+        of_arrays, marks = self.gathered(np.concatenate([sums, mark]), numbers)
         total = 0.0
         with np.errstate(all="ignore"):
             for of_array in of_arrays:
@@ -55,15 +57,15 @@ class Whole:
 
     def first(self, number: int) -> int:
         """The smallest of these numbers."""
-        self.meet("first")
+        self.meet(STEP)
         found = self.wire.gather(number.to_bytes(8, "little"), fixed=True)
         return min(int.from_bytes(one, "little") for one in found)
 
     def gathered(
-        self, what: str, sums: np.ndarray, numbers: list[int]
+        self, sums: np.ndarray, numbers: list[int]
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """The sums of all chunks of each array, in their order, and what each has behind them."""
-        self.meet(what)
+        self.meet(STEP)
         columns = sums.shape[1]
         parts = [
             np.frombuffer(data).reshape(-1, columns) for data in self.wire.gather(sums.tobytes())
