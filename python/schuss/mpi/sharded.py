@@ -151,6 +151,7 @@ class Sharded:
                 {name: vars(self.own)[o.key] for name, o in self.own.options.items()}
             ),
             "param_groups": self._values(),
+            "check_every": self.check_every,
         }
         for name, value in own.items():
             found = self.wire.gather(repr(value).encode())
@@ -260,7 +261,7 @@ class Sharded:
 
     def _announce(self, given: Given, asked: Any) -> list[Types]:
         """The types of all processes' gradients; raises where they'd step by other numbers."""
-        settings = [numbers_of(vars(self.own)), *self._values()]
+        settings = [self.check_every, numbers_of(vars(self.own)), *self._values()]
         key = zlib.crc32(repr((self.own.iterations, asked, settings)).encode())
         numbers = range(len(self.shares.sizes))
         found = self.wire.gather(key.to_bytes(4, "little") + told(given, numbers), fixed=True)
