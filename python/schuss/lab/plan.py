@@ -26,7 +26,7 @@ from schuss.reference.storage import computing
 SAMPLE = 4096  # elements of the optimizer whose bytes are counted: whole blocks in any storage
 MOST = 2**16  # nodes that are tried, where one doesn't do
 WRITTEN = 2  # bytes that memory moves for one that is written: a processor reads it first
-ROUNDS = {False: 3, True: 7}  # small messages of all to all in a step, that looks at all gradients
+ROUNDS = {False: 2, True: 6}  # small messages of all to all in a step, that looks at all gradients
 AHEAD = 2  # buckets of gradients that a process has room for
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 

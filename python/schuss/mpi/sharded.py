@@ -147,6 +147,7 @@ class Sharded:
         own = {
             "rule": type(self.own).__name__,
             "params": [(p.name, p.kind) for p in self.whole._parameters],
+            "no_decay": [p.name for p in self.own._parameters if not p.decays],
             "options": numbers_of(
                 {name: vars(self.own)[o.key] for name, o in self.own.options.items()}
             ),
