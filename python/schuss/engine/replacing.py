@@ -28,7 +28,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     mode is that of any new file. What killed writers have left behind is removed.
     """
     whole = Path(os.path.realpath(path))
-    try:
+    with naming(path):
         require_replaceable(whole)
         remove_leftovers(whole)
         temporary, file = opened_beside(whole)
@@ -42,7 +42,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(whole.parent)
-    except OSError as error:  # which names the temporary file, or none
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """An OSError, which names a temporary file or none, names this one."""
+    try:
+        yield
+    except OSError as error:
         if error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, os.fspath(path)) from None

@@ -244,18 +244,23 @@ def checksums(file: BinaryIO, header: Header, read: Callable[[int], Any]) -> Ite
 
     read   is told of so many bytes each time
     """
-    buffer = memoryview(bytearray(PIECE))
-    file.seek(header.data)
     for name, entry in header.entries.items():
-        checksum, left = 0, entry.stop - entry.start
-        while left:
-            n = file.readinto(buffer[:left])  # type: ignore[attr-defined]
-            if not n:
-                raise ValueError(f"{name}: truncated while it was read")
-            checksum = zlib.crc32(buffer[:n], checksum)
-            left -= n
-            read(n)
-        yield f"{checksum:08x}"
+        start, stop = header.data + entry.start, header.data + entry.stop
+        yield f"{checksum(file, name, start, stop, read):08x}"
+
+
+def checksum(file: BinaryIO, name: str, start: int, stop: int, read: Callable[[int], Any]) -> int:
+    """The checksum of a part of a file, in which an array lies."""
+    found, buffer = 0, memoryview(bytearray(min(PIECE, stop - start)))
+    file.seek(start)
+    while start < stop:
+        n = file.readinto(buffer[: stop - start])  # type: ignore[attr-defined]
+        if not n:
+            raise ValueError(f"{name}: truncated while it was read")
+        found = zlib.crc32(buffer[:n], found)
+        start += n
+        read(n)
+    return found
 
 
 def mapped(file: BinaryIO) -> mmap.mmap:
