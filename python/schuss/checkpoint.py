@@ -12,8 +12,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from functools import partial
 from importlib.metadata import version
@@ -21,14 +21,25 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from schuss.engine import safetensors
-from schuss.engine.guard import held
+from schuss.engine import safetensors, together
+from schuss.engine.divided import (
+    Either,
+    assign,
+    complete,
+    holding,
+    params,
+    read,
+    stepping,
+    team_of,
+    written,
+)
 from schuss.engine.mapped import read_folder
-from schuss.engine.optimizer import Optimizer
 from schuss.engine.replacing import replacing, syncing
 from schuss.engine.safetensors import Entry
-from schuss.engine.saved import Saved, assign, read, require_writeable, written
+from schuss.engine.saved import Saved
+from schuss.engine.spread import Team, everywhere, require_same
 from schuss.engine.structure import described, is_sequence, listing
+from schuss.engine.together import MOST, require_written
 from schuss.engine.values import Encoder, Stored, decoded, tagged
 
 __all__ = ["Contents", "Entry", "Stored", "contents", "load", "save"]
@@ -43,7 +54,6 @@ CHECKSUMS_KEY, VALUES_KEY = "schuss.crc32", "schuss.values"
 KEYS = {safetensors.SEAL, FORMAT_KEY, VERSION_KEY, RULES_KEY, CHECKSUMS_KEY, VALUES_KEY}
 
 BIG = 2**28  # bytes from which on a progress bar is worth its line
-MOST = 100  # differences that a message lists
 
 
 # ---- Saving
@@ -51,7 +61,7 @@ MOST = 100  # differences that a message lists
 
 def save(
     path: str | os.PathLike[str],
-    opt: Optimizer | None = None,
+    opt: Either | None = None,
     /,
     *,
     progress: bool = False,
@@ -74,35 +84,38 @@ def save(
 
     An array that is at several places, as parameters are, is in the file once. Arrays are written
     in pieces, and none is copied as a whole; steps of the optimizers wait. Callables are not
-    stored: those of the optimizer that loads it stay. Raises TypeError that names what can't be
-    stored, ValueError where that is nested too deep or is more than 100 MB beside the arrays, and
-    OSError where the file can't be written, or holds something else afterwards.
+    stored: those of the optimizer that loads it stay. With a schuss.mpi.Sharded all processes call
+    it: they write one file together, in a folder that all of them see, and what isn't a Sharded's
+    is process 0's. Raises TypeError that names what can't be stored, ValueError where that is
+    nested too deep or is more than 100 MB beside the arrays, and OSError where the file can't be
+    written, or holds something else afterwards.
     """
     path, entries = checked_path(path), with_optimizer(opt, entries, progress)
     if not entries:
         raise TypeError("entries: none; pass an optimizer, or what you like by name")
     try:
         owners = list(optimizers(entries))
-        with held(owners):
-            rules = ", ".join(dict.fromkeys(type(own).__name__ for own in owners))
-            write(path, entries, rules, progress)
+        team = team_of(owners)
+        with holding(owners):
+            rules = ", ".join(dict.fromkeys(type(stepping(own)).__name__ for own in owners))
+            write(path, entries, rules, progress, team)
     except RecursionError:
         raise ValueError("entries: nested too deep, or one contains itself") from None
 
 
 def write(
-    path: str | os.PathLike[str], entries: Mapping[str, Any], rules: str, progress: bool
+    path: str, entries: Mapping[str, Any], rules: str, progress: bool, team: Team | None
 ) -> None:
     """Writes and verifies a file, and puts it in place of the old one."""
     encode = Encoder(stored)
-    # An optimizer comes last: its parameters are named by another entry, where they have one.
-    order = sorted(entries, key=lambda name: isinstance(entries[name], Optimizer))
-    values = {name: encode(entries[name], name) for name in order}
-    arrays = encode.arrays
-    layout = safetensors.layout({k: (a.dtype.name, a.shape) for k, a in arrays.items()})
-    checksums: dict[str, str | None] = dict.fromkeys(layout, "0" * 8)  # as long as they will be
+    with everywhere(team, "save"):
+        # An optimizer comes last: its parameters are named by another entry, where they have one.
+        order = sorted(entries, key=lambda name: isinstance(entries[name], Either))
+        values = {name: encode(entries[name], name) for name in order}
+        arrays = encode.arrays
+        layout = safetensors.layout({k: (a.dtype.name, a.shape) for k, a in arrays.items()})
 
-    def header() -> bytes:
+    def header(checksums: Mapping[str, str | None]) -> bytes:
         metadata = {
             FORMAT_KEY: str(FORMAT),
             VERSION_KEY: version("schuss"),
@@ -113,8 +126,13 @@ def write(
         return safetensors.packed(layout, metadata)
 
     total = sum(a.nbytes for a in arrays.values())
+    if team is not None:
+        shown = progress and team.rank == 0
+        with bar(shown, 2 * total // team.size, "Saving") as done:
+            together.write(path, team, arrays, layout, header, done)
+        return
     with bar(progress, 2 * total, "Saving") as done, replacing(path) as file:
-        start = header()
+        start = header(dict.fromkeys(layout, "0" * 8))  # as long as it will be
         file.write(start)
         for name in layout:
             for piece in safetensors.pieces(arrays[name]):
@@ -126,21 +144,11 @@ def write(
             found = {name: safetensors.checked(again, arrays[name], done) for name in layout}
             synced()
             require_written(path, [name for name in layout if found[name] is None])
-            checksums |= found
             file.seek(0)
-            file.write(header())
+            file.write(header(found))
             file.flush()
             again.seek(0)
-            require_written(path, [] if again.read(len(start)) == header() else ["the header"])
-
-
-def require_written(path: str | os.PathLike[str], wrong: list[str]) -> None:
-    """Raises where something else is in a new file than was written to it."""
-    if wrong:
-        raise OSError(
-            f"{os.fspath(path)!r}: not replaced; read again, the new file has other bytes in "
-            f"{listing(wrong, most=MOST)}: changed meanwhile, or the disk fails"
-        )
+            require_written(path, [] if again.read(len(start)) == header(found) else ["the header"])
 
 
 def checked_path(path: Any) -> str:
@@ -155,7 +163,7 @@ def with_optimizer(opt: Any, entries: dict[str, Any], progress: Any) -> dict[str
     if not isinstance(progress, bool):
         raise TypeError(f"progress: {progress!r} is not True or False; an entry needs another name")
     if opt is not None:
-        if not isinstance(opt, Optimizer):
+        if not isinstance(opt, Either):
             raise TypeError(
                 f"opt: {type(opt).__name__} is no optimizer; pass it by a name: params="
             )
@@ -165,9 +173,9 @@ def with_optimizer(opt: Any, entries: dict[str, Any], progress: Any) -> dict[str
     return entries
 
 
-def optimizers(value: Any) -> Iterator[Optimizer]:
+def optimizers(value: Any) -> Iterator[Either]:
     """All optimizers in entries."""
-    if isinstance(value, Optimizer):
+    if isinstance(value, Either):
         yield value
     elif isinstance(value, Mapping) or is_sequence(value):
         for part in value.values() if isinstance(value, Mapping) else value:
@@ -176,9 +184,8 @@ def optimizers(value: Any) -> Iterator[Optimizer]:
 
 def stored(value: Any) -> Stored | None:
     """What stands in the file for what has a state."""
-    if isinstance(value, Optimizer):
-        params = {p.name: p.x for p in value._parameters}
-        return Stored("optimizer", {"params": params, **written(value)})
+    if isinstance(value, Either):
+        return Stored("optimizer", written(value))
     if isinstance(value, np.random.Generator):
         return Stored("Generator", value.bit_generator.state)
     if isinstance(value, np.random.RandomState):
@@ -247,10 +254,15 @@ def read_file(file: BinaryIO) -> File:
     return File(header, int(number), by, metadata[RULES_KEY], checksums, values)
 
 
-def verify(file: BinaryIO, found: File, done: Callable[[int], None]) -> None:
+def verify(
+    file: BinaryIO, found: File, done: Callable[[int], None], team: Team | None = None
+) -> None:
     """Reads all arrays, in pieces; raises ValueError that lists those with a wrong checksum."""
-    read = safetensors.checksums(file, found.header, done)
-    pairs = zip(found.header.entries, read, strict=True)
+    if team is None:
+        read = safetensors.checksums(file, found.header, done)
+        pairs: Iterable[tuple[str, str]] = zip(found.header.entries, read, strict=True)
+    else:
+        pairs = together.checksums(file, found.header, team, done).items()
     if wrong := [
         name for name, checksum in pairs if found.checksums.get(name, checksum) != checksum
     ]:
@@ -320,7 +332,7 @@ def size(found: File) -> int:
 
 def load(
     path: str | os.PathLike[str],
-    opt: Optimizer | None = None,
+    opt: Either | None = None,
     /,
     *,
     progress: bool = False,
@@ -345,26 +357,40 @@ def load(
     with its place, and then all is filled: ValueError lists what is missing, unknown, or of another
     shape or type, and what is damaged, and nothing has changed then. TypeError names a place that
     can't be filled; OSError says why the file can't be read. Ctrl-C comes before all is filled, or
-    behind.
+    behind. With a schuss.mpi.Sharded all processes call it, whatever number of them has saved, and
+    what one of them raises all raise.
     """
     path, places = checked_path(path), with_optimizer(opt, places, progress)
+    team = team_of(optimizers(places))
     if os.path.isdir(path):
         with saying(path):
-            return filled(places, {"opt": Stored("optimizer", read_folder(path))})
-    with opened(path) as file:
-        found = read_file(file)
-        with bar(progress, size(found), "Loading") as done:
-            verify(file, found, done)
-        return filled(places, values_of(file, found))
+            with everywhere(team, "load"):
+                entries = {"opt": Stored("optimizer", read_folder(path))}
+            return filled(places, entries, team)
+    with ExitStack() as stack:
+        with everywhere(team, "load"):
+            file = stack.enter_context(opened(path))
+            found = read_file(file)
+        if team is not None:
+            require_same(team, found.header, "the header")
+        with bar(progress and (team is None or team.rank == 0), size(found), "Loading") as done:
+            verify(file, found, done, team)
+        with everywhere(team, "load"):
+            entries = values_of(file, found)
+        return filled(places, entries, team)
 
 
-def filled(places: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
+def filled(
+    places: Mapping[str, Any], entries: Mapping[str, Any], team: Team | None
+) -> dict[str, Any]:
     """Fills places with their entries, or raises and changes nothing; returns the others."""
-    with held(optimizers(places)):
+    with holding(optimizers(places)):
         filling = Filling()
-        filling.match(places, {k: v for k, v in entries.items() if k in places}, "")
-        rest: dict[str, Any] = plain({k: v for k, v in entries.items() if k not in places})
-        filling.fill()
+        with everywhere(team, "load"):
+            filling.match(places, {k: v for k, v in entries.items() if k in places}, "")
+            rest: dict[str, Any] = plain({k: v for k, v in entries.items() if k not in places})
+            filling.require()
+        filling.fill(team)
     return rest
 
 
@@ -392,13 +418,13 @@ class Filling:
         self.arrays: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # by the identity of the place
         self.generators: list[tuple[Any, Any]] = []  # with one that is where it is to be
         self.objects: list[tuple[str, Any, Any]] = []  # with their names, for messages
-        self.optimizers: list[tuple[Optimizer, Saved]] = []
+        self.optimizers: list[tuple[Either, Saved]] = []
 
     def match(self, place: Any, found: Any, name: str) -> None:
         """Compares a place with what is to come into it; notes both, or what is wrong."""
         kind = found.kind if isinstance(found, Stored) else type(found).__name__
         match: Callable[[Any, Any, str], None]
-        if isinstance(place, Optimizer):
+        if isinstance(place, Either):
             wanted, match = "an optimizer", self.match_optimizer
             fits = kind == "optimizer" and isinstance(found.value, dict)
         elif isinstance(place, np.ndarray):
@@ -458,40 +484,49 @@ class Filling:
     def match_object(self, place: Any, found: Any, name: str) -> None:
         self.objects.append((name, place, plain(found)))
 
-    def match_optimizer(self, place: Optimizer, found: Any, name: str) -> None:
-        place._require_parameters("load")
+    def match_optimizer(self, place: Either, found: Any, name: str) -> None:
+        stepping(place)._require_parameters("load")
         found = dict(found)
-        params = {p.name: p.x for p in place._parameters}
         if "params" in found:
-            self.match(params, found.pop("params"), f"{name}.params")
+            self.match(params(place), found.pop("params"), f"{name}.params")
         try:
             saved = read(place, found)
-            require_writeable(place, saved)
         except (TypeError, ValueError) as error:
             self.wrong.append(f"{name}: {error}")
         else:
             self.optimizers.append((place, saved))
 
-    def fill(self) -> None:
-        """Fills all places, or raises and leaves them as they were."""
+    def require(self) -> None:
+        """Raises where something doesn't fit."""
         if self.wrong:
             raise ValueError(listing(self.wrong, "; ", MOST))
+
+    def fill(self, team: Team | None) -> None:
+        """Fills all places, or raises and leaves them as they were."""
         undo: list[Callable[[], None]] = []
-        for name, place, state in self.objects:  # code of the user's, which may refuse
-            try:
-                undo.append(partial(place.load_state_dict, deepcopy(place.state_dict())))
-                place.load_state_dict(state)
-            except BaseException as error:
-                for back in undo:
-                    back()
-                if isinstance(error, TypeError | ValueError | LookupError):
-                    raise ValueError(f"{name}: {error}") from None
-                raise
+        try:
+            with everywhere(team, "load"):
+                for name, place, state in self.objects:  # code of the user's, which may refuse
+                    self.load(name, place, state, undo)
+        except BaseException:
+            for back in undo:
+                back()
+            raise
         try:
             self.assign()
         except BaseException:  # an interrupt, for all is checked: it comes behind
             self.assign()
             raise
+        for opt, saved in self.optimizers:
+            complete(opt, saved)
+
+    def load(self, name: str, place: Any, state: Any, undo: list[Callable[[], None]]) -> None:
+        """Loads an object's state, and notes how to go back; says its name where it refuses."""
+        try:
+            undo.append(partial(place.load_state_dict, deepcopy(place.state_dict())))
+            place.load_state_dict(state)
+        except (TypeError, ValueError, LookupError) as error:
+            raise ValueError(f"{name}: {error}") from None
 
     def assign(self) -> None:
         """Assigns what is checked; a second time is as once."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from schuss.engine.safetensors import NAMES, dtype_of, pieces
+from schuss.engine.spread import Spread
 from schuss.engine.structure import is_sequence
 
 KIND = "$"
@@ -39,13 +40,14 @@ class Encoder:
 
     other    makes Stored of what is no plain value, or returns None
 
-    An array that is met at several places, or a view of just its elements, is stored once. Raises
-    TypeError that names the place of what can't be stored.
+    An array that is met at several places, or a view of just its elements, is stored once; one that
+    every process has whole, each by its part, as soon as one place says so. Raises TypeError that
+    names the place of what can't be stored.
     """
 
     def __init__(self, other: Callable[[Any], Stored | None]) -> None:
         self.other = other
-        self.arrays: dict[str, np.ndarray] = {}
+        self.arrays: dict[str, Any] = {}  # arrays, or Spread
         self.names: dict[Any, str] = {}  # by what an array is a view of
 
     def __call__(self, value: Any, place: str) -> Any:
@@ -55,7 +57,7 @@ class Encoder:
             return str(value)
         if isinstance(value, np.generic | int | float | complex):
             return self.number(value, place)
-        if isinstance(value, np.ndarray):
+        if isinstance(value, np.ndarray | Spread):
             return tagged("array", self.name_of(value, place))
         if isinstance(value, Mapping) or is_sequence(value):
             return self.container(value, place)
@@ -84,17 +86,18 @@ class Encoder:
             return dict(pairs)
         return tagged("dict", [[self(key, place), v] for key, v in pairs])
 
-    def name_of(self, array: np.ndarray, place: str) -> str:
+    def name_of(self, array: np.ndarray | Spread, place: str) -> Any:
         """The name under which an array is stored."""
         self.require_storable(array, place)
-        memory = array.__array_interface__["data"][0]
-        what = memory, array.shape, array.strides, array.dtype
+        what = lies(array)
         if what not in self.names:
             name = place.encode(errors="replace").decode()
             while name in self.arrays or name == "__metadata__":
                 name += "'"
             self.names[what] = name
             self.arrays[name] = array
+        elif isinstance(array, Spread):
+            self.arrays[self.names[what]] = array
         return self.names[what]
 
     def require_storable(self, value: Any, place: str) -> None:
@@ -103,6 +106,13 @@ class Encoder:
         if value.dtype.name not in NAMES:
             hint = "; pass z.view(float)" if value.dtype.kind == "c" else ""
             raise TypeError(f"{place}: {value.dtype} can't be stored{hint}")
+
+
+def lies(array: np.ndarray | Spread) -> Any:
+    """What of an array is the same where it is met again."""
+    if isinstance(array, Spread):
+        return id(array.part) if array.whole is None else lies(array.whole)
+    return array.__array_interface__["data"][0], array.shape, array.strides, array.dtype
 
 
 def tagged(kind: str, value: Any) -> dict[str, Any]:

@@ -13,10 +13,13 @@ import numpy as np
 from schuss import _core
 from schuss.checks import check_int
 from schuss.engine.declare import Pair
+from schuss.engine.divided import Divided, Slices, assign, read
 from schuss.engine.guard import shorten, uninterrupted
 from schuss.engine.memory import order_of
 from schuss.engine.optimizer import Optimizer, computing_type, is_groups
 from schuss.engine.pieces import check_weights, zero
+from schuss.engine.saved import Differences
+from schuss.engine.spread import Spread
 from schuss.engine.structure import label, listed, listing
 from schuss.hashes import digest
 from schuss.mpi.arrivals import Arrivals
@@ -42,7 +45,7 @@ SHOWN = (
 )
 
 
-class Sharded:
+class Sharded(Divided):
     """Steps parameters that all processes have, each of them a share, whose state it alone has.
 
         opt = schuss.mpi.Sharded(schuss.AdamW, params, lr=3e-4)     # in every process
@@ -418,6 +421,58 @@ class Sharded:
             setattr(self.own, name, value)
         else:
             raise AttributeError(f"{name}: no option of {type(self.own).__name__}")
+
+    # ---- State
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of what a resumed run needs, by name, the same in all processes: whole arrays.
+
+        It is that of a single process's optimizer, and takes the memory of the whole state in each
+        process; schuss.save doesn't.
+        """
+        with self._lock:
+            with self._everywhere("state_dict"):
+                found = self._written()
+                kept = [*found["state"].values(), found["weights"]]
+                spread = [
+                    (own, key, a, a.room())
+                    for own in kept
+                    for key, a in own.items()
+                    if isinstance(a, Spread)
+                ]
+            for own, key, a, room in spread:
+                own[key] = a.put(room)
+        return found
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Differences:
+        """Goes on where `state_dict` was taken, here or in a single process's optimizer.
+
+        state_dict   whole arrays, of which each process takes its share; the same in all processes
+        strict       as in Optimizer.load_state_dict
+
+        Returns what started anew, was left out, or was cast. Raises in all processes what one of
+        them finds wrong; nothing has changed anywhere then.
+        """
+        with self._lock:
+            with self._everywhere("load_state_dict"):
+                self.own._require_parameters("load_state_dict")
+                found = read(self, state_dict, strict)
+            assign(self, found)
+            if found.form != "training":
+                self._share_all()
+        return found.differences
+
+    # ---- As files see it
+
+    _of_whole = OF_WHOLE
+
+    @property
+    def _slices(self) -> list[Slices]:
+        return self.shares.slices
+
+    def _require(self, options: Mapping[str, Any]) -> None:
+        self._require_whole()
+        require_divisible(options)
 
     def __reduce__(self) -> Any:
         raise TypeError(
