@@ -287,7 +287,7 @@ plan::outcome plan::attempt(const request& asked, bool last) {
 void plan::carry_out() {
   check();
   if (!recipe_->whole.is_none() && !arriving_) {
-    recipe_->whole.attr("agree")();
+    recipe_->whole.attr("commit")();
     check();
   }
   if (!arriving_) require_unbarred();

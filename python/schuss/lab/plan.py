@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import schuss
-from schuss.engine.declare import Storage
 from schuss.lab import options
 from schuss.lab.catalogue import table
 from schuss.lab.options import Rule
@@ -29,6 +28,7 @@ WRITTEN = 2  # bytes that memory moves for one that is written: a processor read
 ROUNDS = {False: 2, True: 6}  # small messages of all to all in a step, that looks at all gradients
 AHEAD = 2  # buckets of gradients that a process has room for
 DTYPES = ("float32", "float64", "float16", "bfloat16")
+STATE_DTYPES = ("float32", "bfloat16", "float16", "blockfloat8")
 
 EXPLAINED = """\
 Every process holds all parameters and gradients, and its share of the state. A step sends gradients
@@ -355,7 +355,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="default: %(default)s")  # fmt: skip
     add("--dtype", choices=DTYPES, default="float32", help="of parameters; default: %(default)s")
     add("--gradient-dtype", choices=DTYPES, help="default: as --dtype")
-    add("--state-dtype", choices=Storage.TYPES, default="float32", help="default: %(default)s")
+    add("--state-dtype", choices=STATE_DTYPES, default="float32", help="default: %(default)s")
     add("--master", type=options.one_of(["remainder"]), nargs="?", const=True, default=False,
         metavar="remainder", help="float32 weights beside those of 16 bits")  # fmt: skip
     add("--clip-norm", action="store_true", help="or nonfinite: all gradients are looked at first")

@@ -13,6 +13,7 @@ import numpy as np
 from schuss.engine.arriving import Arrival
 from schuss.engine.guard import shorten, uninterrupted
 from schuss.engine.pieces import check_weights, zero
+from schuss.engine.spread import everywhere
 from schuss.mpi.traffic import Landing, heard, landed, told
 
 
@@ -33,7 +34,7 @@ class Arrivals:
     def __enter__(self) -> Arrivals:
         opt = self.opt
         with opt._lock, ExitStack() as stack:
-            with opt._everywhere("arriving"):
+            with everywhere(opt.wire, "arriving"):
                 opt._require_whole()
                 self.factors = check_weights("the processes", opt.wire.size, self.weights)
                 stack.enter_context(opt.own.arriving(**self.asked))
@@ -63,7 +64,7 @@ class Arrivals:
         """The next bucket's gradients go, and what came of the one before steps."""
         opt, bucket = self.opt, self.coming.pop()
         numbers = opt.shares.buckets[bucket]
-        opt._all.meet(f"bucket {bucket}")
+        opt._all.agree(f"bucket {bucket}")
         with uninterrupted(), opt._tearing():
             found = opt.wire.gather(told(self.given, numbers), fixed=True)
             types = [heard(data, numbers) for data in found]
@@ -103,7 +104,7 @@ class Arrivals:
         try:
             while self.coming:
                 self.send()
-            opt._all.meet("arrived")
+            opt._all.agree("arrived")
         except BaseException:
             self.drop()
             raise
@@ -116,7 +117,9 @@ class Arrivals:
         """All processes give up at the same bucket; the steps that are done stay."""
         try:
             if error is not self.opt._all.raised:
-                self.opt._all.meet(f"bucket {self.coming[-1]}" if self.coming else "arrived", error)
+                self.opt._all.agree(
+                    f"bucket {self.coming[-1]}" if self.coming else "arrived", error
+                )
         finally:
             self.drop()
 

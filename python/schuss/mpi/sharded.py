@@ -19,7 +19,7 @@ from schuss.engine.memory import order_of
 from schuss.engine.optimizer import Optimizer, computing_type, is_groups
 from schuss.engine.pieces import check_weights, zero
 from schuss.engine.saved import Differences
-from schuss.engine.spread import Spread
+from schuss.engine.spread import Spread, everywhere
 from schuss.engine.structure import label, listed, listing
 from schuss.hashes import digest
 from schuss.mpi.arrivals import Arrivals
@@ -90,7 +90,7 @@ class Sharded(Divided):
         own["_lock"] = threading.RLock()
         own["_torn"] = ""
         own["check_every"] = check_every
-        with self._everywhere("construction"):
+        with everywhere(self.wire, "construction"):
             check_int("check_every", check_every, 0)
             require_rule(rule)
             require_divisible(options)
@@ -131,19 +131,6 @@ class Sharded(Divided):
         own["_sums"] = {}
 
     # ---- What all processes agree on
-
-    @contextmanager
-    def _everywhere(self, at: str) -> Iterator[None]:
-        """What is raised within is raised in all processes, and before anything behind it."""
-        error = None
-        try:
-            yield
-        except BaseException as found:
-            error = found
-        if "_all" in vars(self):
-            self._all.meet(at, error)
-        else:
-            self.wire.agree(at, error)
 
     def _compare(self) -> None:
         """Raises where processes were given other things."""
@@ -223,7 +210,7 @@ class Sharded(Divided):
         grads = listed(grads)
         try:
             with self._lock, ExitStack() as stack:
-                with self._everywhere("gradients"):
+                with everywhere(self.wire, "gradients"):
                     self._require_whole()
                     factors = check_weights("the processes", self.wire.size, weights)
                     found = self.whole._plan.examined(grads)
@@ -309,13 +296,13 @@ class Sharded(Divided):
                     self._traffic.share(i for i in numbers if i in sums)
                 self._traffic.settle()
         except BaseException as error:
-            if self._all.agreed:
+            if self._all.committed:
                 self._tear(error)
             if error is not self._all.raised:
-                self._all.meet(STEP, error)
+                self._all.agree(STEP, error)
             raise
         finally:
-            self._all.agreed, self._all.raised = False, None
+            self._all.committed, self._all.raised = False, None
         return done
 
     def _added_up(self, number: int, pieces: Pieces, weights: list[float]) -> np.ndarray:
@@ -366,7 +353,7 @@ class Sharded(Divided):
         """Within a `with`, the parameters hold their means: see Optimizer.averaged."""
         error = None
         with ExitStack() as stack:
-            with self._everywhere("averaged"):
+            with everywhere(self.wire, "averaged"):
                 stack.enter_context(self.own.averaged())
             self._share_all()
             try:
@@ -374,7 +361,7 @@ class Sharded(Divided):
             except BaseException as found:
                 error = found
         self._share_all()
-        self._all.meet("averaged", error)
+        self._all.agree("averaged", error)
 
     def eval(self) -> None:
         """Puts the averages in the place of the parameters, for rules that have some."""
@@ -386,7 +373,7 @@ class Sharded(Divided):
 
     def _swapped_by(self, name: str) -> None:
         with self._lock:
-            with self._everywhere(name):
+            with everywhere(self.wire, name):
                 if not hasattr(self.own, name):
                     raise AttributeError(f"{name}: {type(self.own).__name__} has no averages")
                 getattr(self.own, name)()
@@ -431,7 +418,7 @@ class Sharded(Divided):
         process; schuss.save doesn't.
         """
         with self._lock:
-            with self._everywhere("state_dict"):
+            with everywhere(self.wire, "state_dict"):
                 found = self._written()
                 kept = [*found["state"].values(), found["weights"]]
                 spread = [
@@ -454,7 +441,7 @@ class Sharded(Divided):
         them finds wrong; nothing has changed anywhere then.
         """
         with self._lock:
-            with self._everywhere("load_state_dict"):
+            with everywhere(self.wire, "load_state_dict"):
                 self.own._require_parameters("load_state_dict")
                 found = read(self, state_dict, strict)
             assign(self, found)

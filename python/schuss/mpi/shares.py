@@ -70,8 +70,3 @@ def flat(array: np.ndarray) -> np.ndarray:
     """A contiguous array as one axis, in the order of memory: the same elements."""
     found: np.ndarray = np.asarray(array).ravel(order="K")
     return found
-
-
-def as_bytes(part: np.ndarray) -> np.ndarray:
-    """The bytes of a contiguous array of one axis: the same memory."""
-    return part.view(np.uint8)

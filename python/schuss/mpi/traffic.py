@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from schuss.engine.safetensors import DTYPES, NAMES, dtype_of
-from schuss.mpi.shares import Shares, as_bytes
+from schuss.engine.spread import as_bytes
+from schuss.mpi.shares import Shares
 from schuss.mpi.wire import Pending, Wire
 
 KINDS = list(DTYPES)  # by which processes tell one another of which type a gradient is

@@ -22,15 +22,15 @@ class Whole:
     def __init__(self, shares: Shares, wire: Wire) -> None:
         self.shares, self.wire = shares, wire
         self.sizes = shares.sizes
-        self.agreed = False  # that the step at hand is done
+        self.committed = False  # that the step at hand is done
         self.raised: BaseException | None = None  # what all processes have raised, the last time
 
-    def agree(self) -> None:
+    def commit(self) -> None:
         """Everything has been found good: from here on the step is done, everywhere."""
-        self.meet(STEP)
-        self.agreed = True
+        self.agree(STEP)
+        self.committed = True
 
-    def meet(self, at: str, error: BaseException | None = None) -> None:
+    def agree(self, at: str, error: BaseException | None = None) -> None:
         """All processes are here, and none has failed; or all of them raise."""
         try:
             self.wire.agree(at, error)
@@ -57,7 +57,7 @@ class Whole:
 
     def first(self, number: int) -> int:
         """The smallest of these numbers."""
-        self.meet(STEP)
+        self.agree(STEP)
         found = self.wire.gather(number.to_bytes(8, "little"), fixed=True)
         return min(int.from_bytes(one, "little") for one in found)
 
@@ -65,7 +65,7 @@ class Whole:
         self, sums: np.ndarray, numbers: list[int]
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """The sums of all chunks of each array, in their order, and what each has behind them."""
-        self.meet(STEP)
+        self.agree(STEP)
         columns = sums.shape[1]
         parts = [
             np.frombuffer(data).reshape(-1, columns) for data in self.wire.gather(sums.tobytes())
