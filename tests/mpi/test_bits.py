@@ -11,8 +11,10 @@ import copy
 import functools
 import math
 import random
+import re
 import zlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,10 +32,12 @@ from exact.combinations import (
 from exact.ends import Ends, ends, require_same
 
 import schuss
-from mpi.communicators import together
+from mpi.communicators import run_mpi, together
 from schuss import rules
 from schuss.engine.optimizer import Optimizer
 from schuss.mpi import Sharded, shares
+from schuss.mpi.shares import Shares
+from schuss.mpi.wire import RECORD
 
 STEPS = 4
 F4 = np.float32
@@ -181,17 +185,12 @@ def alone(scene: Scene, size: int) -> tuple[Arrays, Ends, Ends]:
     return x, scene.run(opt, size, None), beside_params(ends(opt))
 
 
-def shared(scene: Scene, size: int, later: bool) -> list[tuple[Arrays, Ends, Ends]]:
-    """Those of each of so many."""
-
-    def process(comm: Any) -> tuple[Arrays, Ends, Ends]:
-        x = start(scene.dtype)
-        options = copy.deepcopy(dict(scene.options))
-        opt = Sharded(scene.rule, scene.params(x), comm=comm, **options)
-        course = scene.run(opt, size, comm.rank)
-        return x, course, beside_params(ends(opt.own))
-
-    return together(size, process, later=later)
+def shared(scene: Scene, comm: Any) -> tuple[Arrays, Ends, Ends]:
+    """Those of one of many."""
+    x = start(scene.dtype)
+    opt = Sharded(scene.rule, scene.params(x), comm=comm, **copy.deepcopy(dict(scene.options)))
+    course = scene.run(opt, comm.size, comm.rank)
+    return x, course, beside_params(ends(opt.own))
 
 
 def beside_params(found: Ends) -> Ends:
@@ -211,18 +210,21 @@ def joined(states: Sequence[Ends]) -> Ends:
     return found
 
 
-def require_bits_of_one(scene: Scene, size: int, later: bool = False) -> Ends:
-    """That all processes end where one does; the course that they took."""
-    x, course, state = alone(scene, size)
-    many = shared(scene, size, later)
-    why = f"{size} processes, {later = }: {scene}"
+def require_bits_of_one(scene: Scene, size: int, later: bool = False) -> None:
+    """That all processes end where one does."""
+    many = together(size, lambda comm: shared(scene, comm), later=later)
+    require_same_as_one(scene, many, f"{later = }")
+
+
+def require_same_as_one(scene: Scene, many: Sequence[tuple[Arrays, Ends, Ends]], why: str) -> None:
+    x, course, state = alone(scene, len(many))
+    why = f"{len(many)} processes, {why}: {scene}"
     for other, other_course, _ in many:
         require_same(course, other_course, why)
         require_same(x, other, why)
     own = joined([state for _, _, state in many])
     flat = {k: np.ravel(a, order="K") if own[k].ndim else a for k, a in state.items()}
     require_same(flat, own, why)
-    return course
 
 
 # ---- Rules, storages, options
@@ -358,7 +360,7 @@ SURROUNDINGS: dict[str, list[Any]] = {
 def test_combinations_of_all_options(rule: type[Optimizer], seed: int) -> None:
     factors = SURROUNDINGS | values_of_options(rule)
     choice = random.Random(f"{seed} {rule.__name__}")
-    for n in range(6):
+    for n in range(4):
         row = random_row(factors, rule, choice, rows="lazy", clip_norm_per="all")
         assert row is not None
         kind = row["dtype"] if row["gradient"] == "as the parameter" else row["gradient"]
@@ -524,3 +526,184 @@ def test_options_that_are_set_later(name: str) -> None:
     want = np.ones((4, 64), F4)
     rules.Adam({"x": want}).step({"x": np.ones_like(want)})
     assert all(same_bits(x, want) for x, _ in together(2, process))
+
+
+# ---- MPI
+
+OF_MPI = [
+    Scene(rules.AdamW, "bfloat16", {"master": "remainder", "ema": 0.9}),
+    Scene(rules.SGD, "float16", {"stochastic_rounding": True, "clip_norm": 0.5}),
+    Scene(rules.LAMB, "float32", {"cautious": "mean", "state_dtype": "blockfloat8"}),
+    Scene(rules.Prodigy, "float64", {"nonfinite": "skip"}, wild="sometimes"),
+]
+
+
+def require_bits_on(comm: Any) -> None:
+    """That the processes of mpi4py's communicator end where one does: called by all of them."""
+    shares.BUCKET = 1 << 12
+    for scene in OF_MPI:
+        many = comm.allgather(shared(scene, comm))
+        if comm.rank == 0:
+            require_same_as_one(scene, many, "of MPI")
+    require_bytes(comm)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_processes_of_mpi(size: int) -> None:
+    code = """
+        from mpi4py import MPI
+        from mpi.test_bits import require_bits_on
+
+        require_bits_on(MPI.COMM_WORLD)
+    """
+    run_mpi(size, code)
+
+
+# ---- Bytes
+
+
+def require_bytes(comm: Any) -> tuple[int, int]:
+    """What a step sends, as it is counted: each byte of gradients and parameters to whom it goes.
+
+    Returns what a step of nothing sends, and one of all.
+    """
+    x = start("bfloat16")
+    g = {name: a.astype(F4) if name == "matrix" else a.copy(order="K") for name, a in x.items()}
+    opt = Sharded(rules.AdamW, x, comm=comm)
+    counts = []
+    for given in (dict.fromkeys(x), g, g | {"chunks": None}):
+        before = opt.wire.sent_bytes
+        opt.step(given)
+        counts.append(opt.wire.sent_bytes - before)
+    nothing, *others = counts
+    # The record that all is well, a checksum of all settings, and the type of each gradient.
+    assert 0 < nothing <= (comm.size - 1) * (RECORD + 16 + len(x))
+    for sent, names in zip(
+        others, (list(x), [name for name in x if name != "chunks"]), strict=True
+    ):
+        own = {
+            name: last - first
+            for name, mine in zip(x, opt.shares.slices, strict=True)
+            for first, last in [mine[comm.rank]]
+            if name in names
+        }
+        to_others = sum((x[name].size - own[name]) * g[name].itemsize for name in names)
+        of_here = sum(own[name] * x[name].itemsize for name in names)
+        assert sent - nothing == to_others + (comm.size - 1) * of_here
+    return nothing, others[0]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_bytes(size: int) -> None:
+    """Over all processes, p - 1 times those of the gradients, and of the parameters: the bound."""
+
+    def process(comm: Any) -> tuple[int, int]:
+        if size > 1:
+            return require_bytes(comm)
+        opt = Sharded(rules.AdamW, start("bfloat16"), comm=comm)
+        opt.step(start("bfloat16"))
+        return 0, opt.wire.sent_bytes
+
+    found = together(size, process)
+    x = start("bfloat16")
+    params = sum(a.nbytes for a in x.values())
+    gradients = params + x["matrix"].nbytes
+    sent = sum(all_of_it - nothing for nothing, all_of_it in found)
+    assert sent == (size - 1) * (gradients + params)
+
+
+class Counted:
+    """A communicator that counts the bytes itself."""
+
+    def __init__(self, comm: Any) -> None:
+        self.rank, self.size, self.comm, self.sent = comm.rank, comm.size, comm, 0
+
+    def alltoall(self, sent: Any, received: Any) -> Any:
+        self.sent += sum(b.nbytes for own in sent for b in own)
+        assert not sent[self.rank]
+        return self.comm.alltoall(sent, received)
+
+    def allgather(self, sent: Any, received: Any) -> Any:
+        self.sent += (self.size - 1) * sum(b.nbytes for b in sent)
+        return self.comm.allgather(sent, received)
+
+
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 0.5}])
+def test_all_that_is_sent_is_counted(options: dict[str, Any]) -> None:
+    def process(comm: Any) -> None:
+        counted = Counted(comm)
+        opt = Sharded(rules.LAMB, start("float16"), comm=counted, **options)
+        opt.step(start("float16"))
+        assert opt.wire.sent_bytes == counted.sent
+
+    together(3, process)
+
+
+# ---- Shares
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8, 1000])
+def test_shares(ranks: int, rng: np.random.Generator) -> None:
+    """All elements once, in order, cut at chunks; each share as large as chunks allow."""
+    for n in range(12):
+        count = int(rng.integers(1, 40))
+        sizes = [int(2.0 ** rng.uniform(0, [12, 20, 40, 55][n % 4])) for _ in range(count)]
+        sizes += [0, 1, CHUNK, CHUNK + 1]
+        widths = [int(w) for w in rng.choice([2, 4, 8], len(sizes))]
+        cut = Shares(sizes, widths, ranks)
+        require_shares(cut, sizes, widths, ranks)
+
+
+@pytest.mark.parametrize("width", [2, 4, 8])
+def test_shares_of_the_largest_arrays(width: int) -> None:
+    for size in (2**31 - 1, 2**31 + 1, (2**63 - 1) // width):
+        for ranks in (2, 3, 7, 4096):
+            require_shares(Shares([size], [width], ranks), [size], [width], ranks)
+
+
+def require_shares(cut: Shares, sizes: list[int], widths: list[int], ranks: int) -> None:
+    assert [i for bucket in cut.buckets for i in bucket] == list(range(len(sizes)))
+    for bucket in cut.buckets:
+        have = [0] * ranks
+        for i in bucket:
+            edges = [0]
+            for rank, (first, last) in enumerate(cut.slices[i]):
+                assert first == edges[-1] <= last
+                assert last == sizes[i] or last % CHUNK == 0
+                assert cut.chunks(i, rank) == len(range(first, last, CHUNK))
+                edges.append(last)
+                have[rank] += (last - first) * widths[i]
+            assert edges[-1] == sizes[i]
+        fair = sum(have) / ranks
+        chunk = CHUNK * max(widths[i] for i in bucket)
+        assert all(abs(own - fair) <= chunk + sum(have) * 2**-50 for own in have)
+    filled = [sum(sizes[i] * widths[i] for i in bucket) for bucket in cut.buckets]
+    assert all(own >= ranks * shares.BUCKET for own in filled[:-1])
+
+
+def free_memory() -> int:
+    """Bytes that programs may take, where Linux says so."""
+    lines = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable: *(\d+) kB", lines.read_text() if lines.exists() else "")
+    return int(found[1]) << 10 if found else 0
+
+
+@pytest.mark.thorough
+def test_an_array_of_more_than_2_to_the_31_elements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On two processes with the same array, of which one has no gradient: that takes 7 GB."""
+    if free_memory() < 12 << 30:
+        pytest.skip(f"needs 12 GB of free memory, and {free_memory() >> 30} are")
+    monkeypatch.setattr(shares, "BUCKET", 1 << 22)
+    size = 2**31 + 5000
+    x, g = np.zeros(size, np.float16), np.zeros(size, np.float16)
+    places = [0, 2**30, 2**31 - 1, 2**31, size - 1]
+    g[places] = [1, 2, 3, 4, 5]
+
+    def process(comm: Any) -> None:
+        opt = Sharded(rules.SGD, {"x": x}, comm=comm, lr=1.0)
+        assert [mine[1] - mine[0] for mine in opt.shares.slices[0]] == [2**30, 2**30 + 5000]
+        opt.step({"x": g if comm.rank == 0 else None}, weights=[1.0, 1.0])
+
+    together(2, process, limit=240)
+    assert x[places].tolist() == [-1, -2, -3, -4, -5]
+    assert np.count_nonzero(x) == len(places)
