@@ -23,7 +23,7 @@ import numpy as np
 
 from schuss.engine import safetensors, together
 from schuss.engine.divided import (
-    Either,
+    AnyOptimizer,
     assign,
     complete,
     holding,
@@ -61,7 +61,7 @@ BIG = 2**28  # bytes from which on a progress bar is worth its line
 
 def save(
     path: str | os.PathLike[str],
-    opt: Either | None = None,
+    opt: AnyOptimizer | None = None,
     /,
     *,
     progress: bool = False,
@@ -110,7 +110,7 @@ def write(
     encode = Encoder(stored)
     with everywhere(team, "save"):
         # An optimizer comes last: its parameters are named by another entry, where they have one.
-        order = sorted(entries, key=lambda name: isinstance(entries[name], Either))
+        order = sorted(entries, key=lambda name: isinstance(entries[name], AnyOptimizer))
         values = {name: encode(entries[name], name) for name in order}
         arrays = encode.arrays
         layout = safetensors.layout({k: (a.dtype.name, a.shape) for k, a in arrays.items()})
@@ -163,7 +163,7 @@ def with_optimizer(opt: Any, entries: dict[str, Any], progress: Any) -> dict[str
     if not isinstance(progress, bool):
         raise TypeError(f"progress: {progress!r} is not True or False; an entry needs another name")
     if opt is not None:
-        if not isinstance(opt, Either):
+        if not isinstance(opt, AnyOptimizer):
             raise TypeError(
                 f"opt: {type(opt).__name__} is no optimizer; pass it by a name: params="
             )
@@ -173,9 +173,9 @@ def with_optimizer(opt: Any, entries: dict[str, Any], progress: Any) -> dict[str
     return entries
 
 
-def optimizers(value: Any) -> Iterator[Either]:
+def optimizers(value: Any) -> Iterator[AnyOptimizer]:
     """All optimizers in entries."""
-    if isinstance(value, Either):
+    if isinstance(value, AnyOptimizer):
         yield value
     elif isinstance(value, Mapping) or is_sequence(value):
         for part in value.values() if isinstance(value, Mapping) else value:
@@ -184,7 +184,7 @@ def optimizers(value: Any) -> Iterator[Either]:
 
 def stored(value: Any) -> Stored | None:
     """What stands in the file for what has a state."""
-    if isinstance(value, Either):
+    if isinstance(value, AnyOptimizer):
         return Stored("optimizer", written(value))
     if isinstance(value, np.random.Generator):
         return Stored("Generator", value.bit_generator.state)
@@ -332,7 +332,7 @@ def size(found: File) -> int:
 
 def load(
     path: str | os.PathLike[str],
-    opt: Either | None = None,
+    opt: AnyOptimizer | None = None,
     /,
     *,
     progress: bool = False,
@@ -418,13 +418,13 @@ class Filling:
         self.arrays: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # by the identity of the place
         self.generators: list[tuple[Any, Any]] = []  # with one that is where it is to be
         self.objects: list[tuple[str, Any, Any]] = []  # with their names, for messages
-        self.optimizers: list[tuple[Either, Saved]] = []
+        self.optimizers: list[tuple[AnyOptimizer, Saved]] = []
 
     def match(self, place: Any, found: Any, name: str) -> None:
         """Compares a place with what is to come into it; notes both, or what is wrong."""
         kind = found.kind if isinstance(found, Stored) else type(found).__name__
         match: Callable[[Any, Any, str], None]
-        if isinstance(place, Either):
+        if isinstance(place, AnyOptimizer):
             wanted, match = "an optimizer", self.match_optimizer
             fits = kind == "optimizer" and isinstance(found.value, dict)
         elif isinstance(place, np.ndarray):
@@ -484,7 +484,7 @@ class Filling:
     def match_object(self, place: Any, found: Any, name: str) -> None:
         self.objects.append((name, place, plain(found)))
 
-    def match_optimizer(self, place: Either, found: Any, name: str) -> None:
+    def match_optimizer(self, place: AnyOptimizer, found: Any, name: str) -> None:
         stepping(place)._require_parameters("load")
         found = dict(found)
         if "params" in found:

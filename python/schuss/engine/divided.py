@@ -174,29 +174,29 @@ def shape_of_codes(x: np.ndarray) -> tuple[int, ...]:
 
 # ---- Of one that is divided, or of one that isn't
 
-Either = Optimizer | Divided
+AnyOptimizer = Optimizer | Divided
 
 
-def stepping(opt: Either) -> Optimizer:
+def stepping(opt: AnyOptimizer) -> Optimizer:
     """What steps in this process."""
     found: Optimizer = opt.own if isinstance(opt, Divided) else opt
     return found
 
 
-def written(opt: Either) -> dict[str, Any]:
+def written(opt: AnyOptimizer) -> dict[str, Any]:
     """What a resumed run needs, with the parameters."""
     if isinstance(opt, Divided):
         return {"params": opt._params(), **opt._written()}
     return {"params": {p.name: p.x for p in opt._parameters}, **saved.written(opt)}
 
 
-def params(opt: Either) -> dict[str, np.ndarray]:
+def params(opt: AnyOptimizer) -> dict[str, np.ndarray]:
     """The parameters, whole."""
     whole = opt.whole if isinstance(opt, Divided) else opt
     return {p.name: p.x for p in whole._parameters}
 
 
-def read(opt: Either, state_dict: Any, strict: bool = True) -> Saved:
+def read(opt: AnyOptimizer, state_dict: Any, strict: bool = True) -> Saved:
     """What a state dictionary says, checked, so that `assign` can't fail."""
     own = (
         opt._read(state_dict, strict)
@@ -207,7 +207,7 @@ def read(opt: Either, state_dict: Any, strict: bool = True) -> Saved:
     return own
 
 
-def assign(opt: Either, found: Saved) -> None:
+def assign(opt: AnyOptimizer, found: Saved) -> None:
     """Puts what was read into an optimizer: all of it, before an interrupt."""
     if isinstance(opt, Divided):
         opt._assign(found)
@@ -215,14 +215,14 @@ def assign(opt: Either, found: Saved) -> None:
         saved.assign(opt, found)
 
 
-def complete(opt: Either, found: Saved) -> None:
+def complete(opt: AnyOptimizer, found: Saved) -> None:
     """Brings weights that were kept, or what stands for them again, to all processes."""
     if isinstance(opt, Divided) and found.form != "training":
         opt._share_all()
 
 
 @contextmanager
-def holding(owners: Iterable[Either]) -> Iterator[None]:
+def holding(owners: Iterable[AnyOptimizer]) -> Iterator[None]:
     """Within a `with`, optimizers wait with their calls, as those of `held` do."""
     owners = set(owners)
     with ExitStack() as stack:
@@ -232,7 +232,7 @@ def holding(owners: Iterable[Either]) -> Iterator[None]:
         yield
 
 
-def team_of(owners: Iterable[Either]) -> Team | None:
+def team_of(owners: Iterable[AnyOptimizer]) -> Team | None:
     """The processes among which optimizers are divided; None where none is."""
     teams = [own.wire for own in owners if isinstance(own, Divided)]
     if any((team.rank, team.size) != (teams[0].rank, teams[0].size) for team in teams):
