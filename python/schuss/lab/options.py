@@ -6,6 +6,7 @@ import argparse
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import NoReturn
 
 import schuss
@@ -119,13 +120,13 @@ def _number(kind: Callable[[str], float], what: str, interval: str) -> Callable[
 def writable(text: str) -> Path:
     """Reads the name of a file, and finds out before the work whether it can be written."""
     path = Path(text)
-    existed = path.exists()
-    try:
-        path.open("ab").close()  # permissions alone don't tell
+    try:  # permissions alone don't tell
+        if path.exists():
+            path.open("ab").close()
+        else:  # a file of this name, for a moment, would be one that exists to other processes
+            TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise argparse.ArgumentTypeError(f"{text!r}: {error.strerror}") from None
-    if not existed:
-        path.unlink()
     return path
 
 
