@@ -19,6 +19,7 @@ EXTRAS = {
     "scipy": "scipy",
     "sklearn": "demo",
     "ml_dtypes": "demo",
+    "mpi4py": "mpi",
 }
 
 

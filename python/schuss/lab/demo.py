@@ -24,7 +24,16 @@ from schuss.lab.bench import adamw
 from schuss.lab.bench.clock import Timed, take_turns
 from schuss.lab.options import BLUE, GREEN, VERMILION, Rule
 from schuss.lab.tasks import for_the_rest, hidden_layers, usual_rate
-from schuss.lab.trainer import Epoch, Params, cast, digits, loss_and_gradients, network, train
+from schuss.lab.trainer import (
+    Alone,
+    Epoch,
+    Params,
+    cast,
+    digits,
+    loss_and_gradients,
+    network,
+    train,
+)
 from schuss.rules.matrix import MatrixRule
 
 if TYPE_CHECKING:
@@ -186,6 +195,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--backend", choices=("compiled", "numpy"), default="compiled", help="for the training")
     add("--save", type=options.writable, metavar="FILE", help="saves all after each epoch")
     add("--resume", metavar="FILE", help="goes on from what --save has left there")
+    add("--mpi", action="store_true", help="in all processes of mpiexec, each a part of a batch")
     add("--plot", type=options.picture, metavar="FILE", help="draws loss, accuracy and comparison")
     options.add_force(parser)
 
@@ -215,71 +225,120 @@ def shown(training: Iterable[Epoch], total: int, console: Console, done: int = 0
     return epochs
 
 
-def run(args: argparse.Namespace) -> None:
-    """Trains, compares and draws as the options say."""
-    rule = args.rule
-    lr = usual_rate(rule, "digits") if args.lr is None else args.lr
-    hidden = hidden_layers(rule.__name__) if args.hidden is None else args.hidden
-    batch_size = args.batch_size or BATCH_SIZES.get(rule.__name__, 32)
-    threads = args.threads or schuss.get_num_threads()
-    dtype, gradient_dtype = dtype_of(args.dtype), dtype_of(args.gradient_dtype or args.dtype)
-    chosen = {
-        "master": args.master,
-        "stochastic_rounding": args.stochastic_rounding,
-        "seed": args.seed,
-    }
-    done = epochs_in(args.resume) if args.resume else 0
-    if done >= args.epochs:
-        raise argparse.ArgumentError(None, f"--resume: has {done} epochs; --epochs wants more")
-    rng = np.random.default_rng(args.seed)
-    data, test = digits(args.seed, np.result_type(dtype, np.float32))
-    params = network((data[0].shape[1], *hidden, 10), rng, dtype)
-    fresh = copy.deepcopy(params)
-    batch = data[0][:batch_size], data[1][:batch_size]
+class Setting:
+    """What the options ask for: the data, the network, and how it is trained."""
 
-    def gradients() -> Params:
-        return cast(loss_and_gradients(cast(fresh, data[0].dtype), *batch)[1], gradient_dtype)
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.rule = args, args.rule
+        self.lr = usual_rate(self.rule, "digits") if args.lr is None else args.lr
+        self.batch_size = args.batch_size or BATCH_SIZES.get(self.rule.__name__, 32)
+        self.dtype = dtype_of(args.dtype)
+        self.gradient_dtype = dtype_of(args.gradient_dtype or args.dtype)
+        self.chosen = {
+            "master": args.master,
+            "stochastic_rounding": args.stochastic_rounding,
+            "seed": args.seed,
+        }
+        self.done = epochs_in(args.resume) if args.resume else 0
+        if self.done >= args.epochs:
+            has = f"--resume: has {self.done} epochs; --epochs wants more"
+            raise argparse.ArgumentError(None, has)
+        self.data, self.test = digits(args.seed, np.result_type(self.dtype, np.float32))
+        self.fresh, _ = self.start()
 
-    try:
-        rule(fresh, grads=gradients(), **chosen)
-    except (TypeError, ValueError) as error:  # options that don't go together
-        raise argparse.ArgumentError(None, str(error)) from None
+    def start(self) -> tuple[Params, np.random.Generator]:
+        """The network before the training, and what draws its batches."""
+        name, args = self.rule.__name__, self.args
+        hidden = hidden_layers(name) if args.hidden is None else args.hidden
+        rng = np.random.default_rng(args.seed)
+        return network((self.data[0].shape[1], *hidden, 10), rng, self.dtype), rng
 
-    size = f"{joined(params).size} {args.dtype} parameters in {2 * len(params)} arrays"
-    if args.gradient_dtype:
-        size += f", {args.gradient_dtype} gradients"
-    size += ", master" * args.master + ", stochastic rounding" * args.stochastic_rounding
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{rule.__name__}, lr {lr:g}, {args.backend}, threads: {threads}\n{size}\n")
-    with schuss.threads(threads):
-        training = train(
-            params,
-            data,
-            test,
-            rule=rule,
-            lr=lr,
-            epochs=args.epochs,
-            batch_size=batch_size,
-            gradient_dtype=gradient_dtype,
-            rng=rng,
-            backend=args.backend,
-            save=args.save,
-            resume=args.resume,
-            **for_the_rest(rule, "digits", args.epochs * math.ceil(len(data[0]) / batch_size)),
-            **chosen,
-        )
+    def gradients(self) -> Params:
+        """Those of the first images, at the start."""
+        (x, y), own = self.data, cast(self.fresh, self.data[0].dtype)
+        _, grads = loss_and_gradients(own, x[: self.batch_size], y[: self.batch_size])
+        return cast(grads, self.gradient_dtype)
+
+    def training(self, way: Alone, **files: Any) -> tuple[Params, Iterable[Epoch]]:
+        """The network, and its epochs, which train it; one line where options don't go together."""
+        backend, steps = self.args.backend, math.ceil(len(self.data[0]) / self.batch_size)
+        params, rng = self.start()
         try:
-            epochs = shown(training, args.epochs, console, done)
+            way.optimizer(
+                self.rule, self.fresh, grads=self.gradients(), backend=backend, **self.chosen
+            )
+        except (TypeError, ValueError) as error:
+            raise argparse.ArgumentError(None, str(error)) from None
+        try:
+            epochs = train(
+                params,
+                self.data,
+                self.test,
+                rule=self.rule,
+                lr=self.lr,
+                epochs=self.args.epochs,
+                batch_size=self.batch_size,
+                gradient_dtype=self.gradient_dtype,
+                rng=rng,
+                way=way,
+                backend=backend,
+                resume=self.args.resume,
+                **files,
+                **for_the_rest(self.rule, "digits", self.args.epochs * steps),
+                **self.chosen,
+            )
         except ValueError as error:  # of another training
-            if not args.resume:
+            if not self.args.resume:
                 raise
             raise argparse.ArgumentError(None, f"--resume: {error}") from None
-        times = compare(rule, fresh, gradients, **chosen)
+        return params, epochs
+
+    def described(self) -> str:
+        """Size and storage, in a line."""
+        args, layers = self.args, 2 * len(self.fresh)
+        size: str = f"{joined(self.fresh).size} {args.dtype} parameters in {layers} arrays"
+        if args.gradient_dtype:
+            size += f", {args.gradient_dtype} gradients"
+        size += ", master" * args.master + ", stochastic rounding" * args.stochastic_rounding
+        return size
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains, and tells what the options ask for."""
+    with schuss.threads(args.threads or schuss.get_num_threads()):
+        if not args.mpi:
+            run_alone(args)
+            return
+        from schuss.lab import together  # noqa: PLC0415  it needs an extra
+
+        with together.all_processes() as comm:
+            run_together(args, comm, together.Together(comm), together.Parts(comm.size))
+
+
+def reached(
+    setting: Setting, training: Iterable[Epoch], console: Console, more: str = ""
+) -> list[Epoch]:
+    """The epochs of a training, with a header, each told as it is there."""
+    args, threads = setting.args, schuss.get_num_threads()
+    console.print(
+        f"{setting.rule.__name__}, lr {setting.lr:g}, {args.backend}, threads: {threads}{more}\n"
+        f"{setting.described()}\n"
+    )
+    return shown(training, args.epochs, console, setting.done)
+
+
+def run_alone(args: argparse.Namespace) -> None:
+    """Trains, compares and draws as the options say."""
+    setting, console = Setting(args), Console(highlight=False, soft_wrap=True)
+    _, training = setting.training(Alone(), save=args.save)
+    epochs = reached(setting, training, console)
+    times = compare(setting.rule, setting.fresh, setting.gradients, **setting.chosen)
 
     console.print()
-    if not issubclass(rule, MatrixRule):
+    if not issubclass(setting.rule, MatrixRule):
         console.print("After ten steps, compiled and reference: the same bits everywhere.")
-    console.print(f"A training step, median; its gradients are those of {len(batch[0])} images.\n")
+    images = min(setting.batch_size, len(setting.data[0]))
+    console.print(f"A training step, median; its gradients are those of {images} images.\n")
     console.print(f"{'':<28}{'ns per parameter':>18}{'ratio':>9}{'of the training step':>23}")
     console.print(f"{'gradients':<28}{times.gradients:18.2f}")
     fastest = min(times.steps.values())
@@ -287,4 +346,40 @@ def run(args: argparse.Namespace) -> None:
         console.print(f"{name:<28}{step:18.2f}{step / fastest:8.1f}x{share:23.0%}")
     if args.plot:
         with pictures.styled():
-            pictures.save(picture(size, epochs, times), args.plot)
+            pictures.save(picture(setting.described(), epochs, times), args.plot)
+
+
+def run_together(args: argparse.Namespace, comm: Any, way: Any, alone: Any) -> None:
+    """Trains in many processes, and in process 0 once more, alone, by the same gradients.
+
+    Raises ArithmeticError where that doesn't end on the same bits.
+    """
+    if args.plot:
+        raise argparse.ArgumentError(None, "--plot: draws the times of one process; not with --mpi")
+    setting = Setting(args)
+    params, training = setting.training(way, save=args.save)
+    if comm.rank == 0:
+        own, again = setting.training(alone)  # before a file that is resumed is replaced
+    console = Console(highlight=False, soft_wrap=True, quiet=comm.rank > 0)
+    before = way.opt.wire.sent_bytes
+    epochs = reached(setting, training, console, f", processes: {comm.size}")
+    steps = len(epochs) * math.ceil(len(setting.data[0]) / setting.batch_size)
+    told = comm.gather((way.opt.nbytes, (way.opt.wire.sent_bytes - before) / steps))
+    if comm.rank > 0:
+        return
+    list(again)
+    if joined(params).tobytes() != joined(own).tobytes():
+        raise ArithmeticError("the bits of one process: no; do all compute the same gradients?")
+    held, sent = zip(*told, strict=True)
+    whole = joined(params).nbytes + joined(setting.gradients()).nbytes
+    rows = {
+        "held out": f"{epochs[-1].test_accuracy:.2%}",
+        "the bits of one process": "yes",
+        "schuss.hash(params)": schuss.hash(params),
+        "bytes of state": f"{', '.join(map(str, held))}; of one process {alone.opt.nbytes}",
+        "bytes sent in a step": f"{sum(sent) / comm.size:.0f} by each, on average; "
+        f"2(p-1)/p of the arrays are {whole * (comm.size - 1) / comm.size:.0f}",
+    }
+    console.print()
+    for name, value in rows.items():
+        console.print(f"{name:<25}{value}")

@@ -289,7 +289,7 @@ def run_task(
                 break
             other += time.perf_counter_ns() - start - stepping[-1]
             if n % every == 0 or n == steps:
-                with trainer.result(opt):
+                with trainer.result(rule, opt):
                     points[n] = problem.measure()
     return Run(
         list(points),

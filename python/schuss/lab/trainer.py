@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +19,7 @@ import schuss
 
 Params = list[dict[str, np.ndarray]]  # "w" and "b" of every layer
 Data = tuple[np.ndarray, np.ndarray]  # images, one a row, and their digits
+Gradients = Callable[[np.ndarray, np.ndarray], tuple[float, Params]]  # of such, behind their loss
 
 
 class Epoch(NamedTuple):
@@ -135,9 +136,9 @@ def rate(rule: type[schuss.Optimizer], lr: float, steps: int) -> float | schuss.
 
 
 @contextmanager
-def result(opt: schuss.Optimizer) -> Iterator[None]:
+def result(rule: type[schuss.Optimizer], opt: Any) -> Iterator[None]:
     """Puts in place of the parameters what a rule that averages them has come to."""
-    if not (hasattr(opt, "eval") and hasattr(opt, "train")):
+    if not hasattr(rule, "eval"):
         yield
         return
     opt.eval()
@@ -145,6 +146,18 @@ def result(opt: schuss.Optimizer) -> Iterator[None]:
         yield
     finally:
         opt.train()
+
+
+class Alone:
+    """One process, which steps by each batch as a whole; together.py has others."""
+
+    def optimizer(self, rule: type[schuss.Optimizer], params: Params, **options: Any) -> Any:
+        return rule(params, **options)
+
+    def asked(self, gradients: Gradients, x: np.ndarray, y: np.ndarray) -> tuple[float, Any]:
+        """The loss of a batch, and what a step takes."""
+        loss, grads = gradients(x, y)
+        return loss, {"grads": grads}
 
 
 def train(
@@ -158,6 +171,7 @@ def train(
     batch_size: int,
     gradient_dtype: DTypeLike,
     rng: np.random.Generator,
+    way: Alone | None = None,
     save: str | Path | None = None,
     resume: str | Path | None = None,
     **options: Any,
@@ -165,28 +179,37 @@ def train(
     """Trains the parameters in place, and yields after every epoch.
 
     The images' type is what everything is computed in, whatever the parameters and gradients are
-    stored in. The learning rate is that of `rate`; the rule has the other options as well. After
-    each epoch all that the next one needs is in the file `save`; from the file `resume` a training
-    goes on, to the same bits. Raises FloatingPointError where the loss is no longer finite.
+    stored in. The learning rate is that of `rate`; the rule has the other options as well; `way`
+    says who steps by what. After each epoch all that the next one needs is in the file `save`; from
+    the file `resume`, which the call reads, a training goes on, to the same bits. Raises
+    FloatingPointError where the loss is no longer finite.
     """
+    way = way or Alone()
     batches = schuss.data.Batches(*data, size=batch_size, rng=rng)
     steps = epochs * len(batches)
     dtype = data[0].dtype
-    opt = rule(params, lr=rate(rule, lr, steps), **options)
+    opt = way.optimizer(rule, params, lr=rate(rule, lr, steps), **options)
     done = schuss.load(resume, params=params, opt=opt, rng=rng)["epoch"] if resume else 0
-    for epoch in range(done + 1, epochs + 1):
+
+    def gradients(x: np.ndarray, y: np.ndarray) -> tuple[float, Params]:
+        loss, grads = loss_and_gradients(cast(params, dtype), x, y)
+        return loss, cast(grads, gradient_dtype)
+
+    def trained(epoch: int) -> Epoch:
         with np.errstate(over="ignore", invalid="ignore"):  # the check below says it in words
             for x, y in batches:
-                loss, grads = loss_and_gradients(cast(params, dtype), x, y)
+                loss, asked = way.asked(gradients, x, y)
                 require_finite(loss, epoch)
-                opt.step(cast(grads, gradient_dtype), loss=loss)
-            with result(opt):
+                opt.step(**asked, loss=loss)
+            with result(rule, opt):
                 wide = cast(params, dtype)
                 reached = Epoch(*evaluate(wide, data), *evaluate(wide, test))
         require_finite(reached.loss, epoch)
         if save:
             schuss.save(save, params=params, opt=opt, rng=rng, epoch=epoch)
-        yield reached
+        return reached
+
+    return map(trained, range(done + 1, epochs + 1))
 
 
 def require_finite(loss: float, epoch: int) -> None:
