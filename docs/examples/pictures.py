@@ -217,6 +217,27 @@ def offload(left: Left) -> Figure:
     return figure
 
 
+def machines(left: Left) -> Figure:
+    figure, (state, traffic) = side_by_side(1.4, 1)
+    for row, held in enumerate(left["held"].values()):
+        kilobytes = np.array(held) / 1e3
+        begins = kilobytes.cumsum() - kilobytes
+        state.barh(-row, kilobytes, 0.6, begins, color=BLUE, edgecolor="white", linewidth=1.5)
+        state.text(begins[-1] + kilobytes[-1] + 8, -row, f"{max(kilobytes):.0f}", va="center")
+    sizes = list(left["held"])
+    state.set_yticks([-row for row in range(len(sizes))], map(str, sizes))
+    state.set(ylabel="processes", xlim=(0, 740))
+    state.set_title("kilobytes of state in each process, and the most of one")
+    many = np.linspace(1, max(sizes), 50)
+    traffic.plot(many, 2 * (many - 1) / many, color=GREY, linewidth=2)
+    traffic.plot(sizes, list(left["sent"].values()), "o", color=BLUE, markersize=7)
+    traffic.text(3.2, 1.2, "2(p-1)/p", color=GREY)
+    traffic.set(xlabel="processes", ylim=(-0.1, 2.1), title="bytes that each sends, of the arrays'")
+    traffic.set_xticks(sizes, map(str, sizes))
+    traffic.set_yticks([0, 1, 2], ["0", "1", "2"])
+    return figure
+
+
 PICTURES: dict[str, Callable[[Left], Figure]] = {
     draw.__name__: draw
     for draw in (
@@ -228,6 +249,7 @@ PICTURES: dict[str, Callable[[Left], Figure]] = {
         evolution,
         federated,
         offload,
+        machines,
     )
 }
 
