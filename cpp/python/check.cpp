@@ -1,6 +1,7 @@
 // A step checks every array, before anything changes.
 #include "plan.hpp"
 
+#include <algorithm>
 #include <cstdint>
 
 namespace schuss {
@@ -247,19 +248,22 @@ void plan::check_containers() {
 // Whether a parameter is still what its master was rounded to, at its ends and one place that
 // wanders: whoever fills the whole array is noticed.
 void plan::check_masters() const {
-  for (std::size_t k = 0; k < active_.size(); ++k) {
-    const span& a = spans_[k];
-    const member& m = registry_.members()[active_[k]];
+  for (const std::size_t number : active_) {
+    const member& m = registry_.members()[number];
+    const auto is_master = [](const kept& k) { return k.role == "master"; };
+    const auto master = std::find_if(m.keeps.begin(), m.keeps.end(), is_master);
     const std::ptrdiff_t size = size_of(m.shape);
-    if (a.master.kind != kind::float32 || size == 0 || m.count == 0) continue;
+    if (master == m.keeps.end() || master->type != kind::float32 || size == 0 || m.count == 0 ||
+        !m.fits(m.x, aligned) || !m.fits(master->array, aligned))
+      continue;
     for (const std::ptrdiff_t i :
          {std::ptrdiff_t{0}, size - 1, static_cast<std::ptrdiff_t>(m.count % size)}) {
       std::uint16_t rounded = 0;
-      const std::uint16_t there = static_cast<const std::uint16_t*>(a.x.data)[i];
-      float exact = static_cast<const float*>(a.master.data)[i];
-      kernels().convert({&exact, kind::float32, sizeof exact}, {&rounded, a.x.kind, sizeof rounded},
+      const auto there = reinterpret_cast<const std::uint16_t*>(fields(m.x)->data)[i];
+      float exact = reinterpret_cast<const float*>(fields(master->array)->data)[i];
+      kernels().convert({&exact, kind::float32, sizeof exact}, {&rounded, m.type, sizeof rounded},
                         1);
-      if (rounded == there || is_nan(a.x.kind, there)) continue;
+      if (rounded == there || is_nan(m.type, there)) continue;
       wrong_value(m.labels[0],
                   std::string("no longer what its master was rounded to: it was written to from "
                               "outside, and the step would undo that; ") +

@@ -286,12 +286,12 @@ plan::outcome plan::attempt(const request& asked, bool last) {
 // What is left of a step whose scalars are known: up to the last check Python may run.
 void plan::carry_out() {
   check();
-  if (!recipe_->whole.is_none() && !arriving_) {
+  if (!arriving_) require_unbarred();
+  if (has_copies_) check_masters();
+  if (!recipe_->whole.is_none() && !arriving_) {  // the last that may raise, in any process
     recipe_->whole.attr("commit")();
     check();
   }
-  if (!arriving_) require_unbarred();
-  if (has_copies_) check_masters();
   if (!recipe_->direct.is_none()) direct();
   require_rows_as_spread();
   if (has_copies_) start_copies();
@@ -322,6 +322,7 @@ void plan::open(const request& asked, const py::object& before, const py::object
     compute_scalars(scale, shared);
     if (!last && !as_read()) return outcome::again;
     read_shared(shared);
+    if (!recipe_->whole.is_none()) check_masters();  // before anything is done, in any process
     registry_.find_written();
     opened_scale_ = scale;
     opened_sets_ = set_of_;

@@ -426,7 +426,7 @@ def test_comparison_notices_another_answer(
         demo.compare(schuss.SGD, params, lambda: grads, seconds=0)
 
 
-@pytest.mark.parametrize("dtype", demo.DTYPES)
+@pytest.mark.parametrize("dtype", readers.DTYPES)
 def test_picture(run: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path, dtype: str) -> None:
     file = tmp_path / "demo.png"
     run("--epochs", "3", "--plot", file, "--dtype", dtype)

@@ -230,8 +230,7 @@ def test_averages_of_rules_without_a_schedule(size: int) -> None:
         sharded.train()
         assert same(own, trained)
         plain = Sharded(schuss.AdamW, arrays(7), comm=comm)
-        with pytest.raises(AttributeError if comm.rank == 0 else RuntimeError, match="no averages"):
-            plain.eval()
+        assert not hasattr(plain, "eval")
 
     together(size, process)
 

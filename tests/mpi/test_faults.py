@@ -374,25 +374,95 @@ def test_a_network_that_fails_within_a_step(exchange: int) -> None:
 
 
 def test_parameters_that_somebody_writes_to() -> None:
-    """What has no gradient stays as it was written; what steps comes from whom it belongs to."""
+    """Before the next step all processes have the same; behind it they have what was stepped."""
 
     def process(comm: Any) -> tuple[str, str, Arrays]:
         own = Process(comm, check_every=2)
         if comm.rank == 2:
             own.x["a"][9] += 1
             own.x["c"][()] += 1
-        own.opt.step({**grads(comm.rank), "a": None, "c": None})
         at_once = own.raised(lambda opt: opt.check())
-        with pytest.raises(RuntimeError) as info:
-            own.opt.step({**grads(comm.rank), "a": None, "c": None})
-        assert own.opt.iterations == 4
-        return at_once, f"RuntimeError: {info.value}", own.steps(1)
+        in_turn = own.raised(lambda opt: opt.step(grads(comm.rank)))
+        with pytest.raises(RuntimeError, match="other bits"), own.opt.arriving():
+            pass
+        own.opt.check_every = 5
+        return at_once, in_turn, own.steps(3)
 
     says = 'RuntimeError: params["a"], params["c"]: other bits in process 2 than in process 0; '
     found = together(SIZE, process, limit=LIMIT)
     for *texts, x in found:
         assert all(text.startswith(says) for text in texts)
         require_same(found[0][2], x)
+
+
+def test_parameters_that_are_compared_in_turn() -> None:
+    def process(comm: Any) -> list[int]:
+        compared: list[int] = []
+        opt = Sharded(rules.AdamW, start(), comm=comm, check_every=2)
+        check = opt.check
+
+        def noted() -> None:
+            compared.append(opt.iterations)
+            check()
+
+        vars(opt)["check"] = noted
+        for _ in range(5):
+            opt.step(grads(comm.rank))
+        with opt.arriving() as step:
+            for name, g in grads(comm.rank).items():
+                step(name, g)
+        with opt.arriving():
+            pass
+        return compared
+
+    assert together(SIZE, process, limit=LIMIT) == [[2, 4, 6]] * SIZE
+
+
+@pytest.mark.parametrize("way", [*WAYS, "arriving"])
+def test_parameters_beside_their_masters(way: str) -> None:
+    """Who loads weights and forgets opt.refresh() hears it in all processes, before anything."""
+    options = {"master": True, **WAYS.get(way, {})}
+    written = {"c": 7}  # of which one process has the master
+
+    def fresh() -> Arrays:
+        return {name: a.astype(np.float16) for name, a in start().items()}
+
+    def process(comm: Any) -> tuple[str, Arrays]:
+        x = fresh()
+        opt = Sharded(rules.AdamW, x, comm=comm, **options)
+
+        def step() -> None:
+            g = grads(comm.rank)
+            if way != "arriving":
+                opt.step(g)
+                return
+            with opt.arriving() as arrive:
+                for name in reversed(g):
+                    arrive(name, g[name])
+
+        step()
+        for name, value in written.items():
+            x[name][...] = value
+        before = snapshot(opt.own)
+        with pytest.raises(ValueError, match="no longer what its master was rounded to") as info:
+            step()
+        assert all((x[name] == value).all() for name, value in written.items())
+        assert snapshot(opt.own) == before
+        opt.refresh()
+        step()
+        return str(info.value), x
+
+    x = fresh()
+    one = rules.AdamW(x, **options)
+    pieces = [grads(rank) for rank in range(SIZE)]
+    one.step(pieces=pieces)
+    for name, value in written.items():
+        x[name][...] = value
+    one.refresh()
+    one.step(pieces=pieces)
+    for text, other in together(SIZE, process, later=True, limit=LIMIT):
+        assert 'params["c"]' in text
+        require_same(x, other)
 
 
 # ---- MPI

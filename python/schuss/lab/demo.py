@@ -164,17 +164,7 @@ def picture(size: str, epochs: Sequence[Epoch], times: Times) -> Figure:
 
 # ---- The command
 
-DTYPES = ("float32", "float64", "float16", "bfloat16")
 BATCH_SIZES = {"Rprop": 360}  # it goes by the sign, which a small batch has too often wrong
-
-
-def dtype_of(name: str) -> np.dtype[Any]:
-    """The type of a name; bfloat16 is ml_dtypes'."""
-    if name == "bfloat16":
-        from ml_dtypes import bfloat16  # noqa: PLC0415  an optional package
-
-        name = bfloat16
-    return np.dtype(name)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -188,8 +178,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--hidden", type=width, nargs="+", help="widths; default: 64 64, or what suits the rule")
     add("--seed", type=seed, default=0, help="default: %(default)s")
     add("--threads", type=count, help="at most; default: as in schuss info")
-    add("--dtype", choices=DTYPES, default="float32", help="of parameters; default: %(default)s")
-    add("--gradient-dtype", choices=DTYPES, help="default: as --dtype")
+    add(
+        "--dtype",
+        choices=options.DTYPES,
+        default="float32",
+        help="of parameters; default: %(default)s",
+    )
+    add("--gradient-dtype", choices=options.DTYPES, help="default: as --dtype")
     add("--master", action="store_true", help="keeps float32 copies of 16-bit parameters")
     add("--stochastic-rounding", action="store_true", help="of 16-bit parameters without a master")
     add("--backend", choices=("compiled", "numpy"), default="compiled", help="for the training")
@@ -232,8 +227,8 @@ class Setting:
         self.args, self.rule = args, args.rule
         self.lr = usual_rate(self.rule, "digits") if args.lr is None else args.lr
         self.batch_size = args.batch_size or BATCH_SIZES.get(self.rule.__name__, 32)
-        self.dtype = dtype_of(args.dtype)
-        self.gradient_dtype = dtype_of(args.gradient_dtype or args.dtype)
+        self.dtype = options.dtype_of(args.dtype)
+        self.gradient_dtype = options.dtype_of(args.gradient_dtype or args.dtype)
         self.chosen = {
             "master": args.master,
             "stochastic_rounding": args.stochastic_rounding,

@@ -7,7 +7,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import NoReturn
+from typing import Any, NoReturn
+
+import numpy as np
 
 import schuss
 from schuss.checks import Interval, unknown
@@ -65,6 +67,17 @@ def add_force(parser: argparse.ArgumentParser) -> None:
 
 
 # ---- Readers
+
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+
+
+def dtype_of(name: str) -> np.dtype[Any]:
+    """The type of a name; bfloat16 is ml_dtypes'."""
+    if name == "bfloat16":
+        from ml_dtypes import bfloat16  # noqa: PLC0415  an optional package
+
+        name = bfloat16
+    return np.dtype(name)
 
 
 def one_of(names: Iterable[str], where: str = "") -> Callable[[str], str]:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,7 +26,6 @@ MOST = 2**16  # nodes that are tried, where one doesn't do
 WRITTEN = 2  # bytes that memory moves for one that is written: a processor reads it first
 ROUNDS = {False: 2, True: 6}  # small messages of all to all in a step, that looks at all gradients
 AHEAD = 2  # buckets of gradients that a process has room for
-DTYPES = ("float32", "float64", "float16", "bfloat16")
 STATE_DTYPES = ("float32", "bfloat16", "float16", "blockfloat8")
 
 EXPLAINED = """\
@@ -322,13 +320,6 @@ def document(cases: Sequence[Case]) -> list[dict[str, Any]]:
 # ---- The command
 
 
-def dtype_of(name: str) -> np.dtype[Any]:
-    """The type of a name; NumPy has learnt bfloat16 where ml_dtypes is imported."""
-    if name == "bfloat16":
-        importlib.import_module("ml_dtypes")
-    return np.dtype(name)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXPLAINED
@@ -353,8 +344,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="bytes of a bucket for each process; default: Sharded's")  # fmt: skip
     add("--rule", type=options.rule, default="adamw", metavar="RULE",
         help="default: %(default)s")  # fmt: skip
-    add("--dtype", choices=DTYPES, default="float32", help="of parameters; default: %(default)s")
-    add("--gradient-dtype", choices=DTYPES, help="default: as --dtype")
+    add("--dtype", choices=options.DTYPES, default="float32",
+        help="of parameters; default: %(default)s")  # fmt: skip
+    add("--gradient-dtype", choices=options.DTYPES, help="default: as --dtype")
     add("--state-dtype", choices=STATE_DTYPES, default="float32", help="default: %(default)s")
     add("--master", type=options.one_of(["remainder"]), nargs="?", const=True, default=False,
         metavar="remainder", help="float32 weights beside those of 16 bits")  # fmt: skip
@@ -365,7 +357,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints what the one case takes, or a table of several."""
-    dtype, gradient_dtype = dtype_of(args.dtype), dtype_of(args.gradient_dtype or args.dtype)
+    dtype = options.dtype_of(args.dtype)
+    gradient_dtype = options.dtype_of(args.gradient_dtype or args.dtype)
     given: dict[str, Any] = {"state_dtype": args.state_dtype, "master": args.master}
     if args.clip_norm:
         given["clip_norm"] = 1.0

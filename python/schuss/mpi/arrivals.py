@@ -34,6 +34,7 @@ class Arrivals:
     def __enter__(self) -> Arrivals:
         opt = self.opt
         with opt._lock, ExitStack() as stack:
+            opt._check_in_turn()
             with everywhere(opt.wire, "arriving"):
                 opt._require_whole()
                 self.factors = check_weights("the processes", opt.wire.size, self.weights)
@@ -93,10 +94,8 @@ class Arrivals:
             finally:
                 self.opening.__exit__(None if error is None else type(error), error, None)
                 opt._all.raised = None
-            if error is None:
-                if opt.whole.zeroes_grad:
-                    zero(self.came.values())
-                opt._stepped()
+            if error is None and opt.whole.zeroes_grad:
+                zero(self.came.values())
 
     def finish(self) -> None:
         """What hasn't come has no gradient; all that is under way steps."""

@@ -6,6 +6,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -43,6 +44,7 @@ SHOWN = (
     "report",
     "skipped_steps",
 )
+SWAPPING = ("eval", "train")  # of rules that have averages
 
 
 class Sharded(Divided):
@@ -55,14 +57,14 @@ class Sharded(Divided):
     params        as the class takes them, with the same bits in all processes
     comm          a communicator of mpi4py, or a schuss.mpi.Communicator; default MPI.COMM_WORLD
     check_every   after so many steps, each time, the bits of the parameters are compared in all
-                  processes; default 0: never
+                  processes as the next step begins; default 0: never
     options       as the class takes them, but for state_dir, rows, backend, and clip_norm_per
 
     The bits are those of one process that steps by the same gradients as pieces, in the order of
     the processes: `opt.step(pieces=[g0, g1, ...])`. Options are live, as opt.lr = 0.1 in all
-    processes alike. All calls are made by all processes in the same order, but for reading
-    attributes. Raises TypeError or ValueError where the options can't be, or the rule looks at
-    matrices: those of Muon, Shampoo, SOAP and Adafactor.
+    processes alike; rules that have `eval` and `train` have them here, too. All calls are made by
+    all processes in the same order, but for reading attributes. Raises TypeError or ValueError
+    where the options can't be, or the rule looks at matrices, as Muon, Shampoo, SOAP and Adafactor.
     """
 
     wire: Wire
@@ -151,7 +153,8 @@ class Sharded(Divided):
 
     def check(self) -> None:
         """Raises RuntimeError where the bits of parameters are not the same in all processes."""
-        digests = b"".join(digest(p.x) for p in self.whole._parameters)
+        with everywhere(self.wire, "check"):
+            digests = b"".join(digest(p.x) for p in self.whole._parameters)
         found = self.wire.gather(digests, fixed=True)
         for rank, others in enumerate(found):
             if wrong := [
@@ -210,6 +213,7 @@ class Sharded(Divided):
         grads = listed(grads)
         try:
             with self._lock, ExitStack() as stack:
+                self._check_in_turn()
                 with everywhere(self.wire, "gradients"):
                     self._require_whole()
                     factors = check_weights("the processes", self.wire.size, weights)
@@ -237,7 +241,6 @@ class Sharded(Divided):
                 if self.whole.zeroes_grad:
                     given_here = [p.g for p in self.whole._parameters]
                     zero(given_here if grads is None else self.whole._gather(grads, "grads"))
-                self._stepped(done)
         except (TypeError, ValueError) as error:
             shorten(error)
             raise
@@ -317,9 +320,13 @@ class Sharded(Divided):
         _core.average([g for g, _ in there], [w for _, w in there], found)
         return found
 
-    def _stepped(self, done: bool = True) -> None:
-        """What comes behind a step, or one that was left undone."""
-        if done and self.check_every and self.own.iterations % self.check_every == 0:
+    def _check_in_turn(self) -> None:
+        """Compares the parameters as a step begins, before which somebody may have written to some.
+
+        Behind a step all have what each has stepped, whatever was there before.
+        """
+        done = self.own.iterations
+        if done and self.check_every and done % self.check_every == 0:
             self.check()
 
     def arriving(
@@ -363,19 +370,10 @@ class Sharded(Divided):
         self._share_all()
         self._all.agree("averaged", error)
 
-    def eval(self) -> None:
-        """Puts the averages in the place of the parameters, for rules that have some."""
-        self._swapped_by("eval")
-
-    def train(self) -> None:
-        """Brings the parameters back, with the bits that they had before `eval`."""
-        self._swapped_by("train")
-
-    def _swapped_by(self, name: str) -> None:
+    def _swap(self, name: str) -> None:
+        """What `eval` and `train` of a rule do, in all processes."""
         with self._lock:
             with everywhere(self.wire, name):
-                if not hasattr(self.own, name):
-                    raise AttributeError(f"{name}: {type(self.own).__name__} has no averages")
                 getattr(self.own, name)()
             self._share_all()
 
@@ -396,6 +394,8 @@ class Sharded(Divided):
             return vars(opt)[opt.options[name].key]
         if opt is not None and (name in opt.hyperparameters or name in SHOWN):
             return getattr(opt, name)
+        if opt is not None and name in SWAPPING and hasattr(opt, name):
+            return partial(self._swap, name)
         raise AttributeError(f"{name}: no attribute of Sharded, and no option of its rule")
 
     def __setattr__(self, name: str, value: Any) -> None:
