@@ -107,13 +107,13 @@ class Parts:
 
     def step(self) -> None:
         with self.opt.own.arriving():
-            for pieces in self.arrived:
-                for number, each in pieces.items():
+            for landing in self.arrived:
+                for number, each in landing.pieces.items():
                     self.opt.own._plan.arrive(number, each, WEIGHTS)
 
     def share(self) -> None:
-        for numbers in self.opt.shares.buckets:
-            self.traffic.share(numbers)
+        for bucket, numbers in enumerate(self.opt.shares.buckets):
+            self.traffic.share(bucket, numbers)
         self.traffic.settle()
 
 
@@ -236,11 +236,18 @@ def counted(opt: Sharded, step: Callable[[], object]) -> tuple[int, int]:
 # ---- The table
 
 
-def predicted(kind: str, elements: int, rate: float) -> float:
-    """The seconds of a sharded step by the model, with so many bytes/s of this node's memory."""
+class Rates(NamedTuple):
+    """Bytes/s of a process, as the model wants them."""
+
+    memory: float  # read and written, in a step alone
+    wire: float  # sent, in an exchange of gradients alone
+
+
+def predicted(kind: str, elements: int, rates: Rates) -> float:
+    """The seconds of a sharded step by the model, for which processes are nodes."""
     dtype, options = KINDS[kind]
     job = plan.job(schuss.AdamW, elements, dtype, **options)
-    cluster = plan.Cluster(nodes=1, processes=SIZE, latency=0, memory_bandwidth=rate)
+    cluster = plan.Cluster(SIZE, 1, rates.wire, latency=0, memory_bandwidth=rates.memory)
     return plan.took(job, cluster).apart
 
 
@@ -250,8 +257,8 @@ def moved(opt: Sharded, grads: int) -> int:
     return grads + 2 * (own + int(opt.nbytes))
 
 
-def table(kind: str, elements: int, threads: int, rounds: int, rate: float) -> float:
-    """Prints it, and returns the bytes/s of this node's memory in the step alone."""
+def table(kind: str, elements: int, threads: int, rounds: int, rates: Rates | None) -> Rates:
+    """Prints it, and returns what was measured for the model, which takes that of the first."""
     contestants, opt, params = ways(elements, kind, threads)
     arrays = params[ALL]
     size = sum(x.size for x in arrays)
@@ -261,8 +268,9 @@ def table(kind: str, elements: int, threads: int, rounds: int, rate: float) -> f
     sent, most = counted(opt, contestants[ALL].step)
     bound = 2 * (SIZE - 1) * nbytes(arrays)  # of all: gradients have the type of parameters
     kept = {name: COMM.allreduce(way.kept, op=MPI.MAX) for name, way in contestants.items()}
-    own: float = COMM.allreduce(moved(opt, nbytes(arrays))) / best[STEP]
-    model = predicted(kind, size, rate or own)
+    memory: float = COMM.allreduce(moved(opt, nbytes(arrays))) / best[STEP]
+    own = Rates(memory / SIZE, max(1.0, most / 2) / best[EXCHANGE])
+    model = predicted(kind, size, rates or own)
     if RANK > 0:
         return own
     print(f"\n{kind}: {size} elements, processes: {SIZE}, threads of each: {threads}")
@@ -283,8 +291,9 @@ def table(kind: str, elements: int, threads: int, rounds: int, rate: float) -> f
     print(f"all over the sum of its parts: {best[ALL] / parts:.2f}")
     if bound:
         print(f"sent: {sent} bytes by all, {sent / bound:.5f} of 2(p-1)/p of the arrays by each")
-    print(f"the step alone moves {own / 1e9:.1f} GB/s of memory, in all processes together")
-    print(f"measured over the model: {best[ALL] / model:.2f}")
+    print(f"the step alone moves {memory / 1e9:.1f} GB/s of memory, in all processes together")
+    by = "of itself" if rates is None else "of the first"
+    print(f"measured over the model, with the speeds {by}: {best[ALL] / model:.2f}")
     sys.stdout.flush()
     return own
 
@@ -301,13 +310,13 @@ def main() -> None:
     if RANK == 0:
         isa = schuss.show_config()["isa"]["chosen"]
         print(f"{processor()}, {isa}, numpy {np.__version__}, {MPI.Get_library_version()[:24]}")
-    rate = 0.0
+    rates = None
     for kind in asked.kind:
         check(kind)
         for elements in asked.elements:
             for total in dict.fromkeys((elements, SIZE * elements)):  # strong scaling, and weak
-                own = table(kind, total, asked.threads, asked.rounds, rate)
-                rate = rate or own  # of the first one, for the model
+                own = table(kind, total, asked.threads, asked.rounds, rates)
+                rates = rates or own
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from schuss.engine.structure import label, listed, listing
 from schuss.hashes import digest
 from schuss.mpi.arrivals import Arrivals
 from schuss.mpi.shares import Shares, flat
-from schuss.mpi.traffic import Given, Pieces, Traffic, Types, heard, told
+from schuss.mpi.traffic import Given, Landing, Pieces, Traffic, Types, heard, told
 from schuss.mpi.whole import STEP, Whole
 from schuss.mpi.wire import Communicator, Wire, wire
 from schuss.rules.descent import SGD
@@ -273,30 +273,30 @@ class Sharded(Divided):
     def _by_bucket(self, given: Given, types: list[Types], weights: list[float]) -> None:
         """While a bucket steps the next one's gradients come, and the one before goes to all."""
         with self._tearing():
-            for pieces in self._traffic.landings(given, types):
-                self._land(pieces, weights)
+            for landing in self._traffic.landings(given, types):
+                self._land(landing, weights)
             self._traffic.settle()
 
-    def _land(self, pieces: Mapping[int, Pieces], weights: list[float]) -> None:
+    def _land(self, landing: Landing, weights: list[float]) -> None:
         """Steps a bucket, by the pieces of its gradients."""
-        for number, each in pieces.items():
+        for number, each in landing.pieces.items():
             self.own._plan.arrive(number, each, weights)
-        self._traffic.share(pieces)
+        self._traffic.share(landing.bucket, landing.pieces)
 
     def _at_once(
         self, given: Given, types: list[Types], weights: list[float], asked: Mapping[str, Any]
     ) -> bool:
         """Where all gradients are looked at first: they are added up as they come."""
         sums: dict[int, np.ndarray] = {}
-        for pieces in self._traffic.landings(given, types):
-            for number, each in pieces.items():
+        for landing in self._traffic.landings(given, types):
+            for number, each in landing.pieces.items():
                 sums[number] = self._added_up(number, each, weights)
         names = [p.name for p in self.own._parameters]
         try:
             done: bool = self.own.step({name: sums.get(i) for i, name in enumerate(names)}, **asked)
             if done:
-                for numbers in self.shares.buckets:
-                    self._traffic.share(i for i in numbers if i in sums)
+                for bucket in range(len(self.shares.buckets)):
+                    self._traffic.share(bucket, sums)
                 self._traffic.settle()
         except BaseException as error:
             if self._all.committed:
@@ -380,8 +380,8 @@ class Sharded(Divided):
     def _share_all(self) -> None:
         """Brings the shares of all parameters to all processes."""
         with uninterrupted(), self._tearing():
-            for numbers in self.shares.buckets:
-                self._traffic.share(numbers)
+            for bucket, numbers in enumerate(self.shares.buckets):
+                self._traffic.share(bucket, numbers)
             self._traffic.settle()
 
     # ---- Options, live

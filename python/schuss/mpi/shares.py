@@ -39,7 +39,14 @@ class Shares:
                 where = sizes[i], widths[i], before, total
                 self.slices[i] = [_core.share(*where, rank, ranks) for rank in range(ranks)]
                 before += sizes[i] * widths[i]
-        self.bucket_of = {i: b for b, bucket in enumerate(self.buckets) for i in bucket}
+        # Of each bucket, of each process: the arrays of which it has something, and what.
+        self.parts = [
+            [
+                [(i, slice(*self.slices[i][rank])) for i in bucket if self.chunks(i, rank)]
+                for rank in range(ranks)
+            ]
+            for bucket in self.buckets
+        ]
 
     def chunks(self, number: int, rank: int) -> int:
         """How many chunks a process has of an array."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -41,9 +41,10 @@ def heard(data: bytes, numbers: Iterable[int]) -> Types:
 
 
 class Landing(NamedTuple):
-    """Gradients of a bucket that are under way to this process, by their arrays' numbers."""
+    """Gradients of a bucket that are under way to this process, or there."""
 
-    pieces: dict[int, Pieces]
+    bucket: int
+    pieces: dict[int, Pieces]  # by their arrays' numbers
     wait: Callable[[], object]
 
 
@@ -57,9 +58,13 @@ class Traffic:
         self.shares, self.wire, self.params = shares, wire, params
         self.rooms = [np.empty(0, np.uint8), np.empty(0, np.uint8)]  # of two buckets, by turns
         self.sharing: deque[Pending] = deque()
+        self.views = [  # of each bucket, of each process: its parts of the parameters
+            [[(i, as_bytes(params[i][part])) for i, part in parts] for parts in of_ranks]
+            for of_ranks in shares.parts
+        ]
 
-    def landings(self, given: Given, types: Sequence[Types]) -> Iterator[dict[int, Pieces]]:
-        """The pieces of each bucket's gradients, as soon as they are there; the next ones come.
+    def landings(self, given: Given, types: Sequence[Types]) -> Iterator[Landing]:
+        """Each bucket's gradients, as soon as they are there; meanwhile the next ones come.
 
         given   the gradients here
         types   those of all processes
@@ -75,8 +80,8 @@ class Traffic:
         """Sends the slices of a bucket's gradients to whom they belong, as those for here come."""
         rank, numbers = self.wire.rank, self.shares.buckets[bucket]
         sent = [
-            [] if other == rank else self.parts(given, numbers, other)
-            for other in range(self.wire.size)
+            [as_bytes(given[i][part]) for i, part in parts if other != rank and i in given]
+            for other, parts in enumerate(self.shares.parts[bucket])
         ]
         places = self.places(bucket, types)
         received = [
@@ -88,7 +93,7 @@ class Traffic:
                 places[rank][i] = given[i][slice(*self.shares.slices[i][rank])]
         pieces = {i: tuple(own.get(i) for own in places) for i in numbers}
         there = {i: each for i, each in pieces.items() if any(g is not None for g in each)}
-        return Landing(there, self.wire.exchange(sent, received).wait)
+        return Landing(bucket, there, self.wire.exchange(sent, received).wait)
 
     def places(self, bucket: int, types: Sequence[Types]) -> list[dict[int, np.ndarray]]:
         """Room for what comes from each other process, by the arrays' numbers."""
@@ -111,18 +116,9 @@ class Traffic:
             begin = -(-end // LINE) * LINE
         return found
 
-    def parts(self, arrays: Any, numbers: Iterable[int], rank: int) -> list[np.ndarray]:
-        """The bytes of a process' slices of arrays, of those that are there."""
-        return [
-            as_bytes(arrays[i][slice(*self.shares.slices[i][rank])])
-            for i in numbers
-            if i in arrays and self.shares.chunks(i, rank)
-        ]
-
-    def share(self, numbers: Iterable[int]) -> None:
-        """Sends what has been stepped here of arrays to all, as the rest of them comes."""
-        arrays = {i: self.params[i] for i in numbers}
-        parts = [self.parts(arrays, arrays, rank) for rank in range(self.wire.size)]
+    def share(self, bucket: int, numbers: Container[int]) -> None:
+        """Sends what has been stepped here, of these arrays of a bucket, to all; the rest comes."""
+        parts = [[part for i, part in own if i in numbers] for own in self.views[bucket]]
         own, parts[self.wire.rank] = parts[self.wire.rank], []
         self.sharing.append(self.wire.share(own, parts))
 
@@ -132,7 +128,7 @@ class Traffic:
             self.sharing.popleft().wait()
 
 
-def landed(landing: Landing) -> dict[int, Pieces]:
-    """The pieces of gradients that were under way."""
+def landed(landing: Landing) -> Landing:
+    """The same, once its gradients are there."""
     landing.wait()
-    return landing.pieces
+    return landing
