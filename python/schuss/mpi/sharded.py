@@ -237,7 +237,7 @@ class Sharded(Divided):
                         done = True
                     else:
                         done = self._at_once(given, types, factors, asked)
-                    stack.close()  # before the check, which goes by how many steps are done
+                    stack.close()  # which counts it
                 if self.whole.zeroes_grad:
                     given_here = [p.g for p in self.whole._parameters]
                     zero(given_here if grads is None else self.whole._gather(grads, "grads"))
