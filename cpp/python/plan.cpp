@@ -289,8 +289,8 @@ void plan::carry_out() {
   if (!arriving_) require_unbarred();
   if (has_copies_) check_masters();
   if (!recipe_->whole.is_none() && !arriving_) {  // the last that may raise, in any process
-    recipe_->whole.attr("commit")();
-    check();
+    recipe_->whole.attr("commit")(numbers());
+    check();  // Python has run; what raises now ends the job
   }
   if (!recipe_->direct.is_none()) direct();
   require_rows_as_spread();
@@ -322,7 +322,10 @@ void plan::open(const request& asked, const py::object& before, const py::object
     compute_scalars(scale, shared);
     if (!last && !as_read()) return outcome::again;
     read_shared(shared);
-    if (!recipe_->whole.is_none()) check_masters();  // before anything is done, in any process
+    if (!recipe_->whole.is_none()) {  // before anything is done, in any process
+      check_masters();
+      recipe_->whole.attr("open")(numbers());
+    }
     registry_.find_written();
     opened_scale_ = scale;
     opened_sets_ = set_of_;
@@ -732,6 +735,17 @@ void plan::once(py::object x, py::object g, const std::vector<py::object>& keeps
 // ---- What all parts need
 
 std::vector<scalars>& plan::in_use() { return adapted_.empty() ? sets_ : adapted_; }
+
+// Those of all sets, for others to compare.
+py::array plan::numbers() {
+  std::vector<double> found;
+  for (const scalars& c : in_use()) {
+    found.push_back(c.rule);
+    for (const stage& s : stages()) found.push_back(c.*s.place);
+    found.insert(found.end(), c.rule_scalars, c.rule_scalars + kernels().rules[c.rule].scalars);
+  }
+  return as_table(found, 1);
+}
 
 // The numbers of a set, as the backend in NumPy reads them.
 py::tuple plan::described(std::size_t set) {

@@ -258,6 +258,7 @@ class plan {
   void count() noexcept;
 
   std::vector<scalars>& in_use();
+  py::array numbers();
   py::tuple described(std::size_t set);
   void let_go();
 

@@ -372,7 +372,7 @@ def load(
             file = stack.enter_context(opened(path))
             found = read_file(file)
         if team is not None:
-            require_same(team, found.header, "the header")
+            require_same(team, "the header", found.header)
         with bar(progress and (team is None or team.rank == 0), size(found), "Loading") as done:
             verify(file, found, done, team)
         with everywhere(team, "load"):

@@ -19,6 +19,7 @@ from schuss.lab import plan
 from schuss.lab.command import main
 from schuss.lab.plan import Cluster, Job, Memory, Sent, Time
 from schuss.mpi import Sharded
+from schuss.mpi.traffic import AHEAD
 from schuss.rules import RULES
 
 FLOAT32, BFLOAT16 = np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)
@@ -121,7 +122,7 @@ def test_what_sharded_steps_do(
             gradients=sum(g.nbytes for g in grads),
             state=opt.nbytes,
             received=sum(room.size // 4096 * 4096 for room in opt._traffic.rooms),  # but for gaps
-            sums=sum(a.nbytes for a in opt._sums.values()),
+            sums=sum(a.nbytes for a in opt._sums),
         )
         large = [n for n in recorder.shared if n >= 4096]
         sent = Sent(recorder.exchanged, (size - 1) * sum(large))
@@ -242,7 +243,7 @@ def simulated(receive: float, step: float, send: float, buckets: int) -> float:
     stepped: list[float] = []  # when each bucket was
     while sent < buckets:
         n = len(stepped)
-        room = never if n == buckets else stepped[n - plan.AHEAD] if n >= plan.AHEAD else 0.0
+        room = never if n == buckets else stepped[n - AHEAD] if n >= AHEAD else 0.0
         ready = stepped[sent] if sent < n else never
         if max(network, room) <= max(network, ready):
             network = max(network, room) + receive

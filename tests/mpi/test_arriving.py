@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import threading
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -182,6 +183,42 @@ def test_what_arrivals_refuse() -> None:
             pass
 
     together(2, process)
+
+
+def test_what_comes_outside_of_the_block() -> None:
+    def process(comm: Any) -> None:
+        opt = Sharded(schuss.AdamW, arrays(7), comm=comm)
+        arrivals = opt.arriving()
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="the step is closed"):
+                arrivals("small", arrays(1)["small"])
+            if opt.iterations == 0:
+                with arrivals as step:
+                    step("first", arrays(1)["first"])
+                    with pytest.raises(RuntimeError, match="gradients are arriving"):
+                        opt.state_dict()
+
+    together(2, process)
+
+
+def test_an_error_that_somebody_has_caught_within() -> None:
+    """All are still at the same point."""
+
+    def process(comm: Any) -> int:
+        opt = Sharded(schuss.AdamW, arrays(7), comm=comm)
+        with pytest.raises(ValueError, match="shape"):
+            block(opt, comm.rank)
+        opt.step(arrays(2, comm.rank))
+        return int(opt.iterations)
+
+    def block(opt: Sharded, rank: int) -> None:
+        with opt.arriving() as step:
+            for name in reversed(SHAPES):
+                g = arrays(1, rank)[name]
+                with nullcontext() if rank == 1 else suppress(ValueError):
+                    step(name, g[:2] if name == "first" and rank == 1 else g)
+
+    assert len(set(together(2, process))) == 1
 
 
 # ---- Averages

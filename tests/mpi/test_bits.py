@@ -451,7 +451,7 @@ def test_bound_gradients_that_are_zeroed(options: dict[str, Any]) -> None:
         left = any(a.any() for a in own.values())
         for name, a in own.items():
             a[...] = g[comm.rank][name]
-        opt.zero_grad = False
+        setattr(opt, "zero_grad", False)  # noqa: B010 -- a method, too
         opt.step()
         return x, left or not all(same_bits(own[k], a) for k, a in g[comm.rank].items())
 
@@ -478,6 +478,50 @@ def test_gradients_of_another_type_and_order() -> None:
 
 
 # ---- What is refused
+
+
+def test_bound_gradients_of_groups() -> None:
+    x, y = start("float32"), start("float32")
+    g = [gradients(("float32",), 2, "never", False)[0][rank] for rank in range(2)]
+
+    def groups(of: Arrays, **own: Any) -> list[dict[str, Any]]:
+        grads = own.get("grads")
+        return [
+            {"params": {name: of[name]}, **({"grads": {name: grads[name]}} if grads else {})}
+            for name in SHAPES
+        ]
+
+    def process(comm: Any) -> Arrays:
+        own = {name: a.copy(order="K") for name, a in x.items()}
+        opt = Sharded(rules.Adam, groups(own, grads=g[comm.rank]), comm=comm)
+        opt.step()
+        opt.zero_grad()
+        assert not any(a.any() for a in g[comm.rank].values())
+        return own
+
+    rules.Adam(groups(y)).step(pieces=[copy.deepcopy(groups_of(one)) for one in g])
+    for found in together(2, process):
+        require_same(y, found, "groups with bound gradients")
+
+
+def groups_of(g: Any) -> list[dict[str, Any]]:
+    return [{name: g[name]} for name in SHAPES]
+
+
+class Cased(schuss.SGD):
+    """A rule of a user's, which steps matrices at twice the rate."""
+
+    @staticmethod
+    def case(x: np.ndarray) -> int:
+        return int(x.ndim > 1)
+
+    @staticmethod
+    def in_case(h: Any, case: int) -> Any:
+        return {**h, "lr": (1 + case) * h["lr"]}
+
+
+def test_cases_of_whole_arrays() -> None:
+    require_bits_of_one(Scene(Cased, options={"lr": 0.1}), 3)
 
 
 @pytest.mark.parametrize("rule", MATRIX)

@@ -14,7 +14,7 @@ from exact.ends import require_same
 
 import schuss
 from mpi.communicators import Thread, run_mpi, together
-from schuss import rules
+from schuss import rules, schedules
 from schuss.mpi import Sharded, shares
 
 F4 = np.float32
@@ -77,13 +77,12 @@ class Process:
         return f"{type(info.value).__name__}: {info.value}"
 
 
-def require_error(found: list[str], rank: int, kind: str, says: str, others: str = "") -> None:
+def require_error(found: list[str], rank: int, kind: str, says: str) -> None:
     """That this process raised its own error, and all others one that names it."""
     assert found[rank].startswith(f"{kind}: ")
     assert says in found[rank]
     text = found[rank].partition(": ")[2]
-    own = f"{kind}: {text}" if others else text
-    want = [f"{others or kind}: process {rank}: {own}"] * SIZE
+    want = [f"{kind}: process {rank}: {text}"] * SIZE
     want[rank] = found[rank]
     assert found == want
 
@@ -152,8 +151,7 @@ def test_a_schedule_that_raises(rank: int, way: str, kind: str) -> None:
         return found, own.steps(1)
 
     found = together(SIZE, process, limit=LIMIT)
-    others = "RuntimeError" if kind == "ZeroDivisionError" else ""
-    require_error([text for text, _ in found], rank, kind, "no rate", others)
+    require_error([text for text, _ in found], rank, kind, "no rate")
     for _, x in found:
         require_same(end(3, **WAYS[way]), x)
 
@@ -217,7 +215,6 @@ OTHER_SETTINGS: dict[str, Callable[[Any], Any]] = {
 }
 OTHER_CALLS: dict[str, Callable[[Any, Any], Any]] = {
     "lr": lambda opt, g: opt.step(g, lr=0.5),
-    "loss": lambda opt, g: opt.step(g, loss=1.0),
     "grad_scale": lambda opt, g: opt.step(g, grad_scale=2.0),
     "report": lambda opt, g: opt.step(g, report=True),
     "weights": lambda opt, g: opt.step(g, weights=[1.0, 1.0, 1.0]),
@@ -234,7 +231,8 @@ def test_a_setting_of_one_process(name: str, way: str) -> None:
         return own.raised(lambda opt: opt.step(grads(comm.rank)))
 
     for text in together(SIZE, process, limit=LIMIT):
-        assert text.startswith("RuntimeError: step: process 1 has another lr")
+        assert text.startswith("ValueError: step: ")
+        assert text.endswith(": not the same in process 1 as in process 0")
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -246,8 +244,69 @@ def test_an_argument_of_one_process(name: str, way: str) -> None:
         return own.raised(lambda opt: call(opt, grads(comm.rank))), own.steps(1)
 
     for text, x in together(SIZE, process, limit=LIMIT):
-        assert text.startswith("RuntimeError: step: process 1 has another lr")
+        assert text == f"ValueError: step: {name}: not the same in process 1 as in process 0"
         require_same(end(3, **WAYS[way]), x)
+
+
+def other_rate(rank: int) -> dict[str, Any]:
+    return {"lr": schedules.cosine(0.1, steps=10 + 5 * (rank == 1))}
+
+
+def other_scale(rank: int) -> dict[str, Any]:
+    scale = schuss.LossScale(1024.0)
+    scale.value *= 1 + (rank == 1)  # as one of them hears of other steps
+    return {"grad_scale": scale, "nonfinite": "skip"}
+
+
+def other_decay(rank: int) -> dict[str, Any]:
+    return {"weight_decay": lambda t: 0.1 * t * (1 + (rank == 1))}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("other", [other_rate, other_decay, other_scale])
+def test_what_is_computed_in_one_process(other: Callable[[int], dict[str, Any]], way: str) -> None:
+    """Schedules and scales that say something else: no share steps by its own number."""
+
+    def process(comm: Any) -> str:
+        x = start()
+        before = start()
+        try:
+            opt = Sharded(rules.AdamW, x, comm=comm, **{**WAYS[way], **other(comm.rank)})
+            for _ in range(3):
+                before = {name: a.copy() for name, a in x.items()}
+                opt.step(grads(comm.rank))
+        except ValueError as error:
+            require_same(before, x)
+            return str(error)
+        return "nothing"
+
+    for text in together(SIZE, process, limit=LIMIT):
+        assert text.endswith(": not the same in process 1 as in process 0")
+
+
+def test_a_metric_that_only_one_process_observes() -> None:
+    def process(comm: Any) -> str:
+        plateau = schedules.ReduceOnPlateau(0.1, patience=0)
+        opt = Sharded(rules.AdamW, start(), comm=comm, lr=plateau)
+        opt.step(grads(comm.rank))
+        if comm.rank == 1:
+            for metric in (1.0, 2.0, 3.0):
+                opt.observe(metric)
+        with pytest.raises(ValueError, match="not the same in process 1") as info:
+            opt.step(grads(comm.rank))
+        return str(info.value)
+
+    assert len(set(together(SIZE, process, limit=LIMIT))) == 1
+
+
+def test_a_loss_that_nobody_reads() -> None:
+    def process(comm: Any) -> Arrays:
+        own = Process(comm)
+        own.opt.step(grads(comm.rank), loss=float(comm.rank), lr=np.float64(1e-3))
+        return own.x
+
+    for x in together(SIZE, process, limit=LIMIT):
+        require_same(end(3), x)
 
 
 def test_another_call_in_one_process() -> None:
@@ -321,6 +380,58 @@ def test_others_at_construction(case: str) -> None:
 
     for text in together(SIZE, process, limit=LIMIT):
         assert text.removeprefix("process 1: ").startswith(says)
+
+
+def test_room_that_there_is_none_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it is made before anything is sent."""
+
+    def process(comm: Any) -> tuple[str, Arrays]:
+        x = start()
+        opt = Sharded(rules.AdamW, x, comm=comm, clip_norm=0.5)
+        if comm.rank == 1:
+            vars(opt)["_make_room"] = no_room
+        with pytest.raises(MemoryError) as info:
+            opt.step(grads(comm.rank))
+        vars(opt).pop("_make_room", None)
+        opt.step(grads(comm.rank))
+        return str(info.value), x
+
+    def no_room(weights: Any) -> None:
+        raise MemoryError("for sums")
+
+    for text, x in together(SIZE, process, limit=LIMIT):
+        assert text.endswith("for sums")
+        require_same(end(1, clip_norm=0.5), x)
+
+
+def test_read_only_parameters_that_would_be_averaged() -> None:
+    def process(comm: Any) -> str:
+        x = start()
+        opt = Sharded(rules.AdamW, x, comm=comm, ema=0.9)
+        opt.step(grads(comm.rank))
+        x["b"].flags.writeable = comm.rank != 1
+        with pytest.raises(ValueError, match="read-only") as info, opt.averaged():
+            pass
+        x["b"].flags.writeable = True
+        opt.step(grads(comm.rank))
+        return str(info.value)
+
+    found = together(SIZE, process, limit=LIMIT)
+    assert ['params["b"]' in text for text in found] == [True] * SIZE
+
+
+@pytest.mark.parametrize(
+    ("members", "says"),
+    [
+        ({"rank": 2, "size": 2}, "rank 2 of size 2"),
+        ({"rank": lambda: 0, "size": lambda: 1}, "comm.rank"),
+        ({"rank": -1, "size": 2}, "comm.rank"),
+    ],
+)
+def test_communicators_that_are_none(members: dict[str, Any], says: str) -> None:
+    comm = type("Comm", (), {"alltoall": None, "allgather": None, **members})()
+    with pytest.raises((TypeError, ValueError), match=says):
+        Sharded(rules.AdamW, start(), comm=comm)
 
 
 # ---- What ends it

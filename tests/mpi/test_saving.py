@@ -357,7 +357,7 @@ def test_optimizers_under_other_names(tmp_path: Path) -> None:
     def work(comm: Any) -> None:
         schuss.save(tmp_path / "run", **{f"opt{comm.rank}": run(comm, "float32").opt})
 
-    assert {*errors(2, work, ValueError)} == {"opt: process 1 has others than process 0"}
+    assert {*errors(2, work, ValueError)} == {"opt: not the same in process 1 as in process 0"}
 
 
 def changed(path: Path, at: int) -> None:
@@ -393,7 +393,7 @@ def test_another_file_in_another_process(tmp_path: Path) -> None:
         run(comm, "float32").load(tmp_path / f"{comm.rank}")
 
     said = errors(2, work, ValueError)
-    assert all("header: process 1 has others than process 0" in s for s in said)
+    assert all("header: not the same in process 1 as in process 0" in s for s in said)
 
 
 def test_what_does_not_fit_in_one_process(tmp_path: Path) -> None:

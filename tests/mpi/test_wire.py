@@ -95,19 +95,35 @@ def agreements(w: Wire) -> None:
     rank, last = w.rank, w.size - 1
     for k in range(3):
         w.agree(f"step {k}")
+
     # One fails, of each kind; one's own is the very object.
-    for kind in (*module.RAISED, FileNotFoundError, ZeroDivisionError, UnicodeError):
+    class OwnError(Exception):
+        """One that others don't know."""
+
+    known = ValueError, FloatingPointError, MemoryError, KeyError, KeyboardInterrupt
+    for kind in (*known, OwnError):
         mine = kind("gradient 'ü\udcff'") if rank == last else None
         with pytest.raises(BaseException, match="gradient") as caught:
             w.agree("step", mine)
         if rank == last:
             assert caught.value is mine
         else:
-            known = [k for k in module.RAISED if issubclass(kind, k)] or [RuntimeError]
-            assert type(caught.value) is known[0]
-            assert str(caught.value).startswith(f"process {last}: ")
-            if kind is ZeroDivisionError:
-                assert "ZeroDivisionError: gradient" in str(caught.value)
+            assert type(caught.value) is (Exception if kind is OwnError else kind)
+            says = caught.value.args[0]
+            assert says.startswith(f"process {last}: ")
+            assert ("OwnError: " in says) == (kind is OwnError)
+    # A file's error is what it was, and one that wants more than a text is another.
+    for found, error in (
+        (FileNotFoundError, FileNotFoundError(2, "No such file or directory", "run")),
+        (PermissionError, PermissionError(13, "Permission denied", b"run")),
+        (RuntimeError, UnicodeDecodeError("utf-8", b"x", 0, 1, "wrong")),
+    ):
+        with pytest.raises(Exception) as caught:  # noqa: PT011 -- its kind is compared
+            w.agree("step", error if rank == last else None)
+        if rank < last:
+            assert type(caught.value) is found
+            assert f"process {last}: " in str(caught.value)
+            assert getattr(caught.value, "filename", "run") == "run"
     # All fail: the lowest's is raised, and the own one is its cause.
     mine = ValueError(f"mine {rank}")
     with pytest.raises(ValueError, match="mine 0") as caught:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from schuss import _core
 from schuss.checks import unpacked
 from schuss.engine import saved
 from schuss.engine.codes import SCALES, blocks_of, numbers_of
@@ -35,11 +36,7 @@ class Divided:
     wire: Team
     _lock: Any
     _of_whole: tuple[str, ...]  # the options that `whole` has, and `own` hasn't
-
-    @property
-    def _slices(self) -> list[Slices]:
-        """Of each parameter; at multiples of 4096 elements."""
-        raise NotImplementedError
+    _slices: list[Slices]  # of each parameter; at multiples of 4096 elements
 
     def _require(self, options: Mapping[str, Any]) -> None:
         """Raises where it can't go on, or not with such options."""
@@ -204,6 +201,8 @@ def read(opt: AnyOptimizer, state_dict: Any, strict: bool = True) -> Saved:
         else saved.read(opt, state_dict, strict)
     )
     saved.require_writeable(stepping(opt), own)
+    for p in opt.whole._parameters if isinstance(opt, Divided) else ():
+        _core.require_parameter(p.x, p.labels()[0])
     return own
 
 

@@ -24,7 +24,7 @@ class Team(Protocol):
 
     def exchange(self, sent: Any, received: Any) -> Any: ...
     def share(self, sent: Any, received: Any) -> Any: ...
-    def gather(self, data: bytes) -> list[bytes]: ...
+    def gather(self, data: bytes, *, fixed: bool = False) -> list[bytes]: ...
     def agree(self, at: str, error: BaseException | None = None) -> None: ...
 
 
@@ -45,11 +45,11 @@ def everywhere(team: Team | None, at: str) -> Iterator[None]:
     team.agree(at, error)
 
 
-def require_same(team: Team, value: Any, what: str) -> None:
+def require_same(team: Team, what: str, value: Any) -> None:
     """Raises ValueError in all processes where one has another value than process 0."""
-    found = team.gather(zlib.crc32(repr(value).encode()).to_bytes(4, "little"))
+    found = team.gather(zlib.crc32(repr(value).encode()).to_bytes(4, "little"), fixed=True)
     if others := [rank for rank, other in enumerate(found) if other != found[0]]:
-        raise ValueError(f"{what}: process {others[0]} has others than process 0")
+        raise ValueError(f"{what}: not the same in process {others[0]} as in process 0")
 
 
 @dataclass(frozen=True, eq=False)

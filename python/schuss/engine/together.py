@@ -77,7 +77,7 @@ def write(
                 {k: (data + e.start, data + e.stop) for k, e in layout.items()}
             ).encode()
     spread = {name: a for name, a in arrays.items() if isinstance(a, Spread)}
-    require_same(team, [(name, a.dtype.name, a.shape) for name, a in spread.items()], "opt")
+    require_same(team, "opt", [(name, a.dtype.name, a.shape) for name, a in spread.items()])
     with opened(path, team) as file:
         places = json.loads(team.gather(told)[0])
         parts = list(parts_of(places, spread, team.size))

@@ -19,13 +19,13 @@ from schuss.lab.catalogue import table
 from schuss.lab.options import Rule
 from schuss.mpi.sharded import needs_all, require_rule
 from schuss.mpi.shares import each
+from schuss.mpi.traffic import AHEAD
 from schuss.reference.storage import computing
 
 SAMPLE = 4096  # elements of the optimizer whose bytes are counted: whole blocks in any storage
 MOST = 2**16  # nodes that are tried, where one doesn't do
 WRITTEN = 2  # bytes that memory moves for one that is written: a processor reads it first
-ROUNDS = {False: 2, True: 6}  # small messages of all to all in a step, that looks at all gradients
-AHEAD = 2  # buckets of gradients that a process has room for
+ROUNDS = {False: 2, True: 7}  # small messages of all to all in a step, that looks at all gradients
 STATE_DTYPES = ("float32", "bfloat16", "float16", "blockfloat8")
 
 EXPLAINED = """\

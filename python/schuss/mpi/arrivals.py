@@ -14,7 +14,7 @@ from schuss.engine.arriving import Arrival
 from schuss.engine.guard import shorten, uninterrupted
 from schuss.engine.pieces import check_weights, zero
 from schuss.engine.spread import everywhere
-from schuss.mpi.traffic import Landing, heard, landed, told
+from schuss.mpi.traffic import AHEAD, Landing, decoded, encoded, landed
 
 
 class Arrivals:
@@ -30,6 +30,8 @@ class Arrivals:
         self.came: dict[int, Any] = {}  # by number; None where there is none
         self.coming = list(range(len(opt.shares.buckets)))  # of which the last goes next
         self.under_way: deque[Landing] = deque()
+        self.is_open = False
+        self.failed: BaseException | None = None  # what all processes have raised
 
     def __enter__(self) -> Arrivals:
         opt = self.opt
@@ -37,10 +39,12 @@ class Arrivals:
             opt._check_in_turn()
             with everywhere(opt.wire, "arriving"):
                 opt._require_whole()
-                self.factors = check_weights("the processes", opt.wire.size, self.weights)
+                self.factors = check_weights("processes", opt.wire.size, self.weights)
                 stack.enter_context(opt.own.arriving(**self.asked))
-            opt._announce({}, (self.asked, self.factors))
+                said = opt._said(self.asked, self.factors)
+            opt._announce({}, said)
             self.opening = stack.pop_all()
+        self.is_open = True
         return self
 
     def __call__(self, name: str | int, grad: Any) -> None:
@@ -48,6 +52,7 @@ class Arrivals:
         opt = self.opt
         try:
             with opt._lock:
+                self.require_open()
                 number = Arrival(opt.own).number(name)
                 if number in self.came:
                     raise ValueError(f"{name!r}: came already; each parameter steps once")
@@ -61,16 +66,27 @@ class Arrivals:
             shorten(error)
             raise
 
+    def require_open(self) -> None:
+        """Raises outside of the block, and again what all have raised within."""
+        if self.failed is not None:
+            raise self.failed
+        if not self.is_open:
+            raise RuntimeError("arriving: the step is closed")
+
     def send(self) -> None:
         """The next bucket's gradients go, and what came of the one before steps."""
         opt, bucket = self.opt, self.coming.pop()
         numbers = opt.shares.buckets[bucket]
-        opt._all.agree(f"bucket {bucket}")
+        try:
+            opt._all.agree(f"bucket {bucket}")
+        except BaseException as error:
+            self.failed = error
+            raise
         with uninterrupted(), opt._tearing():
-            found = opt.wire.gather(told(self.given, numbers), fixed=True)
-            types = [heard(data, numbers) for data in found]
+            found = opt.wire.gather(encoded(self.given, numbers), fixed=True)
+            types = [decoded(data, numbers) for data in found]
             self.under_way.append(opt._traffic.launch(bucket, self.given, types))
-            if len(self.under_way) == 2:
+            if len(self.under_way) == AHEAD:
                 opt._land(landed(self.under_way.popleft()), self.factors)
 
     def __exit__(
@@ -80,10 +96,15 @@ class Arrivals:
         traceback: TracebackType | None,
     ) -> None:
         opt = self.opt
+        self.is_open = False
         with opt._lock:
             try:
                 if opt._torn:
                     return
+                if error is None and self.failed is not None:  # which somebody has caught within
+                    error = self.failed
+                    self.drop()
+                    raise error
                 if error is None:
                     self.finish()
                 else:

@@ -14,18 +14,18 @@ import numpy as np
 from schuss import _core
 from schuss.checks import check_int
 from schuss.engine.declare import Pair
-from schuss.engine.divided import Divided, Slices, assign, read
+from schuss.engine.divided import Divided, assign, read
 from schuss.engine.guard import shorten, uninterrupted
 from schuss.engine.memory import order_of
 from schuss.engine.optimizer import Optimizer, computing_type, is_groups
 from schuss.engine.pieces import check_weights, zero
 from schuss.engine.saved import Differences
-from schuss.engine.spread import Spread, everywhere
+from schuss.engine.spread import Spread, everywhere, require_same
 from schuss.engine.structure import label, listed, listing
 from schuss.hashes import digest
 from schuss.mpi.arrivals import Arrivals
 from schuss.mpi.shares import Shares, flat
-from schuss.mpi.traffic import Given, Landing, Pieces, Traffic, Types, heard, told
+from schuss.mpi.traffic import Given, Landing, Pieces, Traffic, Types, decoded, encoded
 from schuss.mpi.whole import STEP, Whole
 from schuss.mpi.wire import Communicator, Wire, wire
 from schuss.rules.descent import SGD
@@ -34,7 +34,9 @@ from schuss.rules.matrix import MatrixRule
 OF_WHOLE = ("missing", "convert", "zero_grad")  # options that gradients are looked over by
 # What of the optimizer of the shares is everyone's.
 SHOWN = (
+    "arrived",
     "current_learning_rate",
+    "ema_decay",
     "grad_norm",
     "iterations",
     "nbytes",
@@ -63,7 +65,8 @@ class Sharded(Divided):
     The bits are those of one process that steps by the same gradients as pieces, in the order of
     the processes: `opt.step(pieces=[g0, g1, ...])`. Options are live, as opt.lr = 0.1 in all
     processes alike; rules that have `eval` and `train` have them here, too. All calls are made by
-    all processes in the same order, but for reading attributes. Raises TypeError or ValueError
+    all processes in the same order, but for reading attributes, of which opt.param_groups has the
+    arrays of the own share. Raises TypeError or ValueError
     where the options can't be, or the rule looks at matrices, as Muon, Shampoo, SOAP and Adafactor.
     """
 
@@ -73,7 +76,7 @@ class Sharded(Divided):
     shares: Shares
     _all: Whole
     _traffic: Traffic
-    _sums: dict[int, np.ndarray]  # of gradients, where a step looks at all of them
+    _sums: list[np.ndarray]  # of gradients, where a step looks at all of them
     _lock: threading.RLock
     _torn: str  # why nothing can go on
 
@@ -124,32 +127,32 @@ class Sharded(Divided):
             own["own"] = rule(groups, **options)
         else:
             own["own"] = rule(**group_of_shares(options, names[0], arrays, slices))
-        own["shares"] = shares
+        own["shares"], own["_slices"] = shares, shares.slices
         for p, q, mine in zip(self.own._parameters, parameters, shares.slices, strict=True):
             p.position = q.position + mine[rank][0]
+            p.case = self.own.param_groups[p.group].rule.case(q.x)
         self.own._register_anew()
         self.own._whole = own["_all"] = Whole(shares, self.wire)
         own["_traffic"] = Traffic(shares, self.wire, [flat(x) for x in arrays.values()])
-        own["_sums"] = {}
+        own["_sums"] = []
 
     # ---- What all processes agree on
 
     def _compare(self) -> None:
         """Raises where processes were given other things."""
-        own = {
+        bounds = [group["bounds"] for group in self.own.param_groups]
+        scale: Any = self.own.grad_scale
+        for name, value in {
             "rule": type(self.own).__name__,
             "params": [(p.name, p.kind) for p in self.whole._parameters],
             "no_decay": [p.name for p in self.own._parameters if not p.decays],
-            "options": numbers_of(
-                {name: vars(self.own)[o.key] for name, o in self.own.options.items()}
-            ),
+            "options": self._options(),
             "param_groups": self._values(),
+            "bounds": [np.shape(a) for pair in bounds if pair is not None for a in pair],
+            "grad_scale": scale.state_dict() if hasattr(scale, "state_dict") else None,
             "check_every": self.check_every,
-        }
-        for name, value in own.items():
-            found = self.wire.gather(repr(value).encode())
-            if others := [rank for rank, text in enumerate(found) if text != found[0]]:
-                raise ValueError(f"{name}: process {others[0]} has others than process 0")
+        }.items():
+            require_same(self.wire, name, value)
 
     def check(self) -> None:
         """Raises RuntimeError where the bits of parameters are not the same in all processes."""
@@ -176,6 +179,8 @@ class Sharded(Divided):
         """What fails within leaves a part done: the job can't go on."""
         try:
             yield
+        except GeneratorExit:  # of one that nobody goes on with
+            raise
         except BaseException as error:
             self._tear(error)
 
@@ -216,7 +221,9 @@ class Sharded(Divided):
                 self._check_in_turn()
                 with everywhere(self.wire, "gradients"):
                     self._require_whole()
-                    factors = check_weights("the processes", self.wire.size, weights)
+                    self.own._require_parameters("step")
+                    self._all.numbers = b""
+                    factors = check_weights("processes", self.wire.size, weights)
                     found = self.whole._plan.examined(grads)
                     given = {
                         i: self._flat_gradient(i, g) for i, g in enumerate(found) if g is not None
@@ -230,7 +237,10 @@ class Sharded(Divided):
                     }
                     if by_bucket:
                         stack.enter_context(self.own.arriving(**asked))
-                types = self._announce(given, (asked, factors))
+                    else:
+                        self._make_room(factors)
+                    said = self._said(asked, factors)
+                types = self._announce(given, said)
                 with uninterrupted():
                     if by_bucket:
                         self._by_bucket(given, types, factors)
@@ -253,22 +263,44 @@ class Sharded(Divided):
         name = self.whole._parameters[number].labels()[1]
         raise TypeError(f"{name}: {type(g).__name__}; shares are of whole arrays")
 
-    def _announce(self, given: Given, asked: Any) -> list[Types]:
+    def _said(self, asked: Mapping[str, Any], weights: list[float]) -> dict[str, Any]:
+        """What has to be the same in all processes for a step."""
+        found = {name: as_number(value) for name, value in asked.items()}
+        if not any(s.form.reads_loss for s in self.own._settings()):
+            found["loss"] = None
+        return {
+            **found,
+            "weights": weights,
+            "iterations": self.own.iterations,
+            "check_every": self.check_every,
+            "an option": self._options(),
+            "a hyperparameter": self._values(),
+            "what schedules and scales make of it": self._all.numbers,
+        }
+
+    def _announce(self, given: Given, said: Mapping[str, Any]) -> list[Types]:
         """The types of all processes' gradients; raises where they'd step by other numbers."""
-        settings = [self.check_every, numbers_of(vars(self.own)), *self._values()]
-        key = zlib.crc32(repr((self.own.iterations, asked, settings)).encode())
+        key = zlib.crc32(repr(said).encode())
         numbers = range(len(self.shares.sizes))
-        found = self.wire.gather(key.to_bytes(4, "little") + told(given, numbers), fixed=True)
-        if others := [rank for rank, data in enumerate(found) if data[:4] != found[0][:4]]:
-            raise RuntimeError(
-                f"step: process {others[0]} has another lr, loss, grad_scale, number of steps or "
-                "option than process 0; set them in all processes alike"
-            )
-        return [heard(data[4:], numbers) for data in found]
+        found = self.wire.gather(key.to_bytes(4, "little") + encoded(given, numbers), fixed=True)
+        if any(data[:4] != found[0][:4] for data in found):
+            for name, value in said.items():
+                require_same(self.wire, f"step: {name}", value)
+        return [decoded(data[4:], numbers) for data in found]
+
+    def _options(self) -> dict[str, Any]:
+        """The options that are numbers or words, or mappings of some."""
+        return plain({name: vars(self.own)[o.key] for name, o in self.own.options.items()})
 
     def _values(self) -> list[dict[str, Any]]:
         """The hyperparameters of each group that are numbers or words."""
-        return [numbers_of(group.settings.values) for group in self.own.param_groups]
+        return [plain(group.settings.values) for group in self.own.param_groups]
+
+    def _make_room(self, weights: list[float]) -> None:
+        """Room for the sums of gradients, where a step looks at all of them."""
+        if weights != [1.0] and not self._sums:
+            own = self.own._parameters
+            vars(self)["_sums"] = [np.empty(p.x.shape, computing_type(p.x)) for p in own]
 
     def _by_bucket(self, given: Given, types: list[Types], weights: list[float]) -> None:
         """While a bucket steps the next one's gradients come, and the one before goes to all."""
@@ -288,9 +320,10 @@ class Sharded(Divided):
     ) -> bool:
         """Where all gradients are looked at first: they are added up as they come."""
         sums: dict[int, np.ndarray] = {}
-        for landing in self._traffic.landings(given, types):
-            for number, each in landing.pieces.items():
-                sums[number] = self._added_up(number, each, weights)
+        with self._tearing():
+            for landing in self._traffic.landings(given, types):
+                for number, each in landing.pieces.items():
+                    sums[number] = self._added_up(number, each, weights)
         names = [p.name for p in self.own._parameters]
         try:
             done: bool = self.own.step({name: sums.get(i) for i, name in enumerate(names)}, **asked)
@@ -312,13 +345,9 @@ class Sharded(Divided):
         """The sum of a gradient's pieces, in an array that is kept for the next step."""
         if weights == [1.0] and pieces[0] is not None:  # of one process, which has it already
             return pieces[0]
-        p = self.own._parameters[number]
-        if number not in self._sums:
-            self._sums[number] = np.empty(p.x.shape, computing_type(p.x))
-        found: np.ndarray = self._sums[number]
         there = [(g, w) for g, w in zip(pieces, weights, strict=True) if g is not None]
-        _core.average([g for g, _ in there], [w for _, w in there], found)
-        return found
+        _core.average([g for g, _ in there], [w for _, w in there], self._sums[number])
+        return self._sums[number]
 
     def _check_in_turn(self) -> None:
         """Compares the parameters as a step begins, before which somebody may have written to some.
@@ -361,6 +390,7 @@ class Sharded(Divided):
         error = None
         with ExitStack() as stack:
             with everywhere(self.wire, "averaged"):
+                self._require_writeable()
                 stack.enter_context(self.own.averaged())
             self._share_all()
             try:
@@ -370,10 +400,16 @@ class Sharded(Divided):
         self._share_all()
         self._all.agree("averaged", error)
 
+    def _require_writeable(self) -> None:
+        """Raises where a parameter can't take what others have stepped."""
+        for p in self.whole._parameters:
+            _core.require_parameter(p.x, p.labels()[0])
+
     def _swap(self, name: str) -> None:
         """What `eval` and `train` of a rule do, in all processes."""
         with self._lock:
             with everywhere(self.wire, name):
+                self._require_writeable()
                 getattr(self.own, name)()
             self._share_all()
 
@@ -384,13 +420,22 @@ class Sharded(Divided):
                 self._traffic.share(bucket, numbers)
             self._traffic.settle()
 
+    def zero_grad(self) -> None:
+        """Fills the bound gradients with zeros."""
+        self.whole.zero_grad()
+
     # ---- Options, live
+
+    def __dir__(self) -> list[str]:
+        own = (name for name in super().__dir__() if name not in ("own", "shares", "whole", "wire"))
+        swapping = (name for name in SWAPPING if hasattr(self.own, name))
+        return sorted({*own, *SHOWN, *swapping, *self.own.hyperparameters, *self.own.options})
 
     def __getattr__(self, name: str) -> Any:
         opt = vars(self).get("own")
         if opt is not None and name in OF_WHOLE:
             return vars(self.whole)[self.whole.options[name].key]
-        if opt is not None and name in opt.options:
+        if opt is not None and name in opt.options and name != "ema":  # which is its decay
             return vars(opt)[opt.options[name].key]
         if opt is not None and (name in opt.hyperparameters or name in SHOWN):
             return getattr(opt, name)
@@ -434,7 +479,8 @@ class Sharded(Divided):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Differences:
         """Goes on where `state_dict` was taken, here or in a single process's optimizer.
 
-        state_dict   whole arrays, of which each process takes its share; the same in all processes
+        state_dict   whole arrays, of which each process takes its share; the same in all processes,
+                     and ours, not PyTorch's
         strict       as in Optimizer.load_state_dict
 
         Returns what started anew, was left out, or was cast. Raises in all processes what one of
@@ -453,12 +499,10 @@ class Sharded(Divided):
 
     _of_whole = OF_WHOLE
 
-    @property
-    def _slices(self) -> list[Slices]:
-        return self.shares.slices
-
     def _require(self, options: Mapping[str, Any]) -> None:
         self._require_whole()
+        if self.own._plan.arriving:
+            self.own._require_parameters("state")
         require_divisible(options)
 
     def __reduce__(self) -> Any:
@@ -496,19 +540,29 @@ def needs_all(opt: Optimizer) -> bool:
     return limits or any(s.form.wanted for s in opt._settings())
 
 
-def numbers_of(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What of some values is a number or a word: what else there is has no common text."""
-    plain = (bool, int, float, str, type(None))
+def as_number(value: Any) -> Any:
+    """A number of any kind as Python's; what is none stays."""
+    return value if value is None or isinstance(value, bool | str) else float(value)
 
-    def is_plain(value: Any) -> bool:
-        return isinstance(value, plain) or (isinstance(value, tuple) and all(map(is_plain, value)))
 
+def is_plain(value: Any) -> bool:
+    """Whether it is a number or a word, or consists of some: what else there is has no text."""
+    if isinstance(value, tuple | dict):
+        return all(map(is_plain, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, bool | int | float | str | None)
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What of some values is plain."""
     return {k: v for k, v in values.items() if is_plain(v)}
 
 
 def without_options(params: Any) -> Any:
-    """The groups with nothing but their arrays."""
-    return [{"params": group["params"]} for group in params] if is_groups(params) else params
+    """The groups with nothing but their arrays, and the gradients that are bound."""
+    if not is_groups(params):
+        return params
+    kept = ("params", "grads")
+    return [{name: group[name] for name in kept if name in group} for group in params]
 
 
 def by_whole(
@@ -525,7 +579,8 @@ def group_of_shares(
     slices: Mapping[str, slice],
 ) -> dict[str, Any]:
     """A group of the shares of its arrays."""
-    found = {**group, "params": {name: flat(arrays[name])[slices[name]] for name in names}}
+    own = {k: v for k, v in group.items() if k != "grads"}
+    found = {**own, "params": {name: flat(arrays[name])[slices[name]] for name in names}}
     bounds: Any = group.get("bounds")
     if Pair.has_arrays(bounds):
         if len(names) > 1:

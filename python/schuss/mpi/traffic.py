@@ -17,13 +17,14 @@ from schuss.mpi.wire import Pending, Wire
 KINDS = list(DTYPES)  # by which processes tell one another of which type a gradient is
 NONE = 255
 LINE = 64  # bytes, at which what comes begins
+AHEAD = 2  # buckets whose gradients are under way, or being stepped
 
 Given = Mapping[int, np.ndarray]  # gradients by their arrays' numbers, each as one axis
 Types = Mapping[int, np.dtype[Any]]  # those of a process' gradients
 Pieces = tuple[np.ndarray | None, ...]  # of a gradient's slice, from each process
 
 
-def told(given: Given, numbers: Iterable[int]) -> bytes:
+def encoded(given: Given, numbers: Iterable[int]) -> bytes:
     """The types of the gradients that these arrays have, for other processes."""
     return bytes(kind_of(given[i].dtype) if i in given else NONE for i in numbers)
 
@@ -34,8 +35,8 @@ def kind_of(dtype: np.dtype[Any]) -> int:
     return KINDS.index(NAMES[dtype.name])
 
 
-def heard(data: bytes, numbers: Iterable[int]) -> Types:
-    """The types that `told` has told of."""
+def decoded(data: bytes, numbers: Iterable[int]) -> Types:
+    """The types of which `encoded` has made bytes."""
     types = {kind: dtype_of(KINDS[kind]) for kind in set(data) if kind != NONE}
     return {i: types[kind] for i, kind in zip(numbers, data, strict=True) if kind in types}
 
@@ -56,7 +57,7 @@ class Traffic:
 
     def __init__(self, shares: Shares, wire: Wire, params: Sequence[np.ndarray]) -> None:
         self.shares, self.wire, self.params = shares, wire, params
-        self.rooms = [np.empty(0, np.uint8), np.empty(0, np.uint8)]  # of two buckets, by turns
+        self.rooms = [np.empty(0, np.uint8) for _ in range(AHEAD)]  # of buckets by turns
         self.sharing: deque[Pending] = deque()
         self.views = [  # of each bucket, of each process: its parts of the parameters
             [[(i, as_bytes(params[i][part])) for i, part in parts] for parts in of_ranks]
@@ -72,7 +73,7 @@ class Traffic:
         under_way: deque[Landing] = deque()
         for bucket in range(len(self.shares.buckets)):
             under_way.append(self.launch(bucket, given, types))
-            if len(under_way) == len(self.rooms):
+            if len(under_way) == AHEAD:
                 yield landed(under_way.popleft())
         yield from map(landed, under_way)
 
@@ -106,9 +107,10 @@ class Traffic:
             for first, last in [self.shares.slices[i][rank]]
         ]
         total = sum(size * dtype.itemsize + LINE for _, _, size, dtype in wanted)
-        if self.rooms[bucket % 2].size < total:
-            self.rooms[bucket % 2] = np.empty(total, np.uint8)
-        room, found = self.rooms[bucket % 2], [{} for _ in types]  # type: ignore[var-annotated]
+        turn = bucket % AHEAD
+        if self.rooms[turn].size < total:
+            self.rooms[turn] = np.empty(total, np.uint8)
+        room, found = self.rooms[turn], [{} for _ in types]  # type: ignore[var-annotated]
         begin = 0
         for other, i, size, dtype in wanted:
             end = begin + size * dtype.itemsize

@@ -7,13 +7,18 @@ each of them goes through the same tree to the same bits that one process would 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 
 from schuss import reference
+from schuss.engine.spread import require_same
 from schuss.mpi.shares import Shares
 from schuss.mpi.wire import Wire
 
 STEP = "step"  # wherever in it, since one that fails doesn't know how far the others are
+NUMBERS = "step: what schedules, scales and measured arrays make of it"
 
 
 class Whole:
@@ -22,21 +27,35 @@ class Whole:
     def __init__(self, shares: Shares, wire: Wire) -> None:
         self.shares, self.wire = shares, wire
         self.sizes = shares.sizes
-        self.committed = False  # that the step at hand is done
+        self.committed = False  # that there is no way back from the step at hand
         self.raised: BaseException | None = None  # what all processes have raised, the last time
+        self.numbers = b""  # of an open step
 
-    def commit(self) -> None:
+    def open(self, numbers: np.ndarray) -> None:
+        """By which all arrays will step, before their gradients come."""
+        self.numbers = numbers.tobytes()
+
+    def commit(self, numbers: np.ndarray) -> None:
         """Everything has been found good: from here on the step is done, everywhere."""
+        own = numbers.tobytes()
         self.agree(STEP)
+        with self.in_all():
+            require_same(self.wire, NUMBERS, own)
         self.committed = True
 
-    def agree(self, at: str, error: BaseException | None = None) -> None:
-        """All processes are here, and none has failed; or all of them raise."""
+    @contextmanager
+    def in_all(self) -> Iterator[None]:
+        """What is raised within is raised in all processes alike."""
         try:
-            self.wire.agree(at, error)
+            yield
         except BaseException as found:
             self.raised = found
             raise
+
+    def agree(self, at: str, error: BaseException | None = None) -> None:
+        """All processes are here, and none has failed; or all of them raise."""
+        with self.in_all():
+            self.wire.agree(at, error)
 
     def sums(self, sums: np.ndarray, numbers: list[int]) -> list[list[float]]:
         """Those of each array, from those of its chunks here: several side by side."""
@@ -58,18 +77,24 @@ class Whole:
     def first(self, number: int) -> int:
         """The smallest of these numbers."""
         self.agree(STEP)
-        found = self.wire.gather(number.to_bytes(8, "little"), fixed=True)
+        found = self.gather(number.to_bytes(8, "little"), fixed=True)
         return min(int.from_bytes(one, "little") for one in found)
+
+    def gather(self, data: bytes, *, fixed: bool = False) -> list[bytes]:
+        """What all processes have; where that fails they are no longer together."""
+        try:
+            return self.wire.gather(data, fixed=fixed)
+        except BaseException:
+            self.committed = True
+            raise
 
     def gathered(
         self, sums: np.ndarray, numbers: list[int]
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """The sums of all chunks of each array, in their order, and what each has behind them."""
+        columns, data = sums.shape[1], sums.tobytes()
         self.agree(STEP)
-        columns = sums.shape[1]
-        parts = [
-            np.frombuffer(data).reshape(-1, columns) for data in self.wire.gather(sums.tobytes())
-        ]
+        parts = [np.frombuffer(one).reshape(-1, columns) for one in self.gather(data)]
         begins = [0] * len(parts)
         of_arrays = []
         for number in numbers:

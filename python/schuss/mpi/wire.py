@@ -11,12 +11,17 @@ in between is waited for before its arrays can go.
 
 from __future__ import annotations
 
+import builtins
 import functools
+import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
+
+from schuss.checks import check_int
 
 Buffers = Sequence[np.ndarray]  # 1-D, contiguous, uint8
 
@@ -30,16 +35,6 @@ ALONE = 32 << 10
 LARGEST = 1 << 30  # bytes of a message: an int counts them before MPI 4
 TAG = 0
 
-# What an error of another process can be here, by the first type that it is one of.
-RAISED: tuple[type[BaseException], ...] = (
-    TypeError,
-    ValueError,
-    FloatingPointError,
-    OSError,
-    MemoryError,
-    KeyboardInterrupt,
-    RuntimeError,
-)
 RECORD = 64  # bytes of what processes tell each other at a point: whether one failed, and where
 
 
@@ -135,7 +130,7 @@ class Wire:
         error   what went wrong here
 
         Every process raises the error of the lowest one that failed: that one its own, others one
-        of the same kind (of RAISED, or else RuntimeError) that names the process. RuntimeError
+        of the same built-in kind that names the process. RuntimeError
         where they are at different points. What one process interrupts here or behind, others
         don't know of: a point that counts the steps shows it at the next.
         """
@@ -189,20 +184,28 @@ def by_point(points: Sequence[str]) -> str:
 
 
 def tell(error: BaseException) -> bytes:
-    """An error as bytes: its kind and its text."""
-    kind = next((kind for kind in RAISED if isinstance(error, kind)), None)
+    """An error as bytes: the built-in kind that it is of, its text, and an OSError's file."""
+    kind = next(c.__name__ for c in type(error).__mro__ if getattr(builtins, c.__name__, None) is c)
     own = type(error).__name__
-    text = str(error) or own
-    if kind is None:
-        kind, text = RuntimeError, f"{own}: {error}"
-    return f"{kind.__name__}\n{text}".encode(errors="backslashreplace")
+    says = str(error) if own == kind and str(error) else f"{own}: {error}" if str(error) else own
+    told: dict[str, Any] = {"kind": kind, "says": says}
+    if isinstance(error, OSError) and error.errno is not None:
+        told |= {"kind": "OSError", "says": error.strerror, "errno": error.errno}
+        told["file"] = os.fsdecode(error.filename) if error.filename else None
+    return json.dumps(told).encode()
 
 
 def heard(told: bytes, rank: int) -> BaseException:
     """The error that another process told of."""
-    name, _, text = told.decode().partition("\n")
-    kind = next(kind for kind in RAISED if kind.__name__ == name)
-    return kind(f"process {rank}: {text}")
+    found = json.loads(told)
+    says = f"process {rank}: {found['says']}"
+    if "errno" in found:
+        return OSError(found["errno"], says, found["file"])
+    try:
+        error: BaseException = getattr(builtins, found["kind"])(says)
+    except TypeError:  # of a kind that wants more than a text
+        return RuntimeError(says)
+    return error if isinstance(error, Exception | KeyboardInterrupt) else RuntimeError(says)
 
 
 # ---- MPI
@@ -340,4 +343,7 @@ def wire(comm: Any | None) -> Wire:
         if not hasattr(comm, member):
             kind = type(comm).__name__
             raise TypeError(f"comm: {WANTED} is wanted; {kind} has no {member!r}")
+    rank, size = (check_int(f"comm.{name}", getattr(comm, name), 0) for name in MEMBERS[:2])
+    if rank >= size:
+        raise ValueError(f"comm: rank {rank} of size {size}; ranks count from 0")
     return Wire(comm)
