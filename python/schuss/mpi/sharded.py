@@ -66,8 +66,8 @@ class Sharded(Divided):
     the processes: `opt.step(pieces=[g0, g1, ...])`. Options are live, as opt.lr = 0.1 in all
     processes alike; rules that have `eval` and `train` have them here, too. All calls are made by
     all processes in the same order, but for reading attributes, of which opt.param_groups has the
-    arrays of the own share. Raises TypeError or ValueError
-    where the options can't be, or the rule looks at matrices, as Muon, Shampoo, SOAP and Adafactor.
+    arrays of the own share. Raises TypeError or ValueError where the options can't be, or the rule
+    looks at matrices, as Muon, Shampoo, SOAP and Adafactor do.
     """
 
     wire: Wire
