@@ -157,6 +157,24 @@ def test_what_leads_back_to_the_optimizer_is_let_go_with_it() -> None:
     assert gone() is None
 
 
+@pytest.mark.parametrize("in_files", [False, True])
+def test_state_goes_with_its_optimizer(in_files: bool, tmp_path: Path) -> None:
+    """At once, without the garbage collector, which doesn't count the bytes of arrays."""
+    gc.disable()
+    try:
+        folder = {"state_dir": str(tmp_path)} if in_files else {}
+        x = np.zeros(3, F4)
+        opt = schuss.AdamW(x, **folder)  # type: ignore[arg-type]
+        opt.step(np.ones(3, F4))
+        opt.lr = 0.1
+        gone, group = weakref.ref(opt), opt.param_groups[0]
+        del opt
+        assert gone() is None
+        group["lr"] = 0.2  # of a group that somebody has kept
+    finally:
+        gc.enable()
+
+
 # ---- Gradients
 
 

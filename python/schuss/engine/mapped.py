@@ -24,7 +24,7 @@ import os
 import struct
 import weakref
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -169,26 +169,24 @@ class Files:
 
 
 class Alone:
-    """Nobody else is in a call, and what is in the files changes: may be entered many times."""
+    """Nobody else is in a call, and what is in the files changes: may be entered many times.
+
+    Groups have it, which the optimizer has: in a circle state would wait for the garbage collector.
+    """
 
     def __init__(self, opt: Any) -> None:
-        self.opt = opt
-        self.changes: list[AbstractContextManager[None]] = []
+        self.opt = weakref.ref(opt)
+        self.entered: list[ExitStack] = []
 
     def __enter__(self) -> None:
-        self.opt._lock.acquire()
-        try:
-            self.changes.append(self.opt._changing())
-            self.changes[-1].__enter__()
-        except BaseException:
-            self.opt._lock.release()
-            raise
+        with ExitStack() as stack:
+            if (opt := self.opt()) is not None:  # which a group may have outlived
+                stack.enter_context(opt._lock)
+                stack.enter_context(opt._changing())
+            self.entered.append(stack.pop_all())
 
     def __exit__(self, *error: Any) -> None:
-        try:
-            self.changes.pop().__exit__(*error)
-        finally:
-            self.opt._lock.release()
+        self.entered.pop().__exit__(*error)
 
 
 def numbers(change: int) -> str:

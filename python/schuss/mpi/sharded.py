@@ -102,8 +102,9 @@ class Sharded(Divided):
             whole = {name: options.pop(name) for name in OF_WHOLE if name in options}
             params = listed(params)
             own["whole"] = SGD(without_options(params), lr=0.0, grads=grads, **whole)
+            bounds = bounds_of(params, options)
             self._divide(rule, params, options)
-        self._compare()
+        self._compare(bounds)
         self.check()
 
     def _divide(self, rule: type[Optimizer], params: Any, options: dict[str, Any]) -> None:
@@ -138,9 +139,8 @@ class Sharded(Divided):
 
     # ---- What all processes agree on
 
-    def _compare(self) -> None:
-        """Raises where processes were given other things."""
-        bounds = [group["bounds"] for group in self.own.param_groups]
+    def _compare(self, bounds: list[str]) -> None:
+        """Raises where processes were given other things, as bounds of each element."""
         scale: Any = self.own.grad_scale
         for name, value in {
             "rule": type(self.own).__name__,
@@ -148,7 +148,7 @@ class Sharded(Divided):
             "no_decay": [p.name for p in self.own._parameters if not p.decays],
             "options": self._options(),
             "param_groups": self._values(),
-            "bounds": [np.shape(a) for pair in bounds if pair is not None for a in pair],
+            "bounds": bounds,
             "grad_scale": scale.state_dict() if hasattr(scale, "state_dict") else None,
             "check_every": self.check_every,
         }.items():
@@ -563,6 +563,13 @@ def without_options(params: Any) -> Any:
         return params
     kept = ("params", "grads")
     return [{name: group[name] for name in kept if name in group} for group in params]
+
+
+def bounds_of(params: Any, options: Mapping[str, Any]) -> list[str]:
+    """The digests of all bounds that are arrays."""
+    given = [group.get("bounds") for group in params] if is_groups(params) else []
+    pairs = [pair for pair in (*given, options.get("bounds")) if Pair.has_arrays(pair)]
+    return [digest(np.asarray(bound)).hex() for pair in pairs for bound in pair]
 
 
 def by_whole(
