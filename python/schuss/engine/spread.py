@@ -95,10 +95,16 @@ class Spread:
 
     def _places(self, room: np.ndarray) -> list[list[np.ndarray]]:
         """Where the parts of the others come; its own is there."""
-        flat, own = np.asarray(room).ravel(order="K"), self.team.rank
-        parts = [flat[first:last] for first, last in self.slices]
+        along_memory, own = flat(room), self.team.rank
+        parts = [along_memory[first:last] for first, last in self.slices]
         parts[own][...] = self.part
         return [[] if rank == own else [as_bytes(part)] for rank, part in enumerate(parts)]
+
+
+def flat(array: np.ndarray) -> np.ndarray:
+    """A contiguous array as one axis, in the order of memory: the same elements."""
+    found: np.ndarray = np.asarray(array).ravel(order="K")
+    return found
 
 
 def as_bytes(part: np.ndarray) -> np.ndarray:

@@ -73,12 +73,16 @@ class Arrivals:
         if not self.is_open:
             raise RuntimeError("arriving: the step is closed")
 
+    def point(self) -> str:
+        """Where processes agree next."""
+        return f"bucket {self.coming[-1]}" if self.coming else "arrived"
+
     def send(self) -> None:
         """The next bucket's gradients go, and what came of the one before steps."""
-        opt, bucket = self.opt, self.coming.pop()
+        opt, point, bucket = self.opt, self.point(), self.coming.pop()
         numbers = opt.shares.buckets[bucket]
         try:
-            opt._all.agree(f"bucket {bucket}")
+            opt._all.agree(point)
         except BaseException as error:
             self.failed = error
             raise
@@ -124,7 +128,7 @@ class Arrivals:
         try:
             while self.coming:
                 self.send()
-            opt._all.agree("arrived")
+            opt._all.agree(self.point())
         except BaseException:
             self.drop()
             raise
@@ -137,9 +141,7 @@ class Arrivals:
         """All processes give up at the same bucket; the steps that are done stay."""
         try:
             if error is not self.opt._all.raised:
-                self.opt._all.agree(
-                    f"bucket {self.coming[-1]}" if self.coming else "arrived", error
-                )
+                self.opt._all.agree(self.point(), error)
         finally:
             self.drop()
 

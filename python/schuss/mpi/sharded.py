@@ -20,11 +20,11 @@ from schuss.engine.memory import order_of
 from schuss.engine.optimizer import Optimizer, computing_type, is_groups
 from schuss.engine.pieces import check_weights, zero
 from schuss.engine.saved import Differences
-from schuss.engine.spread import Spread, everywhere, require_same
+from schuss.engine.spread import Spread, everywhere, flat, require_same
 from schuss.engine.structure import label, listed, listing
 from schuss.hashes import digest
 from schuss.mpi.arrivals import Arrivals
-from schuss.mpi.shares import Shares, flat
+from schuss.mpi.shares import Shares
 from schuss.mpi.traffic import Given, Landing, Pieces, Traffic, Types, decoded, encoded
 from schuss.mpi.whole import STEP, Whole
 from schuss.mpi.wire import Communicator, Wire, wire

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from schuss import _core
 
 CHUNK = 4096  # elements, at whose edges an array may be cut: what is summed of them isn't
@@ -71,9 +69,3 @@ def buckets(sizes: Sequence[int], widths: Sequence[int], room: int) -> Iterator[
             bucket, filled = [], 0
     if bucket:
         yield bucket
-
-
-def flat(array: np.ndarray) -> np.ndarray:
-    """A contiguous array as one axis, in the order of memory: the same elements."""
-    found: np.ndarray = np.asarray(array).ravel(order="K")
-    return found

@@ -56,7 +56,7 @@ class Traffic:
     """
 
     def __init__(self, shares: Shares, wire: Wire, params: Sequence[np.ndarray]) -> None:
-        self.shares, self.wire, self.params = shares, wire, params
+        self.shares, self.wire = shares, wire
         self.rooms = [np.empty(0, np.uint8) for _ in range(AHEAD)]  # of buckets by turns
         self.sharing: deque[Pending] = deque()
         self.views = [  # of each bucket, of each process: its parts of the parameters
